@@ -1,0 +1,40 @@
+# make train and make test do everything on a machine with Python 3.11 and make.
+# INDEX: another package index for the pinned torch, e.g. make train INDEX=https://download.pytorch.org/whl/cpu
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(INDEX),--extra-index-url $(INDEX))
+ARGS ?=
+
+.PHONY: train test test-deep bench help
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 14
+
+train: $(VENV)/cli.stamp  ## train the default character model and write its report under runs/  (ARGS="--strategy artbp:50")
+	$(BIN)/bptt train $(ARGS)
+
+test: $(VENV)/test.stamp  ## all checks: pytest with doctests, ruff, basedpyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/python -m pytest $(ARGS)
+
+test-deep: $(VENV)/test.stamp  ## the same property tests on many more cases
+	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/test.stamp  ## the benchmarks, one file a question
+	@for f in benchmarks/*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
+
+$(VENV)/cli.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[cli]'
+	@touch $@
+
+$(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[test,bench]'
+	@touch $@ $(VENV)/cli.stamp
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "bptt needs Python 3.11 or newer on the PATH, or make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "bptt needs Python 3.11 or newer; $(PYTHON) is older. Use make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
