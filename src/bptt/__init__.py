@@ -1,0 +1,32 @@
+"""Back-propagation through time for any stateful PyTorch model: full, truncated, randomised, in bounded memory."""
+
+from bptt.checks import NonFiniteLossError
+from bptt.engine import Evaluation, Update
+from bptt.memory import Checkpoints
+from bptt.recurrence import per_step, scan
+from bptt.schedules.laws import ConstantLaw, PolynomialLaw
+from bptt.segment import scale_gradient
+from bptt.strategies import ARTBP, FullBPTT, TruncatedBPTT
+from bptt.stream import Chunk
+from bptt.unroll import backward, evaluate, unroll
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ARTBP",
+    "Checkpoints",
+    "Chunk",
+    "ConstantLaw",
+    "Evaluation",
+    "FullBPTT",
+    "NonFiniteLossError",
+    "PolynomialLaw",
+    "TruncatedBPTT",
+    "Update",
+    "backward",
+    "evaluate",
+    "per_step",
+    "scale_gradient",
+    "scan",
+    "unroll",
+]

@@ -1,0 +1,180 @@
+"""Errors of arguments, raised at the call: what was passed, why it can't be, what to do. One line each."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from bptt import state
+from bptt.checks import named, shape
+
+
+def callable_(value: Any, name: str) -> None:
+    """A function or module."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function or module, not {type(value).__name__}.")
+
+
+def count(value: Any, name: str) -> None:
+    """An int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}.")
+
+
+def truncation(strategy: Any) -> None:
+    """k1 >= 1 and k2 >= k1."""
+    count(strategy.k1, f"{strategy!r}: k1")
+    if strategy.k2 is None:
+        return
+    count(strategy.k2, f"{strategy!r}: k2")
+    if strategy.k2 < strategy.k1:
+        raise ValueError(
+            f"{strategy!r}: k2 must be at least k1, or some losses get no gradient. Use k2={strategy.k1} or more."
+        )
+
+
+def hazard(law: Callable[[int], float], k: int) -> float:
+    """law(k), in [0, 1)."""
+    p = float(law(k))
+    if not 0 <= p < 1:
+        raise ValueError(f"the truncation law gave {p!r} at k={k}: a probability must lie in [0, 1), for w = 1/(1-p).")
+    return p
+
+
+def mean_length(law: Any) -> float:
+    """The law's constant for `reduction="mean"`."""
+    value = getattr(law, "mean_length", None)
+    if value is None:
+        raise ValueError(
+            f'reduction="mean" divides by the law\'s mean_length, which {named(law)} has not: use reduction="sum".'
+        )
+    return value
+
+
+def strategy(value: Any, reduction: str) -> Any:
+    """A strategy, and one whose mean has a divisor where it is asked for."""
+    if isinstance(value, type) or not callable(getattr(value, "windows", None)):
+        hint = f"{value.__name__}(...)" if isinstance(value, type) else "bptt.TruncatedBPTT(k1=20)"
+        raise TypeError(f"strategy={value!r} is no strategy: pass a value such as {hint}.")
+    if reduction == "mean" and hasattr(value, "law"):
+        mean_length(value.law)
+    return value
+
+
+def reduction(value: Any) -> str:
+    """ "mean" or "sum"."""
+    if value not in ("mean", "sum"):
+        raise ValueError(f'reduction={value!r}: use "mean" or "sum".')
+    return value
+
+
+def clip(value: Any) -> None:
+    """A positive number or None."""
+    if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+        raise ValueError(f"clip_cotangent={value!r} must be a positive number, or None for no clipping.")
+
+
+def scale(value: Any) -> Any:
+    """A finite number above 0, a 0-d tensor, or a function of a tensor."""
+    fine = callable(value) if not isinstance(value, Tensor) else value.dim() == 0
+    if not fine and not (isinstance(value, int | float) and 0 < value < math.inf):
+        raise ValueError(f"scale={value!r} must be a positive number, a 0-d tensor, or a GradScaler's `scale` method.")
+    return value
+
+
+def params(values: Iterable[Tensor] | None) -> list[Tensor] | None:
+    """Tensors that require a gradient."""
+    if values is None:
+        return None
+    if isinstance(values, Tensor):
+        raise TypeError("params= takes an iterable of tensors; wrap the one tensor in a list.")
+    tensors = list(values)
+    if not tensors:
+        raise ValueError("params= is empty: leave it out to give a gradient to all leaves.")
+    for i, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor) or not tensor.requires_grad:
+            raise ValueError(f"params=: entry {i} is no tensor that requires a gradient.")
+    return tensors
+
+
+def criterion(value: Any) -> None:
+    """A criterion that is a sum over steps."""
+    callable_(value, "criterion")
+    if isinstance(value, nn.CTCLoss) or value is nn.functional.ctc_loss:
+        raise TypeError(
+            "per_step: CTC is a loss of the whole sequence, no sum over steps, so it can't be truncated in time: run "
+            "the model over the whole sequence and call .backward() on the loss yourself."
+        )
+    if isinstance(value, nn.Module) and not hasattr(value, "reduction"):
+        raise TypeError(
+            f"per_step: {named(value)} has no `reduction` to set aside: write a loss that returns (T, B, ...)."
+        )
+
+
+def model(value: Any, time_dim: Any) -> None:
+    """A recurrence whose time axis is the one declared, and that doesn't read the future."""
+    callable_(value, "model")
+    if time_dim not in (0, 1) or isinstance(time_dim, bool):
+        raise ValueError(f"time_dim={time_dim!r}: the time axis is 0, or 1 for batch-first data.")
+    inner = getattr(value, "_orig_mod", value)
+    batch_first = getattr(inner, "batch_first", None)
+    if batch_first is True and time_dim == 0:
+        raise ValueError(
+            f"{named(inner)}(batch_first=True) reads time from axis 1: pass time_dim=1, with inputs and targets "
+            f"(B, T, ...)."
+        )
+    if batch_first is False and isinstance(inner, nn.RNNBase) and time_dim == 1:
+        raise ValueError(
+            f"time_dim=1, but {named(inner)} was built with batch_first=False: use time_dim=0 or rebuild it."
+        )
+    if getattr(inner, "bidirectional", None) is True:
+        raise ValueError(
+            f"{named(inner)}(bidirectional=True) reads the future, so it has no state to carry from step to step: use "
+            f"one direction."
+        )
+    if torch.is_inference_mode_enabled():
+        raise ValueError("no gradient can be taken under torch.inference_mode(): leave it before calling bptt.")
+
+
+def no_state(function: Any) -> NoReturn:
+    """Neither a state nor a default."""
+    raise ValueError(
+        f"state=None, and {named(function)} has no default state: pass state= or initial_state= (a pytree of tensors, "
+        f"or a function that returns one). Only torch.nn's recurrent layers start from zeros by themselves."
+    )
+
+
+def no_initial_state(function: Any) -> NoReturn:
+    """A reset, and nothing to reset to."""
+    raise ValueError(
+        f"is_start resets a row, but {named(function)} has no default state to return to: pass initial_state=, a "
+        f"pytree of tensors or a function that returns one."
+    )
+
+
+def batch_dim(value: Any, tree: Any, bound: float | None) -> None:
+    """`state_batch_dim` where it is needed, and an axis that every leaf has."""
+    if value is None:
+        if bound is not None:
+            raise ValueError(
+                "clip_cotangent= bounds each batch row: say which axis of the state holds the rows, state_batch_dim=."
+            )
+        return
+    if tree is None or callable(tree):
+        return
+    dims = state.by_leaf(value, tree)
+    paths = state.named_leaves(tree, "state")
+    if len(dims) != len(paths):
+        raise ValueError(
+            f"state_batch_dim={value!r} must be an int, or ints in the structure of the state ({len(paths)} leaves)."
+        )
+    for dim, (path, leaf) in zip(dims, paths, strict=True):
+        if not isinstance(dim, int) or not -leaf.dim() <= dim < leaf.dim():
+            raise ValueError(f"state_batch_dim={dim!r}: {path} of shape {shape(leaf)} has no such axis.")
+    sizes = {leaf.shape[dim] for dim, (_, leaf) in zip(dims, paths, strict=True)}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"state_batch_dim={value!r}: the leaves of the state have different batch sizes there, {sorted(sizes)}."
+        )

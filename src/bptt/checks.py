@@ -1,0 +1,250 @@
+"""Errors of data: states, chunks, and what a recurrence or a loss returns. One line each, naming the leaf.
+
+`arguments.py` has those of arguments. Both say what was passed, why it can't be, and what to do.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from bptt import state
+from bptt.state import Tree
+
+
+class NonFiniteLossError(FloatingPointError, ValueError):
+    """A loss came out as NaN or infinite; `.step` is the first such step, counted from the stream's start."""
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+def shape(tensor: Any) -> str:
+    """A tensor's shape as a user writes it."""
+    return str(tuple(tensor.shape))
+
+
+def named(thing: Any) -> str:
+    """A short name for a model or function."""
+    return type(thing).__name__ if isinstance(thing, nn.Module) else getattr(thing, "__name__", type(thing).__name__)
+
+
+def called(function: Any, inputs: Tree, carried: Tree, keywords: dict[str, Any], a: int, b: int) -> tuple[Tree, Tree]:
+    """(outputs, state) of a call of the recurrence, the state in the structure it was given."""
+    try:
+        result = function(inputs, carried, **keywords)
+    except Exception as error:
+        shapes = ", ".join(
+            f"{name} {shape(leaf)}"
+            for tree, at in ((inputs, "inputs"), (carried, "state"))
+            for name, leaf in state.named_leaves(tree, at)
+        )
+        error.add_note(f"bptt: in the recurrence {named(function)}, on steps {a} to {b - 1} with {shapes}.")
+        raise
+    outputs, after = pair(result, f"the recurrence {named(function)}")
+    tensors(after, "the returned state")
+    same_structure(
+        state.structure_of(after),
+        state.structure_of(carried),
+        "the state that the recurrence returns",
+        "the one it was given",
+    )
+    return outputs, after
+
+
+def pair(result: Any, who: str) -> tuple[Any, Any]:
+    """A result that is (outputs, state)."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(f"{who} must return a pair (outputs, state), not {type(result).__name__}.")
+    return result
+
+
+def outputs(tree: Tree, steps: int, time_dim: int) -> None:
+    """Outputs with as many steps as the inputs."""
+    tensors(tree, "outputs")
+    for name, leaf in state.named_leaves(tree, "outputs"):
+        if leaf.dim() <= time_dim or leaf.shape[time_dim] != steps:
+            raise ValueError(
+                f"the recurrence returned {name} of shape {shape(leaf)} for {steps} steps of input: time must be axis "
+                f"{time_dim} of its outputs."
+            )
+
+
+def losses(value: Any, steps: int, time_dim: int) -> Tensor:
+    """Losses (T, ...): one entry a step, not reduced, not flattened."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"the loss must return a tensor (T, ...), or (tensor, aux), not {type(value).__name__}.")
+    axis = min(time_dim, value.dim() - 1)
+    if value.dim() == 0 or value.shape[axis] != steps:
+        what = "is reduced over time" if value.dim() == 0 else "has no time axis of that length (reduced or flattened?)"
+        raise ValueError(
+            f"the loss returned shape {shape(value)} for {steps} steps, which {what}: return (T, ...), one loss a "
+            f"step; bptt.per_step(criterion) makes such a loss of a torch criterion."
+        )
+    if not value.is_floating_point():
+        raise TypeError(f"the loss must return floating-point losses, not {value.dtype}.")
+    return value
+
+
+def finite(values: Tensor, first: int) -> None:
+    """Every loss finite; the one synchronisation of an update."""
+    if values.device.type == "meta" or bool(torch.isfinite(values).all()):
+        return
+    i = int(torch.isfinite(values).logical_not().nonzero()[0])
+    raise NonFiniteLossError(
+        f"the loss at step {first + i} is {values[i].item()}: no update was made from it.", first + i
+    )
+
+
+def unchanged(before: list[int], now: list[int]) -> None:
+    """Stored states that nobody has written to."""
+    if before != now:
+        raise ValueError(
+            "the recurrence changes the state it is given in place, which destroys the stored states that memory= "
+            "replays from: make it return a new state."
+        )
+
+
+def tensors(tree: Tree, name: str) -> None:
+    """A pytree whose leaves are tensors."""
+    if all(isinstance(leaf, Tensor) for leaf in state.leaves(tree)):
+        return
+    for path, leaf in state.named_leaves(tree, name):
+        if not isinstance(leaf, Tensor):
+            raise TypeError(
+                f"{path} is a {type(leaf).__name__}, not a tensor: use tensors in tuples, lists, dicts, named tuples, "
+                f"or types registered with torch.utils._pytree.register_dataclass."
+            )
+
+
+def same_structure(one: Any, other: Any, name: str, than: str) -> None:
+    """Two pytrees of one structure."""
+    if one != other:
+        raise ValueError(f"{name} has another structure than {than}: {state.show(one)} against {state.show(other)}.")
+
+
+def no_graph(tree: Tree, name: str) -> None:
+    """No leaf with a graph: it would be freed after one window."""
+    tensors(tree, name)
+    for path, leaf in state.named_leaves(tree, name):
+        if leaf.grad_fn is not None:
+            raise ValueError(
+                f"{path} carries a graph ({type(leaf.grad_fn).__name__}), which the first update would free: detach "
+                f"it, or pass initial_state= a function that computes it, or take the gradient of one sequence with "
+                f"bptt.backward."
+            )
+
+
+def no_graph_in_chunk(chunk: Any) -> None:
+    """The same of a chunk's inputs and targets."""
+    no_graph(chunk.inputs, "inputs")
+    no_graph(chunk.targets, "targets")
+
+
+def state_fits(carried: Tree, zeros: Tree) -> None:
+    """A state of the shapes that a torch.nn layer expects for its inputs; nothing is known of other models (None)."""
+    if zeros is None:
+        return
+    same_structure(state.structure_of(carried), state.structure_of(zeros), "state", "what the layer takes")
+    for (path, leaf), wanted in zip(state.named_leaves(carried, "state"), state.leaves(zeros), strict=True):
+        if leaf.shape != wanted.shape:
+            raise ValueError(
+                f"{path} has shape {shape(leaf)}, but these inputs need {shape(wanted)} (layers, batch, hidden): make "
+                f"the state's batch size that of the inputs."
+            )
+
+
+def rows_of_state(carried: Tree, rows: Tensor, dims: Any) -> None:
+    """Rows (B,) that fit the state's batch axis."""
+    if rows.dim() == 0:
+        return
+    if dims is None:
+        raise ValueError("is_start resets single rows: say which axis of the state holds the batch, state_batch_dim=.")
+    for (path, leaf), dim in zip(state.named_leaves(carried, "state"), state.by_leaf(dims, carried), strict=True):
+        if leaf.dim() <= dim or leaf.shape[dim] != rows.shape[0]:
+            raise ValueError(
+                f"is_start has {rows.shape[0]} rows, but {path} of shape {shape(leaf)} has not that many at axis "
+                f"state_batch_dim={dim}."
+            )
+
+
+def rows_weight(tree: Tree, w: Any, dims: Any) -> Any:
+    """`state_batch_dim` of a weight by row."""
+    tensors(tree, "state")
+    if isinstance(w, Tensor) and w.dim() > 0:
+        if dims is None or w.dim() != 1:
+            raise ValueError(
+                f"w of shape {shape(w)}: a weight by row is (B,) and needs state_batch_dim=, the axis of the rows."
+            )
+        rows_of_state(tree, w, dims)
+    return dims
+
+
+def stream(value: Any) -> Any:
+    """An iterable of chunks, and no chunk itself."""
+    if isinstance(value, Tensor) or (isinstance(value, tuple) and value and isinstance(value[0], Tensor)):
+        raise TypeError("stream must be an iterable of chunks; for one chunk write [(inputs, targets)].")
+    if not isinstance(value, Iterable):
+        raise TypeError(f"stream must be an iterable of chunks (inputs, targets), not {type(value).__name__}.")
+    return value
+
+
+def stream_not_empty(steps: int) -> None:
+    """At least one step."""
+    if steps == 0:
+        raise ValueError("the stream is empty: it gave no step. Was its iterator used up by an earlier loop?")
+
+
+def chunk(value: Any, time_dim: int) -> tuple[Any, Any, Any, Any]:
+    """(inputs, targets, is_start, mask), tensors that agree on their steps, from a Chunk, a tuple or a list."""
+    if not isinstance(value, tuple | list) or not 2 <= len(value) <= 4:
+        raise TypeError(
+            f"a chunk must be bptt.Chunk(inputs, targets), or a tuple of 2 to 4 entries, not {type(value).__name__}."
+        )
+    inputs, targets, is_start, mask = (*value, None, None)[:4]
+    if isinstance(inputs, PackedSequence):
+        raise TypeError("inputs is a PackedSequence: pass the padded tensor, and mask= for the steps that count.")
+    steps = None
+    for tree, at in ((inputs, "inputs"), (targets, "targets")):
+        tensors(tree, at)
+        for path, leaf in state.named_leaves(tree, at):
+            if leaf.dim() <= time_dim:
+                raise ValueError(f"{path} of shape {shape(leaf)} has no time axis {time_dim}.")
+            steps = leaf.shape[time_dim] if steps is None else steps
+            if leaf.shape[time_dim] != steps:
+                raise ValueError(
+                    f"{path} has {leaf.shape[time_dim]} steps and inputs {steps} (axis {time_dim}): every step needs "
+                    f"its own."
+                )
+    if steps is None or not state.leaves(inputs):
+        raise ValueError(
+            "inputs holds no tensor, so nothing says how many steps the chunk has: pass at least one (T, ...)."
+        )
+    for rows, name in ((is_start, "is_start"), (mask, "mask")):
+        if rows is not None:
+            _rows(rows, name, steps, time_dim)
+    return inputs, targets, is_start, mask
+
+
+def _rows(rows: Any, name: str, steps: int, time_dim: int) -> None:
+    if not isinstance(rows, Tensor) or rows.dtype != torch.bool:
+        raise TypeError(
+            f"{name} must be a bool tensor (T, B) or (T,); {getattr(rows, 'dtype', type(rows).__name__)} was passed."
+        )
+    if rows.dim() not in (1, 2) or rows.shape[min(time_dim, rows.dim() - 1)] != steps:
+        raise ValueError(
+            f"{name} of shape {shape(rows)} doesn't fit {steps} steps: pass (T, B) or (T,), with time as in inputs."
+        )
+
+
+def mask_fits(mask: Tensor, values: Tensor) -> Tensor:
+    """A mask whose axes lead those of the losses."""
+    if values.shape[: mask.dim()] != mask.shape:
+        raise ValueError(
+            f"mask covers {shape(mask)}, but the losses have shape {shape(values)}: return losses by step and row, "
+            f"(T, B, ...)."
+        )
+    return mask

@@ -1,0 +1,254 @@
+"""One run over a stream: windows from the strategy, states from window to window, updates out."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bptt import arguments, checks, recurrence, reverse, state
+from bptt.budget import Budget
+from bptt.memory import Memory, Meter, parse
+from bptt.recurrence import Loss, Recurrence, StepLoss
+from bptt.replay import isolated
+from bptt.schedules.windows import Window
+from bptt.segment import Initial, Problem, Segment
+from bptt.state import Tree
+from bptt.strategies import Strategy
+from bptt.stream import Chunk, Timeline
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a window gave, its gradient being in `.grad`; nothing of it holds a graph.
+
+    t0, t1: the losses are those of steps t0 .. t1-1 since the stream's start. start: first step of the graph.
+    loss: 0-d tensor, the sum over steps of the losses averaged over all other axes. mean_loss: that by valid step,
+        0 where none is valid.
+    steps: t1 - t0. state: pytree, detached, after step t1-1: where to go on from.
+    cotangent_norm: 0-d tensor, the 2-norm of ∂L/∂(state before `start`), in the units of the gradient without `scale`.
+    aux: what the loss returned beside the losses, joined over the steps, or None.
+    forward_steps: steps of the recurrence that were run, replays included.
+    memory_bytes: the most bytes that saved tensors, stored states and cotangents took at once.
+    """
+
+    t0: int
+    t1: int
+    start: int
+    loss: Tensor
+    mean_loss: Tensor
+    steps: int
+    state: Any
+    cotangent_norm: Tensor
+    aux: Any
+    forward_steps: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` returns: loss, mean_loss, steps, state and aux as in `Update`, over the whole stream."""
+
+    loss: Tensor
+    mean_loss: Tensor
+    steps: int
+    state: Any
+    aux: Any
+
+
+class Run:
+    """The checked arguments of `unroll`, `backward` or `evaluate`, and what a run carries along."""
+
+    def __init__(
+        self,
+        model: Recurrence,
+        loss: Loss,
+        stream: Iterable[Any],
+        state: Tree,
+        *,
+        initial_state: Any,
+        state_batch_dim: Any,
+        time_dim: int,
+        memory: Memory = None,
+        params: Iterable[Tensor] | None = None,
+        reduction: str = "sum",
+        clip_cotangent: float | None = None,
+        generator: torch.Generator | None = None,
+        scale: Any = 1.0,
+        check: Callable[[Chunk], None] = lambda chunk: None,
+    ) -> None:
+        arguments.model(model, time_dim)
+        arguments.callable_(loss, "loss")
+        checks.tensors(state, "state")
+        self.state, self.initial_state = state, initial_state
+        self.reduction, self.generator, self.scale = arguments.reduction(reduction), generator, arguments.scale(scale)
+        arguments.clip(clip_cotangent)
+        if state is None and initial_state is None and not recurrence.is_layer(model):
+            arguments.no_state(model)
+        if not callable(initial_state):
+            checks.tensors(initial_state, "initial_state")
+        batch_dim = 1 if state_batch_dim is None and recurrence.is_layer(model) else state_batch_dim
+        arguments.batch_dim(batch_dim, state if state is not None else initial_state, clip_cotangent)
+        self.problem = Problem(
+            model=model,
+            loss=StepLoss(loss, time_dim),
+            time=Timeline(checks.stream(stream), time_dim, check),
+            time_dim=time_dim,
+            batch_dim=batch_dim,
+            clip=clip_cotangent,
+            params=arguments.params(params),
+            native_start=initial_state is None and recurrence.accepts(model, "is_start"),
+            native_weight=clip_cotangent is None and recurrence.accepts(model, "cotangent_weight"),
+        )
+        self.meter = Meter((model, loss))
+        limits = parse(memory)
+        self.memory = Budget(limits, self.meter) if isinstance(limits, int) else limits
+        self.valid: Any = 0
+        self.factor: Any = 1
+        self.owed: list[tuple[Tensor, Tensor]] = []
+        self.owed_at_start: list[Tensor | None] = []
+
+    def updates(self, strategy: Strategy, merge: bool = False) -> Iterator[Update]:
+        """The updates of a strategy; for `merged`, with one divisor and what is owed to inputs and states kept back."""
+        time, carried = self.problem.time, self.state
+        steps = time.upto(math.inf) if merge else 0
+        for window in strategy.windows(time.upto, self._draw):
+            initial = self.initial(window, carried)
+            begin = self.begin(window, carried, initial)
+            over = 1 if self.reduction == "sum" else steps or strategy.divisor(window)
+            self.factor = factor = self._factor(begin)
+            problem = (
+                self.problem if self.problem.clip is None else replace(self.problem, clip=self.problem.clip * factor)
+            )
+            outcome = reverse.run(problem, window, begin, initial, self.memory, self.meter, factor / over)
+            self.valid += outcome.valid
+            self._owe(window, carried, initial, outcome.cotangent)
+            if not merge:
+                self.pass_on()
+            carried = outcome.kept if window.keep > 0 else carried
+            time.drop(window.keep)
+            total = outcome.losses.sum(dtype=_at_least_single(outcome.losses))
+            yield Update(
+                t0=window.first,
+                t1=window.stop,
+                start=window.start,
+                loss=total,
+                mean_loss=mean(total, outcome.valid),
+                steps=window.steps,
+                state=outcome.after,
+                cotangent_norm=state.norm(outcome.cotangent, begin) / factor,
+                aux=outcome.aux,
+                forward_steps=outcome.forward_steps,
+                memory_bytes=outcome.memory_bytes,
+            )
+            torch.clear_autocast_cache()  # the casts of weights that have been stepped since
+
+    def merged(self, strategy: Strategy) -> Update:
+        """The updates of one finite sequence as one."""
+        updates = list(self.updates(strategy, merge=True))
+        self.pass_on()
+        first, last = updates[0], updates[-1]
+        total = torch.stack([u.loss for u in updates]).sum()
+        return replace(
+            last,
+            t0=0,
+            start=0,
+            loss=total,
+            mean_loss=mean(total, self.valid),
+            steps=last.t1,
+            cotangent_norm=state.norm(self.owed_at_start, first.state) / self.factor,
+            aux=state.join([u.aux for u in updates], self.problem.time_dim),
+            forward_steps=sum(u.forward_steps for u in updates),
+            memory_bytes=max(u.memory_bytes for u in updates),
+        )
+
+    def evaluate(self) -> Evaluation:
+        """The losses of the whole stream, chunk by chunk, without a graph."""
+        p, carried, end = self.problem, self.state, 0
+        losses: list[Tensor] = []
+        aux: list[Tree] = []
+        parameters = p.model.parameters() if isinstance(p.model, nn.Module) else ()
+        with isolated(p.model, [*parameters, *state.leaves(carried)]):
+            while p.time.upto(end + 1) > end:
+                window = Window(start=end, first=end, stop=p.time.end, keep=p.time.end)
+                initial = self.initial(window, carried)
+                begin = self.begin(window, carried, initial)
+                tape = Segment(p, window, initial, window.start, window.stop).tape(begin, grad=False)
+                assert tape.losses is not None
+                losses.append(tape.losses.sum(dtype=_at_least_single(tape.losses)))
+                aux.append(tape.aux)
+                self.valid += tape.valid
+                carried, end = tape.after, window.stop
+                p.time.drop(end)
+        torch.clear_autocast_cache()  # casts made without a graph
+        total = torch.stack(losses).sum()
+        return Evaluation(total, mean(total, self.valid), end, carried, state.join(aux, p.time_dim))
+
+    def begin(self, window: Window, carried: Tree, initial: Initial | None) -> Tree:
+        """The detached state before the window's first step."""
+        begin = state.detach(initial.value if carried is None and initial else carried)
+        inputs = self.problem.time.read(window.start, window.start + 1).inputs
+        checks.state_fits(begin, recurrence.zero_state(self.problem.model, inputs, self.problem.time_dim))
+        return begin
+
+    def initial(self, window: Window, carried: Tree) -> Initial | None:
+        """The initial state where the window uses it: to start from, or for rows that reset."""
+        p = self.problem
+        starts = window.start == 0 and carried is None
+        if not starts and (p.native_start or not p.time.resets(window.start, window.stop)):
+            return None
+        if callable(self.initial_state):
+            with torch.enable_grad():
+                value = self.initial_state()
+            checks.tensors(value, "initial_state()")
+        elif self.initial_state is not None:
+            value = self.initial_state
+        else:
+            value = recurrence.zero_state(p.model, p.time.read(window.start, window.start + 1).inputs, p.time_dim)
+            if value is None:
+                arguments.no_initial_state(p.model)
+        if carried is not None:
+            checks.same_structure(state.structure_of(value), state.structure_of(carried), "initial_state", "the state")
+        return Initial(value, state.map_leaves(lambda leaf: leaf.detach().requires_grad_(leaf.requires_grad), value))
+
+    def pass_on(self) -> None:
+        """Hand what inputs, states and initial states are owed to their leaves, or through the graph they carry."""
+        pairs = [pair for pair in (*self.owed, *self.problem.time.take_cotangents()) if pair[0].requires_grad]
+        self.owed = []
+        if pairs:
+            torch.autograd.backward([value for value, _ in pairs], [c for _, c in pairs], inputs=self.problem.params)
+
+    def _owe(self, window: Window, carried: Tree, initial: Initial | None, cotangent: list[Tensor | None]) -> None:
+        given: list[tuple[Tensor, Tensor | None]] = []
+        if window.start == 0:
+            value = self.state if carried is not None else initial.value if initial else None
+            given += zip(state.leaves(value), cotangent, strict=True)
+            before = self.owed_at_start or [None] * len(cotangent)
+            self.owed_at_start = [
+                a if b is None else b if a is None else a + b for a, b in zip(before, cotangent, strict=True)
+            ]
+        if initial is not None:
+            given += zip(state.leaves(initial.value), state.cotangents(initial.leaves), strict=True)
+        self.owed += [(value, c) for value, c in given if c is not None and value.requires_grad]
+
+    def _factor(self, begin: Tree) -> Any:
+        if not callable(self.scale):
+            return self.scale
+        return self.scale(torch.ones((), device=next((leaf.device for leaf in state.leaves(begin)), None)))
+
+    def _draw(self) -> float:
+        device = "cpu" if self.generator is None else self.generator.device
+        return torch.rand((), dtype=torch.float64, generator=self.generator, device=device).item()
+
+
+def mean(total: Tensor, valid: Any) -> Tensor:
+    """`total` by valid step; 0 where no step is valid."""
+    if isinstance(valid, Tensor):
+        return torch.where(valid > 0, total / valid, torch.zeros_like(total))
+    return total / valid
+
+
+def _at_least_single(losses: Tensor) -> torch.dtype:
+    return torch.promote_types(losses.dtype, torch.float32)

@@ -1,0 +1,142 @@
+"""Memory budgets: what a user may write for `memory=`, and the bytes a window holds for its backward pass."""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bptt import arguments, state
+from bptt.segment import Segment, Tape
+from bptt.state import Tree
+
+_UNITS = {"": 1, "b": 1} | {
+    prefix.lower() + end: base**power
+    for power, prefix in enumerate("KMGT", start=1)
+    for end, base in (("b", 1000), ("ib", 1024))
+}
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Store `slots` states, the one at the window's start included, and tape `segment` steps at a time.
+
+    The gradient is that of full storage, to rounding; the states in between are computed again by the optimal
+    binomial schedule (`bptt.schedules.checkpoint`): t(l, slots) · segment extra steps for l = ⌈steps / segment⌉.
+
+    slots: int >= 1. segment: steps >= 1. Raises ValueError for anything else.
+
+    >>> bptt.Checkpoints(slots=10, segment=100)
+    Checkpoints(slots=10, segment=100)
+
+    Source: Griewank & Walther 2000, ACM TOMS 26(1); Gruslys et al. 2016, https://arxiv.org/abs/1606.03401
+    """
+
+    slots: int
+    segment: int
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "segment"):
+            arguments.count(getattr(self, name), f"{self!r}: {name}")
+
+
+Memory = str | int | Checkpoints | None
+"""`memory=`: None stores everything; bytes as "512MiB" or an int; or `Checkpoints`."""
+
+
+def parse(memory: Memory) -> Checkpoints | int | None:
+    """`memory=` as Checkpoints, a number of bytes, or None; ValueError for anything else.
+
+    >>> parse("1.5KiB")
+    1536
+    """
+    if memory is None or isinstance(memory, Checkpoints):
+        return memory
+    number, unit = memory, ""
+    if isinstance(memory, str):
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", memory)
+        number, unit = (float(match[1]), match[2].lower()) if match else (0, "")
+    if (
+        isinstance(number, bool)
+        or not isinstance(number, int | float)
+        or unit not in _UNITS
+        or number * _UNITS[unit] < 1
+    ):
+        raise ValueError(
+            f'memory={memory!r}: give a size such as "512MiB" or "2GB", a positive number of bytes, '
+            f"bptt.Checkpoints(slots, segment), or None to store everything."
+        )
+    return int(number * _UNITS[unit])
+
+
+class Meter:
+    """Bytes held for a backward pass: storages that autograd saved, each once, and stored states and cotangents.
+
+    Parameters, buffers, the stream's own chunks and the gradients don't count.
+    """
+
+    def __init__(self, modules: Iterable[Any]) -> None:
+        self._apart: list[Tensor] = [
+            tensor
+            for module in modules
+            if isinstance(module, nn.Module)
+            for tensor in (*module.parameters(), *module.buffers())
+        ]
+        self._closures_known = False
+        self._saved: dict[Any, int] = {}
+
+    def tape(self, segment: Segment, begin: Tree, key: Any = None) -> tuple[Tape, int]:
+        """A tape from the state `begin`, and the bytes autograd saved for it beside the states it begins and ends in.
+
+        key: measure the first time for each key only, and remember; None measures every time.
+        """
+        if key is not None and key in self._saved:
+            return segment.tape(state.tracked(begin)), self._saved[key]
+        storages: dict[int, int] = {}
+        with _recorded(storages):
+            tape = segment.tape(state.tracked(begin))
+        if not self._closures_known and tape.losses is not None:
+            self._apart += _leaves_of(tape)
+            self._closures_known = True
+        states = (*state.leaves(tape.begin), *state.leaves(tape.after), *state.leaves(segment.kept))
+        apart = {leaf.untyped_storage()._cdata for leaf in (*self._apart, *states)} | segment.problem.time.storages()
+        saved = sum(size for storage, size in storages.items() if storage not in apart)
+        if key is not None:
+            self._saved[key] = saved
+        return tape, saved
+
+
+@contextmanager
+def _recorded(storages: dict[int, int]) -> Iterator[None]:
+    """Note identity and size of every storage that autograd saves in the block."""
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage.nbytes()
+        return tensor.detach()  # the tensor itself would tie a cycle through its own graph
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield
+
+
+def _leaves_of(tape: Tape) -> list[Tensor]:
+    """The leaves that the graph reaches and that are not the engine's own: parameters, of closures too."""
+    ours = {id(leaf) for leaf in (*state.leaves(tape.begin), *tape.data.tracked.values())}
+    if tape.segment.initial is not None:
+        ours |= {id(leaf) for leaf in state.leaves(tape.segment.initial.leaves)}
+    found, seen = [], set()
+    roots = [tape.losses, *state.leaves(tape.end)]
+    nodes = [root.grad_fn for root in roots if root is not None and root.grad_fn is not None]
+    while nodes:
+        node = nodes.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None and id(variable) not in ours:
+            found.append(variable)
+        nodes += [following for following, _ in node.next_functions if following is not None]
+    return found

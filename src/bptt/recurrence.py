@@ -1,0 +1,169 @@
+"""What is unrolled and what is minimised: recurrences `(inputs, state) -> (outputs, state)` and losses by step."""
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from bptt import arguments, checks, replay, state
+from bptt.state import Tree
+
+Recurrence = Callable[..., tuple[Tree, Tree]]
+"""`(inputs, state) -> (outputs, state)`, inputs and outputs with time as an axis: `torch.nn.LSTM`, or any like it."""
+
+Loss = Callable[[Tree, Tree], Any]
+"""`(outputs, targets) -> losses (T, ...)`, or `(losses, aux)`; never reduced over time."""
+
+
+class Scan(nn.Module):
+    """`scan` of a module: a recurrence whose parameters and buffers are those of `step`."""
+
+    def __init__(self, step: nn.Module, time_dim: int = 0) -> None:
+        super().__init__()
+        self.step = step
+        self.time_dim = time_dim
+
+    def forward(self, inputs: Tree, state: Tree) -> tuple[Tree, Tree]:
+        """Run `step` over the time axis of `inputs`."""
+        return _scan(self.step, inputs, state, self.time_dim)
+
+
+@overload
+def scan(step: nn.Module, time_dim: int = 0) -> Scan: ...
+@overload
+def scan(step: Recurrence, time_dim: int = 0) -> Recurrence: ...
+def scan(step: Recurrence, time_dim: int = 0) -> Recurrence:
+    """Lift a step `(x_t, state) -> (y_t, state)` to a recurrence over sequences.
+
+        y_t, s_t = step(x_t, s_{t-1}),  t = 0 .. T-1                                      (1)
+
+    step: a function, or a module: then the result is a module too, so that its parameters are seen.
+    time_dim: the time axis of inputs and outputs, as in `unroll`.
+
+    Returns `(inputs, state) -> (outputs, state)`; inputs and outputs are pytrees of tensors (T, ...).
+    Cost: one call of `step` a step.
+
+    >>> decay = bptt.scan(lambda x, s: (0.5 * s + x, 0.5 * s + x))
+    >>> outputs, last = decay(torch.ones(3), torch.tensor(0.0))
+    >>> outputs
+    tensor([1.0000, 1.5000, 1.7500])
+    """
+    arguments.callable_(step, "step")
+    if isinstance(step, nn.Module):
+        return Scan(step, time_dim)
+    return lambda inputs, state: _scan(step, inputs, state, time_dim)
+
+
+def _scan(step: Recurrence, inputs: Tree, carried: Tree, time_dim: int) -> tuple[Tree, Tree]:
+    columns, structure = state.flatten(inputs)
+    outputs: list[Tree] = []
+    for row in zip(*(column.unbind(time_dim) for column in columns), strict=True):
+        result = step(state.unflatten(row, structure), carried)
+        y, carried = checks.pair(result, "the step")
+        outputs.append(y)
+    stacked = zip(*(state.leaves(y) for y in outputs), strict=True)
+    joined = [torch.stack(column, min(time_dim, column[0].dim())) for column in stacked]
+    return state.unflatten(joined, state.structure_of(outputs[0])), carried
+
+
+def per_step(criterion: Callable[..., Tensor]) -> Loss:
+    """A loss by step from a torch criterion, on outputs (T, B, ...) and targets (T, B, ...).
+
+        l[t, b] = criterion(outputs[t, b], targets[t, b])                                 (1)
+
+    criterion: a module such as `nn.CrossEntropyLoss()` (its `reduction` is set aside, the module left as it is), or
+        a function that takes `reduction="none"`, such as `torch.nn.functional.mse_loss`.
+
+    Returns a loss `(outputs, targets) -> (T, B, ...)`. Without a batch axis, (T, C) against (T,), it gives (T,).
+    Raises TypeError for a loss over whole sequences such as CTC, which is no sum over steps: compute its logits with
+    `backward`'s encoder support instead, calling `.backward()` on the loss yourself.
+    A criterion that divides by the sum of class weights under "mean" doesn't here.
+
+    >>> loss = bptt.per_step(torch.nn.CrossEntropyLoss())
+    >>> loss(torch.zeros(5, 2, 3), torch.zeros(5, 2, dtype=torch.long)).shape
+    torch.Size([5, 2])
+    """
+    arguments.criterion(criterion)
+    if isinstance(criterion, nn.Module):
+        unreduced = copy.copy(criterion)
+        unreduced.reduction = "none"  # pyright: ignore[reportArgumentType]
+    else:
+        unreduced = lambda outputs, targets: criterion(outputs, targets, reduction="none")  # noqa: E731
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        if outputs.dim() < 3:
+            return unreduced(outputs, targets)
+        lead = outputs.shape[:2]
+        return unreduced(outputs.flatten(0, 1), targets.flatten(0, 1)).unflatten(0, lead)
+
+    return loss
+
+
+class StepLoss:
+    """The user's loss with its result checked: losses (n, ...) with time first, and aux."""
+
+    def __init__(self, loss: Loss, time_dim: int) -> None:
+        self.loss = loss
+        self.time_dim = time_dim
+        self._told_apart = False
+
+    def __call__(self, outputs: Tree, targets: Tree, steps: int) -> tuple[Tensor, Tree]:
+        losses, aux = self._call(outputs, targets, steps)
+        if not self._told_apart and steps > 1:
+            self._tell_axes_apart(outputs, targets, steps)
+        return losses, aux
+
+    def _call(self, outputs: Tree, targets: Tree, steps: int) -> tuple[Tensor, Tree]:
+        result = self.loss(outputs, targets)
+        losses, aux = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+        losses = checks.losses(losses, steps, self.time_dim)
+        checks.tensors(aux, "aux")
+        return losses.movedim(min(self.time_dim, losses.dim() - 1), 0), state.detach(aux)
+
+    def _tell_axes_apart(self, outputs: Tree, targets: Tree, steps: int) -> None:
+        """Where another axis is as long as time, the shape proves nothing: ask once more with one step less."""
+        tensors = [*state.leaves(outputs), *state.leaves(targets)]
+        self._told_apart = True
+        if not any(steps in (*leaf.shape[: self.time_dim], *leaf.shape[self.time_dim + 1 :]) for leaf in tensors):
+            return
+        shorter = [state.narrow(tree, self.time_dim, 0, steps - 1) for tree in (outputs, targets)]
+        with torch.no_grad(), replay.noise_restored(tensors):
+            self._call(shorter[0], shorter[1], steps - 1)
+
+
+def unwrapped(model: Recurrence) -> Recurrence:
+    """The module under `torch.compile`, or the model itself."""
+    return getattr(model, "_orig_mod", model)
+
+
+def accepts(model: Recurrence, keyword: str) -> bool:
+    """Whether the recurrence's call names `keyword`: native support of `is_start` or `cotangent_weight`."""
+    inner = unwrapped(model)
+    try:
+        parameters = inspect.signature(inner.forward if isinstance(inner, nn.Module) else inner).parameters
+    except (TypeError, ValueError):  # a builtin has no signature
+        return False
+    return keyword in parameters
+
+
+def is_layer(model: Recurrence) -> bool:
+    """Whether the model is a torch.nn recurrent layer (or made of one by subclass or compilation)."""
+    return isinstance(unwrapped(model), nn.RNNBase)
+
+
+def zero_state(model: Recurrence, inputs: Tree, time_dim: int) -> Tree:
+    """The zeros that a torch.nn layer starts from, or None for any other recurrence.
+
+    inputs: (T, B, I), or (B, T, I) under time_dim=1, or (T, I) unbatched. The state is (layers, B, H), for an LSTM
+    a pair of such tensors, in the dtype of the inputs.
+    """
+    layer = unwrapped(model)
+    if not isinstance(layer, nn.RNNBase):
+        return None
+    x = state.leaves(inputs)[0]
+    batch = [x.shape[1 - time_dim]] if x.dim() == 3 else []
+    hidden = x.new_zeros(layer.num_layers, *batch, layer.proj_size or layer.hidden_size)
+    return (hidden, x.new_zeros(layer.num_layers, *batch, layer.hidden_size)) if layer.mode == "LSTM" else hidden

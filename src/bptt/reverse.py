@@ -1,0 +1,124 @@
+"""A window run backward under a checkpoint schedule: equation (1) from segment to segment.
+
+Without a budget the window is one segment, so the schedule is one vjp: one graph and one backward call.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bptt import checks, state
+from bptt.budget import Budget
+from bptt.memory import Checkpoints, Meter
+from bptt.replay import Snapshot
+from bptt.schedules.checkpoint import Advance, Free, Restore, Store, Vjp, actions
+from bptt.schedules.windows import Window
+from bptt.segment import Initial, Problem, Segment
+from bptt.state import Tree
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a window leaves behind: no graph, only values."""
+
+    losses: Tensor
+    valid: Any
+    aux: Tree
+    kept: Tree
+    after: Tree
+    cotangent: list[Tensor | None]
+    forward_steps: int
+    memory_bytes: int
+
+
+def run(
+    problem: Problem,
+    window: Window,
+    begin: Tree,
+    initial: Initial | None,
+    memory: Checkpoints | Budget | None,
+    meter: Meter,
+    seed: Any,
+) -> Outcome:
+    """Add the window's gradient to `.grad`, from the detached state `begin` before its first step.
+
+    seed: the factor on each step's loss. The losses are checked once, before anything reaches `.grad` where the window
+    is one segment. Cost: the schedule's advances and one forward and backward of every segment.
+    """
+    plan = memory.plan(problem, window, begin, initial) if isinstance(memory, Budget) else memory
+    length = plan.segment if plan else window.stop - window.start
+    segments = [
+        Segment(problem, window, initial, a, min(a + length, window.stop))
+        for a in range(window.start, window.stop, length)
+    ]
+    whole = len(segments) == 1
+    key = (
+        None
+        if plan
+        else (window.stop - window.start, len(segments[0].calls), tuple(x.shape for x in state.leaves(begin)))
+    )
+    one = state.nbytes(begin)
+    stored, versions = {0: begin}, {0: _versions(begin)}
+    working, at = begin, 0
+    kept = begin if window.keep == window.start else None
+    after: Tree = None
+    cotangent: list[Tensor | None] | None = None
+    found: list[tuple[Tensor, Tree, Any]] = []
+    forward_steps = memory_bytes = 0
+    noted: Snapshot | None = None
+
+    for action in actions(len(segments), plan.slots if plan else 1):
+        match action:
+            case Advance(first, last):
+                for segment in segments[first:last]:
+                    with segment.noted(noted) as noted:
+                        working = segment.advance(working)
+                    forward_steps += segment.stop - segment.start
+                    kept = segment.kept if kept is None else kept
+                at = last
+            case Store(step):
+                stored[step], versions[step] = working, _versions(working)
+            case Restore(step):
+                working, at = stored[step], step
+                checks.unchanged(versions[step], _versions(working))
+            case Vjp(step):
+                segment = segments[step]
+                with nullcontext() if whole else segment.noted(noted):
+                    tape, saved = meter.tape(segment, working, key)
+                    if tape.losses is not None:
+                        found.append((tape.losses.detach(), tape.aux, tape.valid))
+                        if whole:
+                            checks.finite(found[0][0], window.first)
+                    after = tape.after if after is None else after
+                    kept = segment.kept if kept is None else kept
+                    cotangent = tape.pull(cotangent, seed)
+                forward_steps += segment.stop - segment.start
+                states = len(stored) + (at not in stored) + (window.start < window.keep < window.stop) + 1
+                pulled = sum(state.nbytes(c) for c in cotangent if c is not None) * (
+                    1 if step == len(segments) - 1 else 2
+                )
+                memory_bytes = max(memory_bytes, saved + states * one + pulled)
+                del tape
+            case Free(step):
+                del stored[step]
+
+    losses = torch.cat([values for values, _, _ in reversed(found)])
+    if not whole:
+        checks.finite(losses, window.first)
+    return Outcome(
+        losses=losses,
+        valid=sum(valid for _, _, valid in found),
+        aux=state.join([aux for _, aux, _ in reversed(found)], problem.time_dim),
+        kept=kept,
+        after=after,
+        cotangent=cotangent or [],
+        forward_steps=forward_steps,
+        memory_bytes=memory_bytes,
+    )
+
+
+def _versions(carried: Tree) -> list[int]:
+    return [leaf._version for leaf in state.leaves(carried)]

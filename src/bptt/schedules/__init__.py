@@ -1,0 +1,1 @@
+"""Plans as data: windows, truncation laws, checkpoint actions. Pure Python, no tensors."""

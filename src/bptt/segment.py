@@ -1,0 +1,288 @@
+"""A segment: contiguous steps taped as one graph, with a forward and a vjp; equation (1) of the design.
+
+    c_t = ∂l_t/∂s_t + w_t · c_{t+1} · ∂s_{t+1}/∂s_t                                       (1)
+    dL/dθ = Σ_t c_t · ∂F_t/∂θ                                                             (2)
+
+Autograd does the chain rule inside a call of the recurrence; what is ours are the boundaries between calls, where the
+weight w_t, the clip of the second term, and the rows that reset act on the state.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bptt import checks, state
+from bptt.recurrence import Recurrence, StepLoss
+from bptt.replay import Snapshot
+from bptt.schedules.windows import Window
+from bptt.state import Tree
+from bptt.stream import Data, Timeline
+
+
+class _Scale(torch.autograd.Function):
+    """The identity, whose vjp multiplies by w: the w_t of (1)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.w = w
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return cotangent * ctx.w, None
+
+
+class _Clip(torch.autograd.Function):
+    """The identity, whose vjp scales each row to a norm of at most `bound` over all leaves together."""
+
+    @staticmethod
+    def forward(ctx: Any, bound: Any, dims: list[int], *xs: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.bound, ctx.dims = bound, dims
+        return tuple(x.view_as(x) for x in xs)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        squares = [
+            c.abs().square().movedim(d, 0).reshape(c.shape[d], -1).sum(1)
+            for c, d in zip(cotangents, ctx.dims, strict=True)
+        ]
+        norms = torch.stack(squares).sum(0).sqrt()
+        factor = torch.where(norms > ctx.bound, ctx.bound / norms, torch.ones_like(norms))
+        return None, None, *(c * state.along(factor, d, c) for c, d in zip(cotangents, ctx.dims, strict=True))
+
+
+def scale_gradient(state: Tree, w: float | Tensor, state_batch_dim: Any = None) -> Tree:
+    """The gate of equation (1) alone, for a hand-written loop: the same state, its cotangent times w.
+
+        forward: s -> s        backward: c -> w · c                                       (1)
+
+    state: pytree of tensors; integer and boolean leaves pass through.
+    w: a number (0 detaches), a 0-d tensor, or a tensor (B,) of one weight a row.
+    state_batch_dim: the axis of the rows, an int or a pytree of ints; needed where w has rows.
+
+    Returns the state in the same structure. Raises ValueError for rows without `state_batch_dim`.
+    Cost: one multiplication a leaf in the backward pass.
+
+    >>> s = torch.ones(2, requires_grad=True)
+    >>> bptt.scale_gradient(s, 1.25).sum().backward(); s.grad
+    tensor([1.2500, 1.2500])
+
+    Source: Tallec & Ollivier 2017, equation 7, https://arxiv.org/abs/1705.08209: with w = 0 at a cut of probability p
+    and 1/(1 - p) elsewhere the gradient is unbiased.
+    """
+    return _gate(state, w, checks.rows_weight(state, w, state_batch_dim))
+
+
+def _gate(carried: Tree, w: float | Tensor, batch_dim: Any) -> Tree:
+    values, structure = state.flatten(carried)
+    if not isinstance(w, Tensor) and w == 0:
+        return state.detach(carried)
+    gated = [
+        _Scale.apply(v, state.along(w, dim, v).to(v.device) if isinstance(w, Tensor) else w)
+        if state.carries_cotangent(v)
+        else v
+        for v, dim in zip(values, state.by_leaf(batch_dim, carried), strict=True)
+    ]
+    return state.unflatten(gated, structure)
+
+
+def _clip(carried: Tree, bound: Any, batch_dim: Any) -> Tree:
+    values, structure = state.flatten(carried)
+    dims = state.by_leaf(batch_dim, carried)
+    floating = [i for i, value in enumerate(values) if state.carries_cotangent(value)]
+    if floating:
+        clipped = _Clip.apply(bound, [dims[i] for i in floating], *(values[i] for i in floating))
+        values = list(values)
+        for i, value in zip(floating, clipped, strict=True):
+            values[i] = value
+    return state.unflatten(values, structure)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What stays the same over a run: who is called, on what, and how rows and time lie."""
+
+    model: Recurrence
+    loss: StepLoss
+    time: Timeline
+    time_dim: int
+    batch_dim: Any
+    clip: Any
+    params: list[Tensor] | None
+    native_start: bool
+    native_weight: bool
+
+
+@dataclass(frozen=True)
+class Initial:
+    """The initial state as one window sees it: the user's value, and fresh leaves that collect its cotangents."""
+
+    value: Tree
+    leaves: Tree
+
+
+class Segment:
+    """Steps [start, stop) of a window; one call of the recurrence between two of its cuts, one of the loss in all."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        window: Window,
+        initial: Initial | None,
+        start: int,
+        stop: int,
+        cuts: Iterable[int] | None = None,
+    ) -> None:
+        self.problem, self.window, self.initial, self.start, self.stop = problem, window, initial, start, stop
+        self.kept: Tree = None
+        self._snapshot: Snapshot | None = None
+        within = sorted(cut for cut in (self._cuts() if cuts is None else cuts) if start < cut < stop)
+        self.calls = list(pairwise([start, *within, stop]))
+
+    def _cuts(self) -> set[int]:
+        """Where one call has to end and the next begin: what a boundary does can't be done inside a call."""
+        p = self.problem
+        cuts = {self.window.keep}
+        if p.clip is not None:
+            cuts.update(range(self.start, self.stop))
+        if not p.native_weight:
+            cuts.update(self.window.weights)
+        if not p.native_start:
+            cuts.update(p.time.resets(self.start, self.stop))
+        return cuts
+
+    def advance(self, carried: Tree) -> Tree:
+        """The state after the segment; no graph, no loss."""
+        with torch.no_grad():
+            data = self.problem.time.read(self.start, self.stop)
+            return state.compact(self._unfold(carried, data)[1])
+
+    def tape(self, carried: Tree, grad: bool = True) -> "Tape":
+        """The segment as one graph from `carried`, which must be fresh leaves (`state.tracked`); or without a graph."""
+        with torch.set_grad_enabled(grad):
+            data = self.problem.time.read(self.start, self.stop)
+            outputs, end = self._unfold(carried, data)
+            losses, aux, valid = self._losses(outputs, data)
+        return Tape(self, carried, end, state.compact(end), losses, aux, valid, data)
+
+    @contextmanager
+    def noted(self, before: Snapshot | None) -> Iterator[Snapshot]:
+        """A block that evaluates the segment: the first time noise and buffers are noted, later they are put back."""
+        if self._snapshot is None:
+            tensors = state.leaves(self.problem.time.read(self.start, self.start + 1).inputs)
+            self._snapshot = Snapshot(self.problem.model, tensors, before)
+            yield self._snapshot
+        else:
+            with self._snapshot.installed():
+                yield self._snapshot
+
+    def _unfold(self, carried: Tree, data: Data) -> tuple[Tree, Tree]:
+        """Outputs of all steps and the state after them, call by call."""
+        torch.clear_autocast_cache()  # weights cast under no_grad carry no graph, and those of a freed one are stale
+        p = self.problem
+        outputs: list[Tree] = []
+        parts = state.split(data.inputs, p.time_dim, [b - a for a, b in self.calls])
+        rows = p.time.rows(self.start, self.stop, "is_start")
+        for (a, b), inputs in zip(self.calls, parts, strict=True):
+            carried = self._boundary(a, carried, None if rows is None else rows[a - self.start])
+            keywords = self._native(a, b, None if rows is None else rows[a - self.start : b - self.start], carried)
+            y, carried = checks.called(p.model, inputs, carried, keywords, a, b)
+            checks.outputs(y, b - a, p.time_dim)
+            outputs.append(y)
+            if b == self.window.keep:
+                self.kept = state.compact(carried)
+        return state.join(outputs, p.time_dim), carried
+
+    def _boundary(self, t: int, carried: Tree, rows: Tensor | None) -> Tree:
+        """The state before step t as step t sees it: gated by the clip and by w, its starting rows reset."""
+        p = self.problem
+        if p.clip is not None:
+            carried = _clip(carried, p.clip, p.batch_dim)
+        if t in self.window.weights and t > self.window.start and not p.native_weight:
+            carried = _gate(carried, self.window.weights[t], p.batch_dim)
+        if rows is not None and not p.native_start and p.time.resets(t, t + 1):
+            assert self.initial is not None
+            checks.rows_of_state(carried, rows, p.batch_dim)
+            carried = state.replace_rows(carried, self.initial.leaves, rows, p.batch_dim)
+        return carried
+
+    def _native(self, a: int, b: int, rows: Tensor | None, carried: Tree) -> dict[str, Tensor]:
+        """`is_start` and `cotangent_weight` of a call, for a recurrence that takes them and where they say anything."""
+        keywords = {}
+        if self.problem.native_start and rows is not None and self.problem.time.resets(a, b):
+            keywords["is_start"] = rows
+        weights = self.window.weights
+        if self.problem.native_weight and any(t in weights for t in range(a + 1, b + 1)):
+            like = next(leaf for leaf in state.leaves(carried) if state.carries_cotangent(leaf))
+            entries = [torch.as_tensor(weights.get(t, 1.0), dtype=like.real.dtype) for t in range(a + 1, b + 1)]
+            keywords["cotangent_weight"] = torch.stack(torch.broadcast_tensors(*entries)).to(like.device)
+        return keywords
+
+    def _losses(self, outputs: Tree, data: Data) -> tuple[Tensor | None, Tree, Any]:
+        """Losses by step (n,), averaged over the other axes; aux; how many steps count, for the mean."""
+        p, first = self.problem, max(self.start, self.window.first)
+        n = self.stop - first
+        if n <= 0:
+            return None, None, 0
+        outputs, targets = (state.narrow(tree, p.time_dim, first - self.start, n) for tree in (outputs, data.targets))
+        losses, aux = p.loss(outputs, targets, n)
+        mask = p.time.rows(first, self.stop, "mask")
+        valid: Any = n
+        if mask is not None:
+            mask = checks.mask_fits(mask, losses).to(losses.device)
+            losses = torch.where(
+                mask.reshape(*mask.shape, *[1] * (losses.dim() - mask.dim())), losses, losses.new_zeros(())
+            )
+            valid = mask.to(losses.dtype).flatten(1).mean(1).sum() if mask.dim() > 1 else mask.to(losses.dtype).sum()
+        return (losses.flatten(1).mean(1) if losses.dim() > 1 else losses), aux, valid
+
+
+@dataclass(frozen=True)
+class Tape:
+    """A segment's graph: from the state it begins with to its losses and the state it ends in (`after`: detached)."""
+
+    segment: Segment
+    begin: Tree
+    end: Tree
+    after: Tree
+    losses: Tensor | None
+    aux: Tree
+    valid: Any
+    data: Data
+
+    def pull(self, cotangent: list[Tensor | None] | None, seed: Any) -> list[Tensor | None]:
+        """The vjp: (1) from the cotangent of `end` and seed · ∂Σl/∂s to that of `begin`; (2) goes into `.grad`.
+
+        cotangent: one tensor or None a leaf of `end`; None for the last segment of a window.
+        seed: what each step's loss is multiplied by, a number or a 0-d tensor.
+        """
+        roots: list[Tensor] = []
+        cotangents: list[Tensor | None] = []
+        if self.losses is not None and self.losses.requires_grad:
+            roots.append(self.losses)
+            cotangents.append(torch.ones_like(self.losses) * seed)
+        for value, c in zip(state.leaves(self.end), cotangent or [None] * len(state.leaves(self.end)), strict=True):
+            if c is not None and value.requires_grad:
+                roots.append(value)
+                cotangents.append(c)
+        if roots:
+            torch.autograd.backward(roots, cotangents, inputs=self._wanted())
+        self.segment.problem.time.collect(self.segment.start, self.segment.stop, self.data)
+        return state.cotangents(self.begin)
+
+    def _wanted(self) -> list[Tensor] | None:
+        """The leaves to stop at: all there are, or under `params=` those and our own."""
+        params, initial = self.segment.problem.params, self.segment.initial
+        if params is None:
+            return None
+        ours = [
+            *state.leaves(self.begin),
+            *state.leaves(initial.leaves if initial else None),
+            *self.data.tracked.values(),
+        ]
+        return [*params, *(leaf for leaf in ours if leaf.requires_grad)]

@@ -1,0 +1,146 @@
+"""States, inputs, targets and aux are pytrees of tensors; the one place that knows how pytrees work here.
+
+A leaf is a tensor and nothing else. Floating and complex leaves carry cotangents; integer and boolean leaves pass
+through every function of this file untouched.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Tree = Any
+"""A pytree of tensors: a tensor, or tuples, lists, dicts, named tuples and registered types of pytrees."""
+
+
+def leaves(tree: Tree) -> list[Tensor]:
+    """The leaves of `tree`, in pytree order; none for None."""
+    return [] if tree is None else pytree.tree_leaves(tree)
+
+
+def flatten(tree: Tree) -> tuple[list[Tensor], Any]:
+    """The leaves and the structure; `unflatten(*flatten(tree))` gives `tree` back, None included."""
+    return ([], None) if tree is None else pytree.tree_flatten(tree)
+
+
+def unflatten(values: Sequence[Any], structure: Any) -> Tree:
+    """The inverse of `flatten`, with any values in the places of the leaves."""
+    return None if structure is None else pytree.tree_unflatten(values, structure)
+
+
+def structure_of(tree: Tree) -> Any:
+    """The structure alone; two trees of one shape of containers compare equal."""
+    return flatten(tree)[1]
+
+
+def show(structure: Any) -> str:
+    """A structure as a line: `(*, {'h': *})`."""
+    return "None" if structure is None else pytree.treespec_pprint(structure)
+
+
+def map_leaves(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
+    """`function` of every leaf, in the same structure."""
+    values, structure = flatten(tree)
+    return unflatten([function(value) for value in values], structure)
+
+
+def named_leaves(tree: Tree, name: str) -> list[tuple[str, Any]]:
+    """(path, leaf) of every leaf, the path written as the user would: `state['h'][0]`."""
+    if tree is None:
+        return []
+    return [(name + pytree.keystr(path), leaf) for path, leaf in pytree.tree_flatten_with_path(tree)[0]]
+
+
+def carries_cotangent(leaf: Tensor) -> bool:
+    """Whether a leaf is floating or complex, so that (1) of the design acts on it."""
+    return leaf.is_floating_point() or leaf.is_complex()
+
+
+def detach(tree: Tree) -> Tree:
+    """The same values without a graph; no copy is made."""
+    return map_leaves(torch.Tensor.detach, tree)
+
+
+def compact(tree: Tree) -> Tree:
+    """Detached, and copied where a leaf is a view that would keep a larger storage alive."""
+    return map_leaves(
+        lambda leaf: leaf.detach().clone() if leaf.untyped_storage().nbytes() > nbytes(leaf) else leaf.detach(), tree
+    )
+
+
+def tracked(tree: Tree) -> Tree:
+    """Fresh leaves with the same values: those that carry cotangents collect them in `.grad`."""
+    return map_leaves(lambda leaf: leaf.detach().requires_grad_(carries_cotangent(leaf)), tree)
+
+
+def cotangents(tree: Tree) -> list[Tensor | None]:
+    """What `tracked` leaves have collected, leaf by leaf (None where nothing reached a leaf)."""
+    return [leaf.grad for leaf in leaves(tree)]
+
+
+def nbytes(tree: Tree) -> int:
+    """Bytes of the leaves, each by its own elements."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves(tree))
+
+
+def by_leaf(value: Any, tree: Tree) -> list[Any]:
+    """One `value` a leaf of `tree`: an int (or None) is repeated, a pytree is flattened."""
+    if value is None or isinstance(value, int):
+        return [value] * len(leaves(tree))
+    return pytree.tree_leaves(value)
+
+
+def along(rows: Tensor, dim: int, leaf: Tensor) -> Tensor:
+    """`rows` (B,) in a shape that broadcasts over `leaf` with B at axis `dim`; a 0-d `rows` as it is."""
+    if rows.dim() == 0:
+        return rows
+    shape = [1] * leaf.dim()
+    shape[dim] = rows.shape[0]
+    return rows.reshape(shape)
+
+
+def replace_rows(tree: Tree, other: Tree, rows: Tensor, batch_dim: Any) -> Tree:
+    """`other` in the rows where `rows` (B,) is true, `tree` elsewhere; a 0-d `rows` takes all or nothing.
+
+    Differentiable, and no cotangent reaches `tree` through a replaced row.
+    """
+    values, structure = flatten(tree)
+    replaced = [
+        torch.where(along(rows, dim, value).to(value.device), new, value)
+        for value, new, dim in zip(values, leaves(other), by_leaf(batch_dim, tree), strict=True)
+    ]
+    return unflatten(replaced, structure)
+
+
+def narrow(tree: Tree, dim: int, start: int, length: int) -> Tree:
+    """Steps [start, start + length) of the time axis `dim`, views where that is possible."""
+    return map_leaves(lambda leaf: leaf if leaf.shape[dim] == length else leaf.narrow(dim, start, length), tree)
+
+
+def split(tree: Tree, dim: int, lengths: list[int]) -> list[Tree]:
+    """Consecutive stretches of the time axis `dim`."""
+    if len(lengths) == 1:
+        return [tree]
+    values, structure = flatten(tree)
+    columns = [value.split(lengths, dim) for value in values]
+    return [unflatten(parts, structure) for parts in zip(*columns, strict=True)]
+
+
+def join(trees: Sequence[Tree], dim: int) -> Tree:
+    """Trees of one structure, one after the other along axis `dim` (its last axis for a leaf with fewer)."""
+    if len(trees) == 1:
+        return trees[0]
+    columns = zip(*(leaves(tree) for tree in trees), strict=True)
+    joined = [torch.cat(column, min(dim, column[0].dim() - 1)) for column in columns]
+    return unflatten(joined, structure_of(trees[0]))
+
+
+def norm(values: Sequence[Tensor | None], like: Tree) -> Tensor:
+    """The 2-norm over all values together, a 0-d tensor on the device of `like`; None counts as zero."""
+    norms = [torch.linalg.vector_norm(value) for value in values if value is not None]
+    if norms:
+        return torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))
+    floating = [leaf for leaf in leaves(like) if carries_cotangent(leaf)]
+    return floating[0].new_zeros(()).real if floating else torch.zeros(())

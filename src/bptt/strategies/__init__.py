@@ -1,0 +1,8 @@
+"""Strategies: which gradient is wanted, each a frozen value that yields windows."""
+
+from bptt.strategies.artbp import ARTBP
+from bptt.strategies.base import Strategy
+from bptt.strategies.full import FullBPTT
+from bptt.strategies.truncated import TruncatedBPTT
+
+__all__ = ["ARTBP", "FullBPTT", "Strategy", "TruncatedBPTT"]

@@ -1,0 +1,35 @@
+"""Full back-propagation through time."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bptt.schedules.windows import Window
+from bptt.strategies.base import Draw, Upto
+
+
+@dataclass(frozen=True)
+class FullBPTT:
+    """The exact gradient of the whole stream: one window, every weight one.
+
+        c_t = ∂l_t/∂s_t + c_{t+1} · ∂s_{t+1}/∂s_t,  t = T-1 .. 0                          (1)
+
+    One update, at the stream's end; `reduction="mean"` divides by the steps of the stream.
+    Cost: one forward and one backward of T steps; memory for T steps, or any `memory=` for a replay.
+
+    >>> model, loss = torch.nn.RNN(3, 4), bptt.per_step(torch.nn.MSELoss())
+    >>> update = bptt.backward(model, loss, (torch.zeros(9, 2, 3), torch.zeros(9, 2, 4)), strategy=bptt.FullBPTT())
+    >>> update.start, update.t0, update.t1
+    (0, 0, 9)
+
+    Source: Werbos 1990, "Backpropagation through time: what it does and how to do it", Proc. IEEE 78(10).
+    """
+
+    def windows(self, upto: Upto, draw: Draw) -> Iterator[Window]:
+        """One window over all there is."""
+        end = upto(math.inf)
+        yield Window(start=0, first=0, stop=end, keep=end)
+
+    def divisor(self, window: Window) -> float:
+        """T."""
+        return window.steps

@@ -1,0 +1,173 @@
+"""Chunks seen as one time axis: how far it reaches, what lies between steps a and b, what may be dropped."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bptt import checks, state
+from bptt.state import Tree
+
+
+class Chunk(NamedTuple):
+    """A stretch of a stream, of any length; a plain tuple of the first two to four fields does as well.
+
+    inputs: pytree of tensors (T, B, ...).
+    targets: pytree of tensors (T, B, ...), or None.
+    is_start: bool (T, B): rows whose state is reset to the initial state *before* that step, and that no cotangent
+        crosses; or (T,), which resets the whole state. None resets nothing.
+    mask: bool (T, B) or (T,): False leaves that loss out, as for a padded step. None counts all.
+
+    >>> chunk = bptt.Chunk(torch.zeros(5, 2, 3), torch.zeros(5, 2))
+    >>> chunk.is_start is None
+    True
+    """
+
+    inputs: Any
+    targets: Any
+    is_start: Tensor | None = None
+    mask: Tensor | None = None
+
+
+class _Piece:
+    """A chunk in its place: steps [start, stop), leaves with their time axis, rows and mask with time first."""
+
+    def __init__(self, chunk: Chunk, start: int, time_dim: int) -> None:
+        inputs, targets = state.flatten(chunk.inputs), state.flatten(chunk.targets)
+        self.values = inputs[0] + targets[0]
+        self.structure = (inputs[1], targets[1])
+        self.start = start
+        self.stop = start + state.leaves(chunk.inputs)[0].shape[time_dim]
+        self.is_start, self.mask = (
+            rows if rows is None or rows.dim() == 1 else rows.movedim(time_dim, 0)
+            for rows in (chunk.is_start, chunk.mask)
+        )
+        self.resets: list[int] = []
+        if self.is_start is not None:
+            self.resets = (start + self.is_start.reshape(len(self.is_start), -1).any(1).nonzero().flatten()).tolist()
+        self.cotangents: dict[int, Tensor] = {}
+
+
+class Data(NamedTuple):
+    """What a segment reads: steps [a, b), the leaves that ask for a gradient as fresh leaves (`tracked`)."""
+
+    inputs: Tree
+    targets: Tree
+    tracked: dict[int, Tensor]
+
+
+class Timeline:
+    """The stream as one time axis, read no further than asked and forgotten as soon as allowed."""
+
+    def __init__(self, stream: Iterable[Any], time_dim: int, check: Callable[[Chunk], None]) -> None:
+        self.time_dim = time_dim
+        self._chunks: Iterator[Any] = iter(stream)
+        self._check = check
+        self._pieces: list[_Piece] = []
+        self.end = 0
+        self._exhausted = False
+
+    def upto(self, step: float) -> int:
+        """Pull chunks until `step` steps exist or the stream ends; how far it then reaches, at most `step`."""
+        while self.end < step and not self._exhausted:
+            try:
+                chunk = Chunk(*checks.chunk(next(self._chunks), self.time_dim))
+            except StopIteration:
+                self._exhausted = True
+                checks.stream_not_empty(self.end)
+                break
+            if state.leaves(chunk.inputs)[0].shape[self.time_dim] == 0:
+                continue  # an empty tail is no step
+            self._check(chunk)
+            piece = _Piece(chunk, self.end, self.time_dim)
+            if self._pieces:
+                for one, other in zip(piece.structure, self._pieces[-1].structure, strict=True):
+                    checks.same_structure(one, other, "a chunk", "the chunk before it")
+            self._pieces.append(piece)
+            self.end = piece.stop
+        return int(min(step, self.end))
+
+    def _between(self, a: int, b: int) -> Iterator[tuple[_Piece, int, int]]:
+        for i in range(bisect_right(self._pieces, a, key=lambda piece: piece.stop), len(self._pieces)):
+            piece = self._pieces[i]
+            if piece.start >= b:
+                return
+            yield piece, max(a, piece.start), min(b, piece.stop)
+
+    def read(self, a: int, b: int) -> Data:
+        """Steps [a, b): views into one chunk, copies where several are joined."""
+        parts = [
+            [
+                value.narrow(self.time_dim, start - piece.start, stop - start)
+                if stop - start < piece.stop - piece.start
+                else value
+                for value in (leaf.detach() if leaf.requires_grad else leaf for leaf in piece.values)
+            ]
+            for piece, start, stop in self._between(a, b)
+        ]
+        piece = next(self._between(a, b))[0]
+        values = (
+            parts[0] if len(parts) == 1 else [torch.cat(column, self.time_dim) for column in zip(*parts, strict=True)]
+        )
+        tracked = {}
+        if torch.is_grad_enabled():
+            asks = [any(p.values[i].requires_grad for p, _, _ in self._between(a, b)) for i in range(len(values))]
+            tracked = {i: values[i].detach().requires_grad_() for i, asked in enumerate(asks) if asked}
+        values = [tracked.get(i, value) for i, value in enumerate(values)]
+        inputs, targets = piece.structure
+        return Data(
+            state.unflatten(values[: inputs.num_leaves], inputs),
+            state.unflatten(values[inputs.num_leaves :], targets),
+            tracked,
+        )
+
+    def collect(self, a: int, b: int, data: Data) -> None:
+        """Add what the leaves of `read(a, b)` have collected to the cotangents of their chunks."""
+        for i, leaf in data.tracked.items():
+            if leaf.grad is None:
+                continue
+            for piece, start, stop in self._between(a, b):
+                if piece.values[i].requires_grad:
+                    total = piece.cotangents.setdefault(i, torch.zeros_like(piece.values[i].detach()))
+                    share = leaf.grad.narrow(self.time_dim, start - a, stop - start)
+                    total.narrow(self.time_dim, start - piece.start, stop - start).add_(share)
+
+    def take_cotangents(self) -> list[tuple[Tensor, Tensor]]:
+        """(leaf of a chunk, its summed cotangent) since the last time, and start again from nothing."""
+        pairs = [(piece.values[i], total) for piece in self._pieces for i, total in piece.cotangents.items()]
+        for piece in self._pieces:
+            piece.cotangents = {}
+        return pairs
+
+    def resets(self, a: int, b: int) -> list[int]:
+        """The steps in [a, b) at which some row is reset."""
+        return [
+            step
+            for piece, start, stop in self._between(a, b)
+            for step in piece.resets[bisect_left(piece.resets, start) : bisect_left(piece.resets, stop)]
+        ]
+
+    def rows(self, a: int, b: int, of: str) -> Tensor | None:
+        """`is_start` or `mask` of steps [a, b), time first, or None where no chunk of them has it."""
+        parts = [(getattr(piece, of), piece, start, stop) for piece, start, stop in self._between(a, b)]
+        given = [rows for rows, *_ in parts if rows is not None]
+        if not given:
+            return None
+        fill = of == "mask"
+        whole = [
+            rows[start - piece.start : stop - piece.start]
+            if rows is not None
+            else given[0].new_full((stop - start, *given[0].shape[1:]), fill)
+            for rows, piece, start, stop in parts
+        ]
+        return torch.cat(whole) if len(whole) > 1 else whole[0]
+
+    def drop(self, before: int) -> None:
+        """Forget the chunks that lie wholly before step `before`; those with cotangents not yet taken stay."""
+        self._pieces = [piece for piece in self._pieces if piece.stop > before or piece.cotangents]
+
+    def storages(self) -> set[int]:
+        """The storages of the chunks held, by identity."""
+        return {value.untyped_storage()._cdata for piece in self._pieces for value in piece.values}
