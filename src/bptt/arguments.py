@@ -134,8 +134,19 @@ def model(value: Any, time_dim: Any) -> None:
             f"{named(inner)}(bidirectional=True) reads the future, so it has no state to carry from step to step: use "
             f"one direction."
         )
+
+
+def gradient_possible() -> None:
+    """Not under inference mode, which no autograd can be switched on in."""
     if torch.is_inference_mode_enabled():
         raise ValueError("no gradient can be taken under torch.inference_mode(): leave it before calling bptt.")
+
+
+def generator(value: Any) -> torch.Generator | None:
+    """A torch.Generator or None."""
+    if value is not None and not isinstance(value, torch.Generator):
+        raise TypeError(f"generator={value!r}: pass a torch.Generator, e.g. torch.Generator().manual_seed(0), or None.")
+    return value
 
 
 def no_state(function: Any) -> NoReturn:

@@ -1,5 +1,6 @@
 """Bytes turned into the cheapest checkpoints that keep within them, by measuring tapes of the model itself."""
 
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,13 +20,12 @@ CALL = 16
 
 
 class Budget:
-    """`memory="512MiB"`: plans by what was measured, each kind of plan measured once before it is used."""
+    """`memory="512MiB"`: plans by what was measured, and measures what it plans before it runs."""
 
     def __init__(self, size: int, meter: Meter) -> None:
         self.size, self._meter = size, meter
-        self._affine: dict[Any, tuple[float, float, float]] = {}
+        self._saved: dict[Any, _Saved] = {}
         self._plans: dict[Any, Checkpoints] = {}
-        self._measured: dict[Any, float] = {}
 
     def plan(self, problem: Problem, window: Window, begin: Tree, initial: Initial | None) -> Checkpoints:
         """The checkpoints for a window; ValueError with the least budget that works where this one doesn't."""
@@ -34,27 +34,67 @@ class Budget:
         if not probe.cuts and key in self._plans:
             return self._plans[key]
         with isolated(problem.model, state.leaves(begin)):
-            chosen = self._plan(probe)
+            saved = self._saved.setdefault(probe.shapes, _Saved())
+            saved.measure(probe, self.size)
+            chosen = _cheapest(probe, self.size, saved)
+            while saved.correct(probe, chosen.segment):
+                chosen = _cheapest(probe, self.size, saved)
         if not probe.cuts:  # where calls are cut differs from window to window
             self._plans[key] = chosen
         return chosen
 
-    def _plan(self, probe: "_Probe") -> Checkpoints:
-        if probe.shapes not in self._affine:
-            self._affine[probe.shapes] = probe.affine()
-        a, b, d = self._affine[probe.shapes]
-        excess = 0.0
-        while True:
-            chosen = _cheapest(probe, self.size, lambda steps, calls, more=excess: a + b * steps + d * calls + more)
-            number, calls = probe.fullest(chosen.segment)
-            steps = min(chosen.segment, probe.steps)
-            if (steps, calls, probe.shapes) not in self._measured:
-                saved = probe.saved(number * chosen.segment, min((number + 1) * chosen.segment, probe.steps))
-                self._measured[steps, calls, probe.shapes] = saved - (a + b * steps + d * calls)
-            above = self._measured[steps, calls, probe.shapes]
-            if above <= excess:
-                return chosen
-            excess = above
+
+class _Saved:
+    """Bytes that a tape saves, by its steps and calls: measured points, straight lines between and beyond them.
+
+    Affine in the steps for most models; kernels that change with the length bend the line, so lengths double until
+    the budget is reached. Each further call adds the same.
+    """
+
+    def __init__(self) -> None:
+        self._points: dict[int, float] = {}
+        self._by_call = 0.0
+        self._known: set[tuple[int, int]] = set()
+
+    def __call__(self, steps: int, calls: int) -> float:
+        return self._joined(steps) + self._by_call * (calls - 1)
+
+    def _joined(self, steps: int) -> float:
+        lengths = sorted(self._points)
+        if len(lengths) == 1:
+            return self._points[lengths[0]] * steps
+        i = min(max(bisect_left(lengths, steps), 1), len(lengths) - 1)
+        (m, n) = lengths[i - 1], lengths[i]
+        slope = (self._points[n] - self._points[m]) / (n - m)
+        return max(self._points[n] + max(slope, 0) * (steps - n), 0)
+
+    def measure(self, probe: "_Probe", size: int) -> None:
+        """One step, then twice as many as long as they promise to fit; and the same steps in several calls."""
+        if not self._points:
+            self._points[1] = probe.saved(0, 1, [])
+            n = min(probe.steps, 16)
+            if n > 1:
+                self._points[n] = probe.saved(0, n, [])
+                apart = probe.saved(0, n, [probe.window.start + t for t in range(1, n)])
+                self._by_call = max(0, apart - self._points[n]) / (n - 1)
+        while (last := max(self._points)) < probe.steps and self._joined(2 * last) <= size:
+            n = min(2 * last, probe.steps)
+            self._points[n] = probe.saved(0, n, [])
+
+    def correct(self, probe: "_Probe", segment: int) -> bool:
+        """Measure the fullest segment of a plan, if that kind is new; whether it saves more than was thought."""
+        number, calls = probe.fullest(segment)
+        steps = min(segment, probe.steps)
+        if (steps, calls) in self._known or (calls == 1 and steps in self._points):
+            return False
+        thought = self(steps, calls)
+        found = probe.saved(number * segment, min((number + 1) * segment, probe.steps))
+        self._known.add((steps, calls))
+        if calls == 1:
+            self._points[steps] = found
+        elif found > thought:
+            self._by_call = (found - self._joined(steps)) / (calls - 1)
+        return found > thought
 
 
 @dataclass(frozen=True)
@@ -100,20 +140,8 @@ class _Probe:
         segment = Segment(self.problem, piece, self.initial, a, b, cuts)
         return self.meter.tape(segment, self.begin)[1]
 
-    def affine(self) -> tuple[float, float, float]:
-        """(a, b, d) of saved bytes ≈ a + b · steps + d · calls, from three tapes."""
-        n = min(self.steps, 16)
-        one = self.saved(0, 1, [])
-        if n == 1:
-            return one, 0, 0
-        joined = self.saved(0, n, [])
-        apart = self.saved(0, n, [self.window.start + t for t in range(1, n)])
-        b = max(0, joined - one) / (n - 1)
-        d = max(0, apart - joined) / (n - 1)
-        return max(0, one - b - d), b, d
 
-
-def _cheapest(probe: _Probe, size: int, saved: Any) -> Checkpoints:
+def _cheapest(probe: _Probe, size: int, saved: _Saved) -> Checkpoints:
     """Among segment lengths a tenth apart, the one that fits with the fewest steps and calls run."""
     one = max(1, state.nbytes(probe.begin))
 

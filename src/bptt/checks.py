@@ -36,23 +36,26 @@ def called(function: Any, inputs: Tree, carried: Tree, keywords: dict[str, Any],
     """(outputs, state) of a call of the recurrence, the state in the structure it was given."""
     try:
         result = function(inputs, carried, **keywords)
-    except Exception as error:
-        shapes = ", ".join(
-            f"{name} {shape(leaf)}"
-            for tree, at in ((inputs, "inputs"), (carried, "state"))
-            for name, leaf in state.named_leaves(tree, at)
-        )
-        error.add_note(f"bptt: in the recurrence {named(function)}, on steps {a} to {b - 1} with {shapes}.")
+    except RuntimeError as error:
+        rows_fit(inputs, carried, a, b, error)
+        error.add_note(f"bptt: in the recurrence {named(function)}, on steps {a} to {b - 1}.")
         raise
     outputs, after = pair(result, f"the recurrence {named(function)}")
     tensors(after, "the returned state")
-    same_structure(
-        state.structure_of(after),
-        state.structure_of(carried),
-        "the state that the recurrence returns",
-        "the one it was given",
-    )
-    return outputs, after
+    return outputs, conformed(after, carried, "the state that the recurrence returns", "the one it was given")
+
+
+def rows_fit(inputs: Tree, carried: Tree, a: int, b: int, error: RuntimeError) -> None:
+    """After a failed call: a state with no axis as long as the inputs' batch is the likely reason, so say so."""
+    xs = [leaf for leaf in state.leaves(inputs) if leaf.dim() > 1]
+    if not xs:
+        return
+    batch = xs[0].shape[1] if xs[0].shape[0] == b - a else xs[0].shape[0]
+    if bad := state.fault(carried, "state", lambda leaf: leaf.dim() > 0 and not {1, batch} & set(leaf.shape)):
+        raise ValueError(
+            f"{bad[0]} has shape {shape(bad[1])}, with no axis of {batch} rows as in inputs {shape(xs[0])}: make the "
+            f"state's batch size that of the inputs."
+        ) from error
 
 
 def pair(result: Any, who: str) -> tuple[Any, Any]:
@@ -65,12 +68,11 @@ def pair(result: Any, who: str) -> tuple[Any, Any]:
 def outputs(tree: Tree, steps: int, time_dim: int) -> None:
     """Outputs with as many steps as the inputs."""
     tensors(tree, "outputs")
-    for name, leaf in state.named_leaves(tree, "outputs"):
-        if leaf.dim() <= time_dim or leaf.shape[time_dim] != steps:
-            raise ValueError(
-                f"the recurrence returned {name} of shape {shape(leaf)} for {steps} steps of input: time must be axis "
-                f"{time_dim} of its outputs."
-            )
+    if bad := state.fault(tree, "outputs", lambda leaf: leaf.dim() <= time_dim or leaf.shape[time_dim] != steps):
+        raise ValueError(
+            f"the recurrence returned {bad[0]} of shape {shape(bad[1])} for {steps} steps of input: time must be axis "
+            f"{time_dim} of its outputs."
+        )
 
 
 def losses(value: Any, steps: int, time_dim: int) -> Tensor:
@@ -110,32 +112,31 @@ def unchanged(before: list[int], now: list[int]) -> None:
 
 def tensors(tree: Tree, name: str) -> None:
     """A pytree whose leaves are tensors."""
-    if all(isinstance(leaf, Tensor) for leaf in state.leaves(tree)):
-        return
-    for path, leaf in state.named_leaves(tree, name):
-        if not isinstance(leaf, Tensor):
-            raise TypeError(
-                f"{path} is a {type(leaf).__name__}, not a tensor: use tensors in tuples, lists, dicts, named tuples, "
-                f"or types registered with torch.utils._pytree.register_dataclass."
-            )
+    if bad := state.fault(tree, name, lambda leaf: not isinstance(leaf, Tensor)):
+        raise TypeError(
+            f"{bad[0]} is a {type(bad[1]).__name__}, not a tensor: use tensors in tuples, lists, dicts, named tuples, "
+            f"or types registered with torch.utils._pytree.register_dataclass."
+        )
 
 
-def same_structure(one: Any, other: Any, name: str, than: str) -> None:
-    """Two pytrees of one structure."""
-    if one != other:
-        raise ValueError(f"{name} has another structure than {than}: {state.show(one)} against {state.show(other)}.")
+def conformed(tree: Tree, like: Tree, name: str, than: str) -> Tree:
+    """`tree` in the structure of `like`."""
+    try:
+        return state.conform(tree, state.structure_of(like))
+    except ValueError:
+        one, other = (state.show(state.structure_of(t)) for t in (tree, like))
+        raise ValueError(f"{name} has another structure than {than}: {one} against {other}.") from None
 
 
 def no_graph(tree: Tree, name: str) -> None:
     """No leaf with a graph: it would be freed after one window."""
     tensors(tree, name)
-    for path, leaf in state.named_leaves(tree, name):
-        if leaf.grad_fn is not None:
-            raise ValueError(
-                f"{path} carries a graph ({type(leaf.grad_fn).__name__}), which the first update would free: detach "
-                f"it, or pass initial_state= a function that computes it, or take the gradient of one sequence with "
-                f"bptt.backward."
-            )
+    if bad := state.fault(tree, name, lambda leaf: leaf.grad_fn is not None):
+        raise ValueError(
+            f"{bad[0]} carries a graph ({type(bad[1].grad_fn).__name__}), which the first update would free: detach "
+            f"it, or pass initial_state= a function that computes it, or take the gradient of one sequence with "
+            f"bptt.backward."
+        )
 
 
 def no_graph_in_chunk(chunk: Any) -> None:
@@ -148,7 +149,9 @@ def state_fits(carried: Tree, zeros: Tree) -> None:
     """A state of the shapes that a torch.nn layer expects for its inputs; nothing is known of other models (None)."""
     if zeros is None:
         return
-    same_structure(state.structure_of(carried), state.structure_of(zeros), "state", "what the layer takes")
+    conformed(carried, zeros, "state", "what the layer takes")
+    if [leaf.shape for leaf in state.leaves(carried)] == [wanted.shape for wanted in state.leaves(zeros)]:
+        return
     for (path, leaf), wanted in zip(state.named_leaves(carried, "state"), state.leaves(zeros), strict=True):
         if leaf.shape != wanted.shape:
             raise ValueError(

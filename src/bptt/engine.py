@@ -83,7 +83,11 @@ class Run:
         arguments.callable_(loss, "loss")
         checks.tensors(state, "state")
         self.state, self.initial_state = state, initial_state
-        self.reduction, self.generator, self.scale = arguments.reduction(reduction), generator, arguments.scale(scale)
+        self.reduction, self.generator, self.scale = (
+            arguments.reduction(reduction),
+            arguments.generator(generator),
+            arguments.scale(scale),
+        )
         arguments.clip(clip_cotangent)
         if state is None and initial_state is None and not recurrence.is_layer(model):
             arguments.no_state(model)
@@ -210,7 +214,7 @@ class Run:
             if value is None:
                 arguments.no_initial_state(p.model)
         if carried is not None:
-            checks.same_structure(state.structure_of(value), state.structure_of(carried), "initial_state", "the state")
+            value = checks.conformed(value, carried, "initial_state", "the state")
         return Initial(value, state.map_leaves(lambda leaf: leaf.detach().requires_grad_(leaf.requires_grad), value))
 
     def pass_on(self) -> None:

@@ -29,6 +29,7 @@ class Checkpoints:
 
     slots: int >= 1. segment: steps >= 1. Raises ValueError for anything else.
 
+    >>> import bptt
     >>> bptt.Checkpoints(slots=10, segment=100)
     Checkpoints(slots=10, segment=100)
 
@@ -113,12 +114,15 @@ class Meter:
 def _recorded(storages: dict[int, int]) -> Iterator[None]:
     """Note identity and size of every storage that autograd saves in the block."""
 
-    def pack(tensor: Tensor) -> Tensor:
+    outer = torch._C._autograd._top_saved_tensors_default_hooks(False)  # hooks don't stack by themselves
+    pack_outer, unpack_outer = outer or (torch.Tensor.detach, lambda tensor: tensor)
+
+    def pack(tensor: Tensor) -> Any:
         storage = tensor.untyped_storage()
         storages[storage._cdata] = storage.nbytes()
-        return tensor.detach()  # the tensor itself would tie a cycle through its own graph
+        return pack_outer(tensor)  # never the tensor itself, which would tie a cycle through its own graph
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack_outer):
         yield
 
 

@@ -12,7 +12,13 @@ from bptt import arguments, checks, replay, state
 from bptt.state import Tree
 
 Recurrence = Callable[..., tuple[Tree, Tree]]
-"""`(inputs, state) -> (outputs, state)`, inputs and outputs with time as an axis: `torch.nn.LSTM`, or any like it."""
+"""`(inputs, state) -> (outputs, state)`, inputs and outputs with time as an axis: `torch.nn.LSTM`, or any like it.
+
+A recurrence whose call names these keywords gets them, so that it need not be called in pieces:
+is_start: bool (T, B) or (T,): rows to set to zeros before that step (only where no `initial_state=` is given);
+cotangent_weight: (T,) or (T, B): entry t multiplies the cotangent that comes to s_t from step t+1, the last entry that of
+the returned state, and never that of the outputs: w_t of equation (1).
+"""
 
 Loss = Callable[[Tree, Tree], Any]
 """`(outputs, targets) -> losses (T, ...)`, or `(losses, aux)`; never reduced over time."""
@@ -46,6 +52,7 @@ def scan(step: Recurrence, time_dim: int = 0) -> Recurrence:
     Returns `(inputs, state) -> (outputs, state)`; inputs and outputs are pytrees of tensors (T, ...).
     Cost: one call of `step` a step.
 
+    >>> import bptt, torch
     >>> decay = bptt.scan(lambda x, s: (0.5 * s + x, 0.5 * s + x))
     >>> outputs, last = decay(torch.ones(3), torch.tensor(0.0))
     >>> outputs
@@ -82,6 +89,7 @@ def per_step(criterion: Callable[..., Tensor]) -> Loss:
     `backward`'s encoder support instead, calling `.backward()` on the loss yourself.
     A criterion that divides by the sum of class weights under "mean" doesn't here.
 
+    >>> import bptt, torch
     >>> loss = bptt.per_step(torch.nn.CrossEntropyLoss())
     >>> loss(torch.zeros(5, 2, 3), torch.zeros(5, 2, dtype=torch.long)).shape
     torch.Size([5, 2])

@@ -68,6 +68,7 @@ def scale_gradient(state: Tree, w: float | Tensor, state_batch_dim: Any = None) 
     Returns the state in the same structure. Raises ValueError for rows without `state_batch_dim`.
     Cost: one multiplication a leaf in the backward pass.
 
+    >>> import bptt, torch
     >>> s = torch.ones(2, requires_grad=True)
     >>> bptt.scale_gradient(s, 1.25).sum().backward(); s.grad
     tensor([1.2500, 1.2500])
@@ -271,7 +272,15 @@ class Tape:
                 roots.append(value)
                 cotangents.append(c)
         if roots:
-            torch.autograd.backward(roots, cotangents, inputs=self._wanted())
+            try:
+                torch.autograd.backward(roots, cotangents, inputs=self._wanted())
+            except RuntimeError as error:
+                if "second time" in str(error):
+                    error.add_note(
+                        "bptt: no graph is used twice by the engine: the model or the loss must hold a tensor that carries a "
+                        "graph made outside; make it inside, or detach it."
+                    )
+                raise
         self.segment.problem.time.collect(self.segment.start, self.segment.stop, self.data)
         return state.cotangents(self.begin)
 

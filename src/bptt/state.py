@@ -5,6 +5,7 @@ through every function of this file untouched.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,22 +18,52 @@ Tree = Any
 
 def leaves(tree: Tree) -> list[Tensor]:
     """The leaves of `tree`, in pytree order; none for None."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if type(tree) is tuple and all(isinstance(leaf, Tensor) for leaf in tree):
+        return list(tree)  # the commonest states, without the cost of the general case
     return [] if tree is None else pytree.tree_leaves(tree)
 
 
 def flatten(tree: Tree) -> tuple[list[Tensor], Any]:
     """The leaves and the structure; `unflatten(*flatten(tree))` gives `tree` back, None included."""
+    if isinstance(tree, Tensor):
+        return [tree], _LEAF
+    if type(tree) is tuple and all(isinstance(leaf, Tensor) for leaf in tree):
+        return list(tree), _flat_tuple(len(tree))
     return ([], None) if tree is None else pytree.tree_flatten(tree)
+
+
+_LEAF = pytree.tree_structure(0)
+
+
+@cache
+def _flat_tuple(length: int) -> Any:
+    return pytree.tree_structure((0,) * length)
 
 
 def unflatten(values: Sequence[Any], structure: Any) -> Tree:
     """The inverse of `flatten`, with any values in the places of the leaves."""
-    return None if structure is None else pytree.tree_unflatten(values, structure)
+    if structure is _LEAF:
+        return values[0]
+    if structure is not None and structure is _flat_tuple(len(values)):
+        return tuple(values)
+    return None if structure is None else pytree.tree_unflatten(list(values), structure)
 
 
 def structure_of(tree: Tree) -> Any:
     """The structure alone; two trees of one shape of containers compare equal."""
     return flatten(tree)[1]
+
+
+def conform(tree: Tree, structure: Any) -> Tree:
+    """`tree` in exactly this structure, the keys of dicts in its order; ValueError where they are not one shape."""
+    own = structure_of(tree)
+    if own is structure or own == structure:
+        return tree
+    if structure is None or own is None:
+        raise ValueError
+    return unflatten(structure.flatten_up_to(tree), structure)
 
 
 def show(structure: Any) -> str:
@@ -51,6 +82,13 @@ def named_leaves(tree: Tree, name: str) -> list[tuple[str, Any]]:
     if tree is None:
         return []
     return [(name + pytree.keystr(path), leaf) for path, leaf in pytree.tree_flatten_with_path(tree)[0]]
+
+
+def fault(tree: Tree, name: str, wrong: Callable[[Any], bool]) -> tuple[str, Any] | None:
+    """(path, leaf) of the first leaf that is `wrong`, or None; paths are made only where there is a fault."""
+    if not any(wrong(leaf) for leaf in leaves(tree)):
+        return None
+    return next(pair for pair in named_leaves(tree, name) if wrong(pair[1]))
 
 
 def carries_cotangent(leaf: Tensor) -> bool:

@@ -20,6 +20,7 @@ class Chunk(NamedTuple):
         crosses; or (T,), which resets the whole state. None resets nothing.
     mask: bool (T, B) or (T,): False leaves that loss out, as for a padded step. None counts all.
 
+    >>> import bptt, torch
     >>> chunk = bptt.Chunk(torch.zeros(5, 2, 3), torch.zeros(5, 2))
     >>> chunk.is_start is None
     True
@@ -50,6 +51,9 @@ class _Piece:
         self.cotangents: dict[int, Tensor] = {}
 
 
+_UNSEEN = object()
+
+
 class Data(NamedTuple):
     """What a segment reads: steps [a, b), the leaves that ask for a gradient as fresh leaves (`tracked`)."""
 
@@ -68,6 +72,7 @@ class Timeline:
         self._pieces: list[_Piece] = []
         self.end = 0
         self._exhausted = False
+        self._forms: list[Any] = [_UNSEEN, _UNSEEN]
 
     def upto(self, step: float) -> int:
         """Pull chunks until `step` steps exist or the stream ends; how far it then reaches, at most `step`."""
@@ -81,13 +86,17 @@ class Timeline:
             if state.leaves(chunk.inputs)[0].shape[self.time_dim] == 0:
                 continue  # an empty tail is no step
             self._check(chunk)
+            chunk = chunk._replace(inputs=self._like(chunk.inputs, 0), targets=self._like(chunk.targets, 1))
             piece = _Piece(chunk, self.end, self.time_dim)
-            if self._pieces:
-                for one, other in zip(piece.structure, self._pieces[-1].structure, strict=True):
-                    checks.same_structure(one, other, "a chunk", "the chunk before it")
             self._pieces.append(piece)
             self.end = piece.stop
         return int(min(step, self.end))
+
+    def _like(self, tree: Tree, which: int) -> Tree:
+        """Inputs (0) or targets (1) in the structure of those of the first chunk."""
+        if self._forms[which] is _UNSEEN:
+            self._forms[which] = state.map_leaves(lambda leaf: leaf.new_empty(0), tree)
+        return checks.conformed(tree, self._forms[which], ("inputs", "targets")[which], "those of the first chunk")
 
     def _between(self, a: int, b: int) -> Iterator[tuple[_Piece, int, int]]:
         for i in range(bisect_right(self._pieces, a, key=lambda piece: piece.stop), len(self._pieces)):

@@ -66,6 +66,7 @@ def unroll(
     Cost: the strategy's; with k1 = k2 and no budget one forward and one backward call a window. One synchronisation
     with the device an update. Under `memory=` a parameter's hooks fire once a segment.
 
+    >>> import bptt, torch
     >>> model, loss = torch.nn.GRU(3, 4), bptt.per_step(torch.nn.MSELoss())
     >>> stream = [(torch.zeros(7, 2, 3), torch.zeros(7, 2, 4)), (torch.zeros(6, 2, 3), torch.zeros(6, 2, 4))]
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -78,6 +79,7 @@ def unroll(
 
     Source: Werbos 1990; Williams & Peng 1990; Tallec & Ollivier 2017, equation 7.
     """
+    arguments.gradient_possible()
     checks.no_graph(state, "state")
     if not callable(initial_state):
         checks.no_graph(initial_state, "initial_state")
@@ -128,6 +130,7 @@ def backward(
 
     Returns one `Update` with t0 = start = 0 and t1 = T; memory_bytes is the largest of the windows.
 
+    >>> import bptt, torch
     >>> encoder, decoder = torch.nn.Linear(2, 4), torch.nn.GRU(3, 4)
     >>> h0 = encoder(torch.ones(1, 5, 2))
     >>> loss = bptt.per_step(torch.nn.MSELoss())
@@ -135,6 +138,7 @@ def backward(
     >>> encoder.weight.grad is not None
     True
     """
+    arguments.gradient_possible()
     given = Chunk(*checks.chunk(chunk, time_dim))
     run = Run(
         model,
@@ -171,6 +175,7 @@ def evaluate(
     `.grad` are left as they were. Returns an `Evaluation`; a loss that is not finite is returned as it is.
     Raises ValueError or TypeError as `unroll` does. Cost: one forward a step, one chunk in memory at a time.
 
+    >>> import bptt, torch
     >>> model, loss = torch.nn.LSTM(3, 4), bptt.per_step(torch.nn.MSELoss())
     >>> result = bptt.evaluate(model, loss, [(torch.zeros(5, 2, 3), torch.zeros(5, 2, 4))] * 3)
     >>> result.steps

@@ -29,6 +29,7 @@ class ARTBP:
     Cost: one forward and one backward a step; memory for one window: mean_length steps in expectation, unbounded
     without `memory=`. Unbiased for frozen parameters; with updates in between, states are those of their time.
 
+    >>> import bptt
     >>> strategy = bptt.ARTBP(law=bptt.ConstantLaw(mean_length=4))
     >>> draws = iter([0.9, 0.1, 0.9])
     >>> for w in strategy.windows(lambda t: min(t, 3), lambda: next(draws)): print(w.start, w.stop, w.weights)

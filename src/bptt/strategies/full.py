@@ -17,6 +17,7 @@ class FullBPTT:
     One update, at the stream's end; `reduction="mean"` divides by the steps of the stream.
     Cost: one forward and one backward of T steps; memory for T steps, or any `memory=` for a replay.
 
+    >>> import bptt, torch
     >>> model, loss = torch.nn.RNN(3, 4), bptt.per_step(torch.nn.MSELoss())
     >>> update = bptt.backward(model, loss, (torch.zeros(9, 2, 3), torch.zeros(9, 2, 4)), strategy=bptt.FullBPTT())
     >>> update.start, update.t0, update.t1

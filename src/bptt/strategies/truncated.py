@@ -24,6 +24,7 @@ class TruncatedBPTT:
     Raises ValueError for k1 < 1 or k2 < k1. Biased: what a loss owes to steps before its window is dropped.
     Cost: k2 / k1 forwards and backwards of each step; memory for k2 steps.
 
+    >>> import bptt
     >>> [w.start for w in bptt.TruncatedBPTT(k1=2, k2=5).windows(lambda t: min(t, 7), draw=lambda: 0.0)]
     [0, 0, 1, 3]
 
