@@ -114,7 +114,8 @@ class Meter:
 def _recorded(storages: dict[int, int]) -> Iterator[None]:
     """Note identity and size of every storage that autograd saves in the block."""
 
-    outer = torch._C._autograd._top_saved_tensors_default_hooks(False)  # hooks don't stack by themselves
+    autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
+    outer = autograd._top_saved_tensors_default_hooks(False)  # hooks don't stack by themselves
     pack_outer, unpack_outer = outer or (torch.Tensor.detach, lambda tensor: tensor)
 
     def pack(tensor: Tensor) -> Any:

@@ -16,8 +16,8 @@ Recurrence = Callable[..., tuple[Tree, Tree]]
 
 A recurrence whose call names these keywords gets them, so that it need not be called in pieces:
 is_start: bool (T, B) or (T,): rows to set to zeros before that step (only where no `initial_state=` is given);
-cotangent_weight: (T,) or (T, B): entry t multiplies the cotangent that comes to s_t from step t+1, the last entry that of
-the returned state, and never that of the outputs: w_t of equation (1).
+cotangent_weight: (T,) or (T, B): entry t multiplies the cotangent that comes to s_t from step t+1, the last entry that
+of the returned state, and never that of the outputs: w_t of equation (1).
 """
 
 Loss = Callable[[Tree, Tree], Any]
@@ -61,7 +61,12 @@ def scan(step: Recurrence, time_dim: int = 0) -> Recurrence:
     arguments.callable_(step, "step")
     if isinstance(step, nn.Module):
         return Scan(step, time_dim)
-    return lambda inputs, state: _scan(step, inputs, state, time_dim)
+
+    def recurrence(inputs: Tree, state: Tree) -> tuple[Tree, Tree]:
+        return _scan(step, inputs, state, time_dim)
+
+    recurrence.__name__ = f"scan({checks.named(step)})"
+    return recurrence
 
 
 def _scan(step: Recurrence, inputs: Tree, carried: Tree, time_dim: int) -> tuple[Tree, Tree]:

@@ -189,6 +189,8 @@ class Segment:
         outputs: list[Tree] = []
         parts = state.split(data.inputs, p.time_dim, [b - a for a, b in self.calls])
         rows = p.time.rows(self.start, self.stop, "is_start")
+        if rows is not None and p.batch_dim is not None:
+            checks.rows_of_state(carried, rows[0], p.batch_dim)
         for (a, b), inputs in zip(self.calls, parts, strict=True):
             carried = self._boundary(a, carried, None if rows is None else rows[a - self.start])
             keywords = self._native(a, b, None if rows is None else rows[a - self.start : b - self.start], carried)
@@ -277,8 +279,8 @@ class Tape:
             except RuntimeError as error:
                 if "second time" in str(error):
                     error.add_note(
-                        "bptt: no graph is used twice by the engine: the model or the loss must hold a tensor that carries a "
-                        "graph made outside; make it inside, or detach it."
+                        "bptt: the engine uses no graph twice, so the model or the loss holds a tensor whose graph was "
+                        "made outside: make it inside, or detach it."
                     )
                 raise
         self.segment.problem.time.collect(self.segment.start, self.segment.stop, self.data)

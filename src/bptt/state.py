@@ -63,7 +63,10 @@ def conform(tree: Tree, structure: Any) -> Tree:
         return tree
     if structure is None or own is None:
         raise ValueError
-    return unflatten(structure.flatten_up_to(tree), structure)
+    values = structure.flatten_up_to(tree)
+    if not all(isinstance(value, Tensor) for value in values):
+        raise ValueError
+    return unflatten(values, structure)
 
 
 def show(structure: Any) -> str:
