@@ -101,6 +101,15 @@ def finite(values: Tensor, first: int) -> None:
     )
 
 
+def some_gradient(differentiable: bool) -> None:
+    """Losses with a graph."""
+    if not differentiable:
+        raise ValueError(
+            "the losses carry no graph, so there is no gradient: does the model or the loss detach, or run under "
+            "torch.no_grad()? To look at a loss alone, use bptt.evaluate."
+        )
+
+
 def unchanged(before: list[int], now: list[int]) -> None:
     """Stored states that nobody has written to."""
     if before != now:

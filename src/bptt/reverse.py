@@ -68,6 +68,7 @@ def run(
     cotangent: list[Tensor | None] | None = None
     found: list[tuple[Tensor, Tree, Any]] = []
     forward_steps = memory_bytes = 0
+    differentiable = False
     noted: Snapshot | None = None
 
     for action in actions(len(segments), plan.slots if plan else 1):
@@ -90,6 +91,7 @@ def run(
                     tape, saved = meter.tape(segment, working, key)
                     if tape.losses is not None:
                         found.append((tape.losses.detach(), tape.aux, tape.valid))
+                        differentiable |= tape.losses.requires_grad
                         if whole:
                             checks.finite(found[0][0], window.first)
                     after = tape.after if after is None else after
@@ -105,6 +107,7 @@ def run(
             case Free(step):
                 del stored[step]
 
+    checks.some_gradient(differentiable)
     losses = torch.cat([values for values, _, _ in reversed(found)])
     if not whole:
         checks.finite(losses, window.first)
