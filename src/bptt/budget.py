@@ -69,17 +69,14 @@ class _Saved:
         return max(self._points[n] + max(slope, 0) * (steps - n), 0)
 
     def measure(self, probe: "_Probe", size: int) -> None:
-        """One step, then twice as many as long as they promise to fit; and the same steps in several calls."""
+        """One step, then twice as many as long as they promise to fit; and two steps in two calls."""
         if not self._points:
-            self._points[1] = probe.saved(0, 1, [])
-            n = min(probe.steps, 16)
-            if n > 1:
-                self._points[n] = probe.saved(0, n, [])
-                apart = probe.saved(0, n, [probe.window.start + t for t in range(1, n)])
-                self._by_call = max(0, apart - self._points[n]) / (n - 1)
+            self._points[1] = self._by_call = probe.saved(0, 1, [])
         while (last := max(self._points)) < probe.steps and self._joined(2 * last) <= size:
             n = min(2 * last, probe.steps)
             self._points[n] = probe.saved(0, n, [])
+            if n == 2:
+                self._by_call = max(0, probe.saved(0, n, [probe.window.start + 1]) - self._points[n])
 
     def correct(self, probe: "_Probe", segment: int) -> bool:
         """Measure the fullest segment of a plan, if that kind is new; whether it saves more than was thought."""
@@ -124,8 +121,7 @@ class _Probe:
     @property
     def states(self) -> int:
         """Bytes beside slots and saved tensors: the states worked from, last, and next window's, two cotangents."""
-        kept = self.window.start < self.window.keep < self.window.stop
-        return (4 + kept) * state.nbytes(self.begin)
+        return 5 * state.nbytes(self.begin)
 
     def fullest(self, segment: int) -> tuple[int, int]:
         """The number of the segment with the most calls, and how many those are."""

@@ -102,8 +102,12 @@ class Meter:
         if not self._closures_known and tape.losses is not None:
             self._apart += _leaves_of(tape)
             self._closures_known = True
-        states = (*state.leaves(tape.begin), *state.leaves(tape.after), *state.leaves(segment.kept))
-        apart = {leaf.untyped_storage()._cdata for leaf in (*self._apart, *states)} | segment.problem.time.storages()
+        counted = (*state.leaves(tape.begin), *state.leaves(tape.after), *state.leaves(segment.kept))
+        stream = (
+            *state.leaves(tape.data.inputs),
+            *state.leaves(tape.data.targets),
+        )  # joined from several chunks or not
+        apart = {leaf.untyped_storage()._cdata for leaf in (*self._apart, *counted, *stream)}
         saved = sum(size for storage, size in storages.items() if storage not in apart)
         if key is not None:
             self._saved[key] = saved

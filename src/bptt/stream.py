@@ -176,7 +176,3 @@ class Timeline:
     def drop(self, before: int) -> None:
         """Forget the chunks that lie wholly before step `before`; those with cotangents not yet taken stay."""
         self._pieces = [piece for piece in self._pieces if piece.stop > before or piece.cotangents]
-
-    def storages(self) -> set[int]:
-        """The storages of the chunks held, by identity."""
-        return {value.untyped_storage()._cdata for piece in self._pieces for value in piece.values}
