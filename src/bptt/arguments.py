@@ -88,8 +88,11 @@ def params(values: Iterable[Tensor] | None) -> list[Tensor] | None:
     """Tensors that require a gradient."""
     if values is None:
         return None
-    if isinstance(values, Tensor):
-        raise TypeError("params= takes an iterable of tensors; wrap the one tensor in a list.")
+    if isinstance(values, Tensor) or not isinstance(values, Iterable):
+        raise TypeError(
+            f"params= takes an iterable of tensors such as model.parameters(), not {type(values).__name__}; wrap a single "
+            f"tensor in a list."
+        )
     tensors = list(values)
     if not tensors:
         raise ValueError("params= is empty: leave it out to give a gradient to all leaves.")

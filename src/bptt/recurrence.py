@@ -73,9 +73,11 @@ def _scan(step: Recurrence, inputs: Tree, carried: Tree, time_dim: int) -> tuple
     columns, structure = state.flatten(inputs)
     outputs: list[Tree] = []
     for row in zip(*(column.unbind(time_dim) for column in columns), strict=True):
-        result = step(state.unflatten(row, structure), carried)
-        y, carried = checks.pair(result, "the step")
+        y, after = checks.pair(step(state.unflatten(row, structure), carried), "the step")
+        if not outputs:  # later calls could fail inside the step before anyone sees why
+            checks.conformed(after, carried, "the state that the step returns", "the one it was given")
         outputs.append(y)
+        carried = after
     stacked = zip(*(state.leaves(y) for y in outputs), strict=True)
     joined = [torch.stack(column, min(time_dim, column[0].dim())) for column in stacked]
     return state.unflatten(joined, state.structure_of(outputs[0])), carried
