@@ -1,0 +1,90 @@
+"""The character model that `bptt train` trains, and the text it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+import bptt
+from bptt.cli.printing import UserError
+from bptt.data import Vocabulary
+
+CELLS: dict[str, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+EMBEDDING = 64
+"""Numbers that stand for one character; enough for alphabets of a few hundred."""
+
+State = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+
+
+class CharModel(nn.Module):
+    """Embedding, recurrent layers, one score a character: a recurrence `(inputs, state) -> (scores, state)`.
+
+    Arguments:
+        characters: size of the vocabulary.
+        cell: "rnn", "gru" or "lstm".
+        hidden: units of a layer.
+        layers: layers on top of each other.
+    """
+
+    def __init__(self, characters: int, cell: str, hidden: int, layers: int = 1) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(characters, EMBEDDING)
+        self.recurrent = CELLS[cell](EMBEDDING, hidden, layers)
+        self.decoder = nn.Linear(hidden, characters)
+
+    def forward(self, inputs: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:
+        """Scores (T, B, characters) for the character after each of `inputs`, ids (T, B) int64; and the state."""
+        hidden, last = self.recurrent(self.embedding(inputs), state)
+        return self.decoder(hidden), last
+
+    def initial_state(self, batch: int) -> State:
+        """Zeros (layers, batch, hidden); for an LSTM two of them."""
+        layer = self.recurrent
+        zeros = self.decoder.weight.new_zeros(layer.num_layers, batch, layer.hidden_size)
+        return (zeros, zeros.clone()) if isinstance(layer, nn.LSTM) else zeros
+
+
+def build(characters: int, cell: str, hidden: int, layers: int) -> CharModel:
+    """A `CharModel`. Raises UserError if it doesn't fit into memory."""
+    try:
+        return CharModel(characters, cell, hidden, layers)
+    except (RuntimeError, MemoryError, TypeError, OverflowError):  # torch has no error of its own for too large a size
+        raise UserError(f"--hidden {hidden} --layers {layers}: no memory for a model of this size") from None
+
+
+loss = bptt.per_step(nn.CrossEntropyLoss())
+"""Cross entropy of each next character in nats: scores (T, B, characters), targets (T, B) -> (T, B)."""
+
+
+@torch.no_grad()
+def write(
+    model: CharModel,
+    vocabulary: Vocabulary,
+    prompt: str,
+    length: int,
+    temperature: float,
+    generator: torch.Generator,
+) -> Iterator[str]:
+    """The characters that `model` writes after `prompt`, one by one.
+
+    Without a prompt the model is started by a newline, or by the first character where the text has no newline.
+
+    Arguments:
+        temperature: scores are divided by it; 0 takes the likeliest character.
+        generator: on the CPU, whatever the device of the model, so that a seed writes one text everywhere.
+
+    Raises: ValueError, at the first character, if the prompt holds one that is not in the vocabulary.
+    """
+    start = "\n" if "\n" in vocabulary.characters else vocabulary.characters[0]
+    ids = vocabulary.encode(prompt or start)
+    state = model.initial_state(1)
+    for _ in range(length):
+        scores, state = model(ids[:, None].to(model.decoder.weight.device), state)
+        last = scores[-1, 0].cpu().double()
+        if temperature == 0:
+            ids = last.argmax()[None]
+        else:  # relative to the largest, so that no temperature, however small, overflows
+            ids = torch.multinomial(((last - last.max()) / temperature).softmax(0), 1, generator=generator)
+        yield vocabulary.decode(ids)

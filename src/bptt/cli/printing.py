@@ -1,0 +1,95 @@
+"""What people see: errors of one line, and text from data, prompts and file names made safe to show."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+
+class UserError(Exception):
+    """What the user gave cannot work; shown as one line on stderr.
+
+    Arguments:
+        message: what was given, why it is impossible, what to do.
+        code: exit code of the command.
+    """
+
+    def __init__(self, message: str, code: int = 2) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@contextlib.contextmanager
+def user_errors(prefix: str = "") -> Iterator[None]:
+    """Turn what library calls raise for impossible input, too little device memory included, into `UserError`."""
+    try:
+        yield
+    except (ValueError, TypeError, torch.OutOfMemoryError) as error:
+        raise UserError(f"{prefix}{error}") from error
+
+
+def printable(text: str) -> str:
+    r"""`text` with every character that is no visible character, space, tab or newline written as an escape.
+
+    So a text can't move the cursor, change colours, or reverse the reading order of what is printed around it.
+
+    >>> printable("[/b] \x1b[31mred <script>")
+    '[/b] \\x1b[31mred <script>'
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(text: str) -> str:
+    r"""`printable`, with newlines and runs of spaces as one space.
+
+    >>> one_line("no file\n  a\x07b")
+    'no file a\\x07b'
+    """
+    return " ".join(printable(text).split())
+
+
+def quantity(value: float, unit: str = "") -> str:
+    """A number of three digits with k, M or G, and its unit.
+
+    >>> quantity(63_120, "char/s"), quantity(950), quantity(1_234_567)
+    ('63.1k char/s', '950', '1.23M')
+    """
+    scale = next((s for s in (1e9, 1e6, 1e3) if abs(value) >= s), 1.0)
+    suffix = {1e9: "G", 1e6: "M", 1e3: "k", 1.0: ""}[scale]
+    return f"{value / scale:.3g}{suffix} {unit}".rstrip()
+
+
+def bits(value: float) -> str:
+    """Bits per character with three decimals, or shorter where a run has diverged.
+
+    >>> bits(1.7688), bits(3.9e29)
+    ('1.769', '3.9e+29')
+    """
+    return f"{value:.3f}" if value < 1000 else f"{value:.3g}"
+
+
+def size(count: float) -> str:
+    """A number of bytes, as `--memory` takes it.
+
+    >>> size(512 * 2**20), size(1000)
+    ('512MiB', '1000B')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.4g}{unit}"
+
+
+def duration(seconds: float) -> str:
+    """A time a person reads at a glance.
+
+    >>> duration(8.25), duration(84), duration(7384)
+    ('8.2 s', '1 min 24 s', '2 h 3 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,67 @@
+"""What a run shows while it trains: a bar with its numbers on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from bptt.cli.printing import bits, printable, quantity, size
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """What the bar shows: nats and bits a character (smoothed), characters/s, gradient norm, share clipped, bytes."""
+
+    loss: float
+    bpc: float
+    speed: float
+    grad_norm: float
+    clip_rate: float
+    memory_bytes: float
+
+    def __str__(self) -> str:
+        return (
+            f"loss {bits(self.loss)}  {bits(self.bpc)} bits/char  {quantity(self.speed, 'char/s')}  "
+            f"gradient {self.grad_norm:.2g}, {self.clip_rate:.0%} clipped  {size(self.memory_bytes)}"
+        )
+
+
+class Display(Progress):
+    """A progress bar with a line of numbers under it; without a terminal only `say` shows anything."""
+
+    def __init__(self) -> None:
+        # Nothing printed here is ever markup: texts, prompts and file names come from outside.
+        console = Console(markup=False, highlight=False, emoji=False)
+        self._numbers = ""
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+            expand=True,
+        )
+        self._bar = self.add_task("training", total=1.0)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar, and the numbers on a line of their own: side by side they need more than 80 columns."""
+        yield from super().get_renderables()
+        yield Text(self._numbers, no_wrap=True, overflow="ellipsis")
+
+    def show(self, fraction: float, numbers: Numbers) -> None:
+        """Move the bar."""
+        self._numbers = str(numbers)
+        self.update(self._bar, completed=fraction)
+
+    def say(self, text: Any = "") -> None:
+        """Print a line that stays, control characters escaped."""
+        self.console.print(Text(printable(str(text))), soft_wrap=True)

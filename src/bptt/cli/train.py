@@ -1,0 +1,163 @@
+"""`bptt train`."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+import bptt
+from bptt.cli.config import TrainConfig, parse_train
+from bptt.cli.folder import LOSS_PLOT, NORM_PLOT, PART, REPORT, RunFolder
+from bptt.cli.interrupt import Interrupt
+from bptt.cli.model import CharModel, build, write
+from bptt.cli.plots import loss_plot, norm_plot
+from bptt.cli.printing import UserError, bits, duration, one_line, user_errors
+from bptt.cli.progress import Display
+from bptt.cli.report import report
+from bptt.cli.strategies import Plan, plan
+from bptt.cli.training import NonFinite, Training
+from bptt.data import PYTHON_DOCS, Vocabulary, lanes, load_text, split
+
+SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 400, 0.6
+
+
+def run(words: Sequence[str]) -> int:
+    """Train as `words` say; the exit code."""
+    config = parse_train(words)
+    strategy = plan(config)
+    device = _device(config.device)
+    folder = RunFolder(config.out, config.overwrite)  # before anything that takes time
+    training = None
+    try:
+        with Interrupt() as interrupt, Display() as display:
+            training = _prepare(config, strategy, device, folder, display)
+            return _train(training, display, interrupt)
+    except UserError as error:
+        if error.code == 2 and (training is None or training.history.step == 0):
+            folder.discard()
+        raise
+    except OSError as error:
+        raise UserError(f"{folder.path}: writing failed ({error.strerror})", 1) from None
+    finally:
+        folder.close()
+
+
+def _prepare(
+    config: TrainConfig, strategy: Plan, device: torch.device, folder: RunFolder, display: Display
+) -> Training:
+    with user_errors(prefix="--data "):
+        text = load_text(config.data)
+    vocabulary = Vocabulary.of(text)
+    with user_errors(prefix=f"--batch {config.batch}: "):
+        train_ids, validation_ids = split(vocabulary.encode(text))
+        train = lanes(train_ids, config.batch)
+    # Each lane starts from the zero state, so lanes of validation are few enough for that not to count.
+    validation = lanes(validation_ids, max(1, min(config.batch, len(validation_ids) // 1000)))
+    if config.sequence_length is not None and config.sequence_length > len(train) - 1:
+        raise UserError(
+            f"--sequence-length {config.sequence_length}: with --batch {config.batch} a lane of this text has only "
+            f"{len(train) - 1} characters to predict; give that or less"
+        )
+    torch.manual_seed(config.seed)
+    with user_errors():
+        model = build(len(vocabulary), config.cell, config.hidden, config.layers).to(device)
+    source = "Python documentation" if config.data == PYTHON_DOCS else config.data
+    display.say(f"text        {one_line(source)}, {len(text):,} characters, {len(vocabulary)} of them distinct")
+    display.say(
+        f"validation  the last {len(validation_ids):,} characters, in {validation.shape[1]} lanes, state carried"
+    )
+    display.say(f"model       {describe(config)}, {parameters(model):,} parameters, on {device}")
+    display.say(f"run folder  {one_line(str(folder.path))}")
+    if not folder.held:
+        folder.publish(config, vocabulary)
+    return Training(config, strategy, model, vocabulary, train, validation, folder)
+
+
+def _train(training: Training, display: Display, interrupt: Interrupt) -> int:
+    began = time.monotonic()
+    failure = None
+    try:
+        training.run(display, interrupt)
+    except NonFinite as error:
+        failure = str(error).rstrip(".")
+    display.stop()
+    folder = training.folder
+    path = one_line(str(folder.path))
+    ended = _ended(training, failure, interrupt.asked, path)
+    sample = "" if failure else _sample(training)
+    seconds = time.monotonic() - began
+    if folder.published:
+        _write_results(training, _ended(training, failure, interrupt.asked, "this folder"), sample, seconds)
+    if failure:
+        raise UserError(f"{ended} A lower --lr or --clip may help", 1)
+    display.say(f"\nsample at temperature {SAMPLE_TEMPERATURE}:\n\n{sample}\n")
+    display.say(f"{ended} Took {duration(seconds)}.")
+    display.say(f"Weights, report.md, plots and metrics are in {path}")
+    display.say(f"More text:  bptt sample {one_line(shlex.quote(str(folder.path)))} --temperature {SAMPLE_TEMPERATURE}")
+    return 130 if interrupt.asked else 0
+
+
+def _ended(training: Training, failure: str | None, interrupted: bool, path: str) -> str:
+    """How the run ended and what it leaves, in one line."""
+    history, folder = training.history, training.folder
+    updates = f"after {history.step:,} updates"
+    if not failure:
+        how = "Interrupted" if interrupted else "Finished"
+        points = history.validations
+        return f"{how} {updates}: " + (
+            f"validation {bits(points[-1].bpc)} bits per character." if points else "not validated yet."
+        )
+    if not folder.published:
+        return f"Stopped {updates}: {failure}. {path} still holds the run before it, and {PART} of this one."
+    if training.saved_step is None:
+        return f"Stopped {updates}: {failure}. No weights were saved; metrics and plots are in {path}."
+    return f"Stopped {updates}: {failure}. The weights of update {training.saved_step:,} are in {path}."
+
+
+def _write_results(training: Training, ended: str, sample: str, seconds: float) -> None:
+    config, history, folder = training.config, training.history, training.folder
+    title = describe(config)
+    folder.replace(LOSS_PLOT, partial(loss_plot, history, title))
+    folder.replace(NORM_PLOT, partial(norm_plot, history, title))
+    facts = {
+        "model": f"{title}, {parameters(training.model):,} parameters",
+        "alphabet": f"{len(training.vocabulary)} characters, those of the validation text included",
+        "versions": f"bptt {bptt.__version__}, torch {torch.__version__}",
+    }
+    folder.write(REPORT, report(config, history, ended, facts, sample, seconds))
+
+
+def _sample(training: Training) -> str:
+    """What the model makes of "The ", or of nothing where the alphabet is another one."""
+    model, vocabulary = training.model, training.vocabulary
+    prompt = "The " if set("The ") <= set(vocabulary.characters) else ""
+    generator = torch.Generator().manual_seed(training.config.seed)
+    return prompt + "".join(write(model, vocabulary, prompt, SAMPLE_LENGTH, SAMPLE_TEMPERATURE, generator))
+
+
+def describe(config: TrainConfig) -> str:
+    """The model and how it is trained, in one phrase."""
+    layers = f"{config.layers} layers of " if config.layers > 1 else ""
+    return f"{config.cell} of {layers}{config.hidden} units, {config.strategy}, {config.optimizer} {config.lr:g}"
+
+
+def parameters(model: CharModel) -> int:
+    """How many numbers are learned."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device("cpu") if found is None else found
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # the meta device has sizes but no values
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--device {name}: torch cannot use it here ({reason}). See bptt doctor") from None
+    return device

@@ -1,0 +1,6 @@
+"""Text as streams: characters to ids, ids to contiguous lanes, lanes to chunks with the state carried."""
+
+from bptt.data.lanes import chunks, continuous, lanes
+from bptt.data.text import PYTHON_DOCS, Vocabulary, load_text, split
+
+__all__ = ["PYTHON_DOCS", "Vocabulary", "chunks", "continuous", "lanes", "load_text", "split"]

@@ -1,0 +1,125 @@
+"""A long text as contiguous lanes, read side by side, with the state carried from chunk to chunk."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from bptt import Chunk
+
+
+def lanes(ids: torch.Tensor, batch: int) -> torch.Tensor:
+    """Cut one text into `batch` contiguous stretches, each a column.
+
+    Arguments:
+        ids: (N,), any dtype: the text in order.
+        batch: number of lanes.
+
+    Returns: (T, batch), T = N // batch, where column b is `ids[b*T : (b+1)*T]`. The last N % batch ids are left out.
+
+    Raises: ValueError if `batch` is less than 1 or a lane would hold fewer than two ids (one and the next).
+
+    >>> lanes(torch.arange(7), batch=2)
+    tensor([[0, 3],
+            [1, 4],
+            [2, 5]])
+    """
+    if batch < 1:
+        raise ValueError(f"lanes(batch={batch}): must be at least 1.")
+    if len(ids) < 2 * batch:
+        raise ValueError(
+            f"a text of {len(ids)} characters is too short for a batch of {batch}: each lane needs two characters, "
+            f"{2 * batch} in all. Use a longer text or a batch of at most {len(ids) // 2}."
+        )
+    steps = len(ids) // batch
+    return ids[: steps * batch].view(batch, steps).t().contiguous()
+
+
+def chunks(lanes: torch.Tensor, length: int, epochs: int | None = 1) -> Iterator[Chunk]:
+    """The stream of chunks over `lanes`; the target of each character is the next one in its lane.
+
+    Every character of a lane but its first is a target exactly once an epoch; the last chunk of an epoch may be short.
+    Each epoch starts the lanes afresh, which is a jump in the text: its first step is marked in `is_start`, so that no
+    state and no cotangent crosses it.
+
+    Arguments:
+        lanes: (T, B), T >= 2.
+        length: steps a chunk; the last one of an epoch holds what is left.
+        epochs: how often the lanes are read; None reads them for ever.
+
+    Returns: an iterator of `bptt.Chunk(inputs, targets, is_start)`: inputs and targets (length, B), is_start (length,)
+        in the first chunk of an epoch and None in the others.
+
+    Raises: ValueError, at the call, for lanes shorter than two steps, or length or epochs below 1.
+
+    >>> stream = list(chunks(lanes(torch.arange(5), batch=1), length=3))
+    >>> [chunk.inputs.flatten().tolist() for chunk in stream]
+    [[0, 1, 2], [3]]
+    >>> [chunk.targets.flatten().tolist() for chunk in stream]
+    [[1, 2, 3], [4]]
+    """
+    if lanes.ndim != 2 or len(lanes) < 2:
+        raise ValueError(f"chunks(lanes): needs shape (T, B) with T >= 2, but this is {tuple(lanes.shape)}.")
+    if length < 1:
+        raise ValueError(f"chunks(length={length}): must be at least 1.")
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"chunks(epochs={epochs}): must be at least 1, or None for ever.")
+    inputs, targets = lanes[:-1], lanes[1:]
+
+    def stream() -> Iterator[Chunk]:
+        for _ in itertools.count() if epochs is None else range(epochs):
+            for start in range(0, len(inputs), length):
+                part = slice(start, start + length)
+                is_start = None
+                if start == 0:
+                    is_start = torch.zeros(len(inputs[part]), dtype=torch.bool, device=inputs.device)
+                    is_start[0] = True
+                yield Chunk(inputs[part], targets[part], is_start)
+
+    return stream()
+
+
+def continuous(stream: Iterable[Chunk]) -> Iterator[Chunk]:
+    """Pass a next-step stream on, and stop at the first chunk that doesn't go on where the one before it ended.
+
+    State carried over a jump in the data (a shuffled loader, lanes cut as rows) trains on nonsense without any error.
+    Where targets are the next inputs, continuity can be seen: a chunk's first inputs must be the targets that ended
+    the chunk before it, in every row that `is_start` doesn't reset there.
+
+    Arguments:
+        stream: chunks whose inputs and targets are tensors (T, B) of one dtype.
+
+    Returns: the same chunks. On an accelerator each costs a synchronisation, so check before moving them there.
+
+    Raises: ValueError that names the chunk and the row.
+
+    >>> ids = torch.arange(6)
+    >>> chunk = lambda a, b: Chunk(ids[a:b, None], ids[a + 1 : b + 1, None])
+    >>> len(list(continuous([chunk(0, 2), chunk(2, 4)])))
+    2
+    >>> list(continuous([chunk(0, 2), chunk(3, 5)]))
+    Traceback (most recent call last):
+    ...
+    ValueError: chunk 1, row 0: starts with 3, but chunk 0 ended with target 2. Rows of one stream must be contiguous: \
+don't shuffle, or mark the jump in is_start.
+    """
+    ended: torch.Tensor | None = None
+    for number, chunk in enumerate(stream):
+        if ended is not None:
+            first = chunk.inputs[0]
+            if first.shape != ended.shape:
+                raise ValueError(f"chunk {number}: has {len(first)} rows, but chunk {number - 1} had {len(ended)}.")
+            jumps = first != ended
+            if chunk.is_start is not None:
+                jumps = jumps & ~chunk.is_start[0]
+            if jumps.any():
+                row = int(jumps.nonzero()[0, 0])
+                raise ValueError(
+                    f"chunk {number}, row {row}: starts with {first[row].item()}, but chunk {number - 1} ended with "
+                    f"target {ended[row].item()}. Rows of one stream must be contiguous: don't shuffle, or mark the "
+                    "jump in is_start."
+                )
+        ended = chunk.targets[-1]
+        yield chunk
