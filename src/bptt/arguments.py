@@ -90,7 +90,7 @@ def params(values: Iterable[Tensor] | None) -> list[Tensor] | None:
         return None
     if isinstance(values, Tensor) or not isinstance(values, Iterable):
         raise TypeError(
-            f"params= takes an iterable of tensors such as model.parameters(), not {type(values).__name__}; wrap a single "
+            f"params= takes an iterable of tensors such as model.parameters(), not {type(values).__name__}; wrap one "
             f"tensor in a list."
         )
     tensors = list(values)
