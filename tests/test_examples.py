@@ -1,0 +1,80 @@
+"""The examples run and say something, the pages' code runs as written, and the benchmarks still start."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+QUICK = {"influence_balancing": ["--steps", "300"], "overhead": ["--quick"], "long_sequence": ["--quick"]}
+
+
+@pytest.fixture(autouse=True)
+def leave_torch_as_it_was():
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng():
+        yield
+    torch.set_num_threads(threads)
+
+
+def name_of(path: Path) -> str:
+    return path.name
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
+def test_example_runs_and_says_something(path, capsys):
+    assert len(path.read_text().splitlines()) <= 80
+    runpy.run_path(str(path), run_name="__main__")
+    assert capsys.readouterr().out.strip()
+
+
+def test_there_are_examples():
+    assert {"detach_loop", "encoder_decoder", "long_sequence", "own_step"} <= {path.stem for path in EXAMPLES}
+
+
+def python_blocks(page: Path) -> list[tuple[int, str]]:
+    """The python blocks of a page, each with the line it starts on."""
+    text = page.read_text()
+    found = re.finditer(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [(text.count("\n", 0, block.start(1)) + 1, block.group(1)) for block in found]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_code_of_a_page_runs_in_order(page, tmp_path, monkeypatch):
+    """The blocks of a page build on one another: they share one namespace."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace: dict[str, object] = {"__name__": page.stem}
+    for line, code in python_blocks(page):
+        exec(compile("\n" * (line - 1) + code, str(page), "exec"), namespace)
+
+
+def test_the_readme_has_code():
+    assert len(python_blocks(ROOT / "README.md")) >= 5
+
+
+def test_every_relative_link_of_a_page_leads_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_benchmark_starts(name, monkeypatch, capsys):
+    """Every part of it once, on a fraction of the work: no target is judged, so no time is measured here."""
+    path = ROOT / "benchmarks" / f"{name}.py"
+    monkeypatch.setattr(sys, "argv", [str(path), *QUICK[name]])
+    monkeypatch.syspath_prepend(str(path.parent))
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(path), run_name="__main__")
+    assert stop.value.code == 0
+    assert "no target was judged" in capsys.readouterr().out
+
+
+def test_every_benchmark_is_started_here():
+    assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} == set(QUICK)
