@@ -1,11 +1,14 @@
 """Back-propagation through time for any stateful PyTorch model: full, truncated, randomised, in bounded memory."""
 
+from bptt import equations, nn
 from bptt.checks import NonFiniteLossError
+from bptt.diagnostics import Diagnosis, diagnose
 from bptt.engine import Evaluation, Update
+from bptt.gates import scale_gradient
 from bptt.memory import Checkpoints
 from bptt.recurrence import per_step, scan
 from bptt.schedules.laws import ConstantLaw, PolynomialLaw
-from bptt.segment import scale_gradient
+from bptt.spectrum import lyapunov
 from bptt.strategies import ARTBP, FullBPTT, TruncatedBPTT
 from bptt.stream import Chunk
 from bptt.unroll import backward, evaluate, unroll
@@ -17,6 +20,7 @@ __all__ = [
     "Checkpoints",
     "Chunk",
     "ConstantLaw",
+    "Diagnosis",
     "Evaluation",
     "FullBPTT",
     "NonFiniteLossError",
@@ -24,7 +28,11 @@ __all__ = [
     "TruncatedBPTT",
     "Update",
     "backward",
+    "diagnose",
+    "equations",
     "evaluate",
+    "lyapunov",
+    "nn",
     "per_step",
     "scale_gradient",
     "scan",

@@ -128,7 +128,7 @@ def model(value: Any, time_dim: Any) -> None:
             f"{named(inner)}(batch_first=True) reads time from axis 1: pass time_dim=1, with inputs and targets "
             f"(B, T, ...)."
         )
-    if batch_first is False and isinstance(inner, nn.RNNBase) and time_dim == 1:
+    if batch_first is False and isinstance(inner, nn.Module) and time_dim == 1:
         raise ValueError(
             f"time_dim=1, but {named(inner)} was built with batch_first=False: use time_dim=0 or rebuild it."
         )

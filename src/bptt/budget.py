@@ -45,19 +45,19 @@ class Budget:
 
 
 class _Saved:
-    """Bytes that a tape saves, by its steps and calls: measured points, straight lines between and beyond them.
+    """Bytes that a tape saves, by its steps and joints: measured points, straight lines between and beyond them.
 
     Affine in the steps for most models; kernels that change with the length bend the line, so lengths double until
-    the budget is reached. Each further call adds the same.
+    the budget is reached. Cuts between calls and resets count beside, each as the dearest one seen.
     """
 
     def __init__(self) -> None:
         self._points: dict[int, float] = {}
-        self._by_call = 0.0
-        self._known: set[tuple[int, int]] = set()
+        self._by_cut = self._by_reset = 0.0
+        self._known: set[tuple[int, int, int]] = set()
 
-    def __call__(self, steps: int, calls: int) -> float:
-        return self._joined(steps) + self._by_call * (calls - 1)
+    def __call__(self, steps: int, cuts: int, resets: int) -> float:
+        return self._joined(steps) + self._by_cut * cuts + self._by_reset * resets
 
     def _joined(self, steps: int) -> float:
         lengths = sorted(self._points)
@@ -69,29 +69,36 @@ class _Saved:
         return max(self._points[n] + max(slope, 0) * (steps - n), 0)
 
     def measure(self, probe: "_Probe", size: int) -> None:
-        """One step, then twice as many as long as they promise to fit; and two steps in two calls."""
+        """One step, then twice as many as long as they promise to fit; two steps in two calls; a step that resets."""
         if not self._points:
-            self._points[1] = self._by_call = probe.saved(0, 1, [])
-        while (last := max(self._points)) < probe.steps and self._joined(2 * last) <= size:
+            self._points[1] = self._by_cut = probe.saved(0, 1, [])
+        if probe.resets and not self._by_reset:
+            t = probe.resets[-1]
+            self._by_reset = max(0, probe.saved(t, t + 1) - self._points[1])
+        while (last := max(self._points)) < probe.steps and self._joined(2 * last) + probe.states <= size:
             n = min(2 * last, probe.steps)
             self._points[n] = probe.saved(0, n, [])
-            if n == 2:
-                self._by_call = max(0, probe.saved(0, n, [probe.window.start + 1]) - self._points[n])
+            if n == 2 and 2 * self._points[1] + probe.states <= size:
+                self._by_cut = max(0, probe.saved(0, n, [probe.window.start + 1]) - self._points[n])
 
     def correct(self, probe: "_Probe", segment: int) -> bool:
-        """Measure the fullest segment of a plan, if that kind is new; whether it saves more than was thought."""
-        number, calls = probe.fullest(segment)
-        steps = min(segment, probe.steps)
-        if (steps, calls) in self._known or (calls == 1 and steps in self._points):
-            return False
-        thought = self(steps, calls)
-        found = probe.saved(number * segment, min((number + 1) * segment, probe.steps))
-        self._known.add((steps, calls))
-        if calls == 1:
-            self._points[steps] = found
-        elif found > thought:
-            self._by_call = (found - self._joined(steps)) / (calls - 1)
-        return found > thought
+        """Measure the segments of a plan that are of a new kind; whether one saves more than was thought."""
+        for number, cuts, resets in probe.kinds(segment):
+            start, stop = number * segment, min((number + 1) * segment, probe.steps)
+            kind = (stop - start, cuts, resets)
+            if kind in self._known or (cuts + resets == 0 and stop - start in self._points):
+                continue
+            thought = self(stop - start, cuts, resets)
+            found = probe.saved(start, stop)
+            self._known.add(kind)
+            if cuts + resets == 0:
+                self._points[stop - start] = found
+            elif found > thought:
+                more = (found - thought) / (cuts + resets)
+                self._by_cut, self._by_reset = self._by_cut + more, self._by_reset + more
+            if found > thought:
+                return True
+        return False
 
 
 @dataclass(frozen=True)
@@ -123,11 +130,18 @@ class _Probe:
         """Bytes beside slots and saved tensors: the states worked from, last, and next window's, two cotangents."""
         return 5 * state.nbytes(self.begin)
 
-    def fullest(self, segment: int) -> tuple[int, int]:
-        """The number of the segment with the most calls, and how many those are."""
-        inner = Counter(cut // segment for cut in self.cuts if cut % segment)
-        number, cuts = inner.most_common(1)[0] if inner else (0, 0)
-        return number, cuts + 1
+    @cached_property
+    def resets(self) -> list[int]:
+        """The steps at which rows reset, counted from the window's start."""
+        if self.problem.native_start:
+            return []
+        return [t - self.window.start for t in self.problem.time.resets(self.window.start, self.window.stop)]
+
+    def kinds(self, segment: int) -> list[tuple[int, int, int]]:
+        """(number, cuts inside, resets) of the first segment and of all that have any."""
+        cuts = Counter(cut // segment for cut in self.cuts if cut % segment)
+        resets = Counter(step // segment for step in self.resets)
+        return [(number, cuts[number], resets[number]) for number in sorted({0, *cuts, *resets})]
 
     def saved(self, start: int, stop: int, cuts: list[int] | None = None) -> int:
         """Bytes saved by a tape of steps [start, stop) of the window with all their losses."""
@@ -141,8 +155,11 @@ def _cheapest(probe: _Probe, size: int, saved: _Saved) -> Checkpoints:
     """Among segment lengths a tenth apart, the one that fits with the fewest steps and calls run."""
     one = max(1, state.nbytes(probe.begin))
 
+    def fullest(segment: int) -> float:
+        return max(saved(min(segment, probe.steps), cuts, resets) for _, cuts, resets in probe.kinds(segment))
+
     def slots(segment: int) -> int:
-        free = size - probe.states - saved(min(segment, probe.steps), probe.fullest(segment)[1])
+        free = size - probe.states - fullest(segment)
         return min(ceil(probe.steps / segment), int(free // one))
 
     best: tuple[float, Checkpoints] | None = None
@@ -158,7 +175,7 @@ def _cheapest(probe: _Probe, size: int, saved: _Saved) -> Checkpoints:
                 break
         segment = min(segment - 1, int(segment / 1.1))
     if best is None:
-        least = ceil(probe.states + saved(1, 1)) + one
+        least = ceil(probe.states + fullest(1)) + one
         raise ValueError(
             f"memory={size} can't hold a segment of one step: the least that works here is memory={least}."
         )

@@ -89,11 +89,12 @@ class Run:
             arguments.scale(scale),
         )
         arguments.clip(clip_cotangent)
-        if state is None and initial_state is None and not recurrence.is_layer(model):
+        default_dim = recurrence.default_batch_dim(model)
+        if state is None and initial_state is None and default_dim is None:
             arguments.no_state(model)
         if not callable(initial_state):
             checks.tensors(initial_state, "initial_state")
-        batch_dim = 1 if state_batch_dim is None and recurrence.is_layer(model) else state_batch_dim
+        batch_dim = default_dim if state_batch_dim is None else state_batch_dim
         arguments.batch_dim(batch_dim, state if state is not None else initial_state, clip_cotangent)
         self.problem = Problem(
             model=model,
@@ -111,6 +112,7 @@ class Run:
         self.memory = Budget(limits, self.meter) if isinstance(limits, int) else limits
         self.valid: Any = 0
         self.factor: Any = 1
+        self._fitting: Any = None
         self.owed: list[tuple[Tensor, Tensor]] = []
         self.owed_at_start: list[Tensor | None] = []
 
@@ -126,7 +128,7 @@ class Run:
             problem = (
                 self.problem if self.problem.clip is None else replace(self.problem, clip=self.problem.clip * factor)
             )
-            outcome = reverse.run(problem, window, begin, initial, self.memory, self.meter, factor / over)
+            outcome = reverse.run(problem, window, begin, initial, self.memory, self.meter, factor, over)
             self.valid += outcome.valid
             self._owe(window, carried, initial, outcome.cotangent)
             if not merge:
@@ -142,7 +144,7 @@ class Run:
                 mean_loss=mean(total, outcome.valid),
                 steps=window.steps,
                 state=outcome.after,
-                cotangent_norm=state.norm(outcome.cotangent, begin) / factor,
+                cotangent_norm=state.norm(outcome.cotangent, begin, factor),
                 aux=outcome.aux,
                 forward_steps=outcome.forward_steps,
                 memory_bytes=outcome.memory_bytes,
@@ -162,7 +164,7 @@ class Run:
             loss=total,
             mean_loss=mean(total, self.valid),
             steps=last.t1,
-            cotangent_norm=state.norm(self.owed_at_start, first.state) / self.factor,
+            cotangent_norm=state.norm(self.owed_at_start, first.state, self.factor),
             aux=state.join([u.aux for u in updates], self.problem.time_dim),
             forward_steps=sum(u.forward_steps for u in updates),
             memory_bytes=max(u.memory_bytes for u in updates),
@@ -193,8 +195,10 @@ class Run:
     def begin(self, window: Window, carried: Tree, initial: Initial | None) -> Tree:
         """The detached state before the window's first step."""
         begin = state.detach(initial.value if carried is None and initial else carried)
-        inputs = self.problem.time.read(window.start, window.start + 1).inputs
-        checks.state_fits(begin, recurrence.zero_state(self.problem.model, inputs, self.problem.time_dim))
+        inputs = self.problem.time.inputs_at(window.start)
+        if inputs is not self._fitting:  # once a chunk
+            checks.state_fits(begin, recurrence.zero_state(self.problem.model, inputs, self.problem.time_dim))
+            self._fitting = inputs
         return begin
 
     def initial(self, window: Window, carried: Tree) -> Initial | None:
@@ -210,7 +214,7 @@ class Run:
         elif self.initial_state is not None:
             value = self.initial_state
         else:
-            value = recurrence.zero_state(p.model, p.time.read(window.start, window.start + 1).inputs, p.time_dim)
+            value = recurrence.zero_state(p.model, p.time.inputs_at(window.start), p.time_dim)
             if value is None:
                 arguments.no_initial_state(p.model)
         if carried is not None:
@@ -238,9 +242,13 @@ class Run:
         self.owed += [(value, c) for value, c in given if c is not None and value.requires_grad]
 
     def _factor(self, begin: Tree) -> Any:
-        if not callable(self.scale):
-            return self.scale
-        return self.scale(torch.ones((), device=next((leaf.device for leaf in state.leaves(begin)), None)))
+        """`scale` as a number or a 0-d tensor, in float64 so that a bound times it isn't rounded to its dtype."""
+        factor = self.scale
+        if callable(factor):
+            factor = factor(torch.ones((), device=next((leaf.device for leaf in state.leaves(begin)), None)))
+        if isinstance(factor, Tensor) and factor.device.type != "mps":  # which has no float64
+            factor = factor.double()
+        return factor
 
     def _draw(self) -> float:
         device = "cpu" if self.generator is None else self.generator.device

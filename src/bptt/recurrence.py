@@ -135,8 +135,10 @@ class StepLoss:
         result = self.loss(outputs, targets)
         losses, aux = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
         losses = checks.losses(losses, steps, self.time_dim)
-        checks.tensors(aux, "aux")
-        return losses.movedim(min(self.time_dim, losses.dim() - 1), 0), state.detach(aux)
+        if aux is not None:
+            checks.tensors(aux, "aux")
+            aux = state.detach(aux)
+        return losses.movedim(min(self.time_dim, losses.dim() - 1), 0), aux
 
     def _tell_axes_apart(self, outputs: Tree, targets: Tree, steps: int) -> None:
         """Where another axis is as long as time, the shape proves nothing: ask once more with one step less."""
@@ -164,21 +166,33 @@ def accepts(model: Recurrence, keyword: str) -> bool:
     return keyword in parameters
 
 
-def is_layer(model: Recurrence) -> bool:
-    """Whether the model is a torch.nn recurrent layer (or made of one by subclass or compilation)."""
-    return isinstance(unwrapped(model), nn.RNNBase)
+def default_batch_dim(model: Recurrence) -> int | None:
+    """The axis of the rows in the state of a layer that has default zeros; None for any other recurrence.
+
+    Such layers are torch.nn's, with 1, and modules that name theirs: `zero_state(inputs)` and `state_batch_dim`.
+    """
+    layer = unwrapped(model)
+    return (
+        1 if isinstance(layer, nn.RNNBase) else getattr(layer, "state_batch_dim", None) if _makes_zeros(layer) else None
+    )
+
+
+def _makes_zeros(layer: Any) -> bool:
+    return isinstance(layer, nn.Module) and callable(getattr(layer, "zero_state", None))
 
 
 def zero_state(model: Recurrence, inputs: Tree, time_dim: int) -> Tree:
-    """The zeros that a torch.nn layer starts from, or None for any other recurrence.
+    """The zeros that a layer starts from, or None for a recurrence without default.
 
-    inputs: (T, B, I), or (B, T, I) under time_dim=1, or (T, I) unbatched. The state is (layers, B, H), for an LSTM
-    a pair of such tensors, in the dtype of the inputs.
+    inputs: (T, B, I), or (B, T, I) under time_dim=1, or (T, I) unbatched. For torch.nn the state is (layers, B, H),
+    for an LSTM a pair of such tensors, in the dtype of the inputs.
     """
-    layer = unwrapped(model)
+    layer: Any = unwrapped(model)
+    x = state.leaves(inputs)[0]
+    if _makes_zeros(layer):
+        return layer.zero_state(x)
     if not isinstance(layer, nn.RNNBase):
         return None
-    x = state.leaves(inputs)[0]
     batch = [x.shape[1 - time_dim]] if x.dim() == 3 else []
     hidden = x.new_zeros(layer.num_layers, *batch, layer.proj_size or layer.hidden_size)
     return (hidden, x.new_zeros(layer.num_layers, *batch, layer.hidden_size)) if layer.mode == "LSTM" else hidden

@@ -3,7 +3,6 @@
 Without a budget the window is one segment, so the schedule is one vjp: one graph and one backward call.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch import Tensor
 from bptt import checks, state
 from bptt.budget import Budget
 from bptt.memory import Checkpoints, Meter
-from bptt.replay import Snapshot
 from bptt.schedules.checkpoint import Advance, Free, Restore, Store, Vjp, actions
 from bptt.schedules.windows import Window
 from bptt.segment import Initial, Problem, Segment
@@ -41,26 +39,29 @@ def run(
     initial: Initial | None,
     memory: Checkpoints | Budget | None,
     meter: Meter,
-    seed: Any,
+    factor: Any,
+    divisor: float,
 ) -> Outcome:
     """Add the window's gradient to `.grad`, from the detached state `begin` before its first step.
 
-    seed: the factor on each step's loss. The losses are checked once, before anything reaches `.grad` where the window
+    factor, divisor: on each step's loss. The losses are checked once, before anything reaches `.grad` where the window
     is one segment. Cost: the schedule's advances and one forward and backward of every segment.
     """
     plan = memory.plan(problem, window, begin, initial) if isinstance(memory, Budget) else memory
     length = plan.segment if plan else window.stop - window.start
-    segments = [
-        Segment(problem, window, initial, a, min(a + length, window.stop))
-        for a in range(window.start, window.stop, length)
-    ]
-    whole = len(segments) == 1
+    whole = window.start + length >= window.stop
+    segments: list[Segment] = []
+    for a in range(window.start, window.stop, length):
+        before = segments[-1] if segments else None
+        b = min(a + length, window.stop)
+        segments.append(Segment(problem, window, initial, a, b, before=before, replays=not whole))
     key = (
         None
         if plan
         else (window.stop - window.start, len(segments[0].calls), tuple(x.shape for x in state.leaves(begin)))
     )
     one = state.nbytes(begin)
+    floating = state.nbytes([leaf for leaf in state.leaves(begin) if state.carries_cotangent(leaf)])
     stored, versions = {0: begin}, {0: _versions(begin)}
     working, at = begin, 0
     kept = begin if window.keep == window.start else None
@@ -69,14 +70,12 @@ def run(
     found: list[tuple[Tensor, Tree, Any]] = []
     forward_steps = memory_bytes = 0
     differentiable = False
-    noted: Snapshot | None = None
 
     for action in actions(len(segments), plan.slots if plan else 1):
         match action:
             case Advance(first, last):
                 for segment in segments[first:last]:
-                    with segment.noted(noted) as noted:
-                        working = segment.advance(working)
+                    working = segment.advance(working)
                     forward_steps += segment.stop - segment.start
                     kept = segment.kept if kept is None else kept
                 at = last
@@ -87,22 +86,19 @@ def run(
                 checks.unchanged(versions[step], _versions(working))
             case Vjp(step):
                 segment = segments[step]
-                with nullcontext() if whole else segment.noted(noted):
-                    tape, saved = meter.tape(segment, working, key)
-                    if tape.losses is not None:
-                        found.append((tape.losses.detach(), tape.aux, tape.valid))
-                        differentiable |= tape.losses.requires_grad
-                        if whole:
-                            checks.finite(found[0][0], window.first)
-                    after = tape.after if after is None else after
-                    kept = segment.kept if kept is None else kept
-                    cotangent = tape.pull(cotangent, seed)
+                tape, saved = meter.tape(segment, working, key)
+                if tape.losses is not None:
+                    found.append((tape.losses.detach(), tape.aux, tape.valid))
+                    differentiable |= tape.losses.requires_grad
+                    if whole:
+                        checks.finite(found[0][0], window.first)
+                after = tape.after if after is None else after
+                kept = segment.kept if kept is None else kept
+                cotangent = tape.pull(cotangent, factor, divisor)
                 forward_steps += segment.stop - segment.start
                 states = len(stored) + (at not in stored) + (window.start < window.keep < window.stop) + 1
-                pulled = sum(state.nbytes(c) for c in cotangent if c is not None) * (
-                    1 if step == len(segments) - 1 else 2
-                )
-                memory_bytes = max(memory_bytes, saved + states * one + pulled)
+                cotangents = 1 if step == len(segments) - 1 else 2
+                memory_bytes = max(memory_bytes, saved + states * one + cotangents * floating)
                 del tape
             case Free(step):
                 del stored[step]

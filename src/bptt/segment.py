@@ -16,92 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt import checks, state
+from bptt import checks, gates, state
 from bptt.recurrence import Recurrence, StepLoss
 from bptt.replay import Snapshot
 from bptt.schedules.windows import Window
 from bptt.state import Tree
 from bptt.stream import Data, Timeline
-
-
-class _Scale(torch.autograd.Function):
-    """The identity, whose vjp multiplies by w: the w_t of (1)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.w = w
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return cotangent * ctx.w, None
-
-
-class _Clip(torch.autograd.Function):
-    """The identity, whose vjp scales each row to a norm of at most `bound` over all leaves together."""
-
-    @staticmethod
-    def forward(ctx: Any, bound: Any, dims: list[int], *xs: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.bound, ctx.dims = bound, dims
-        return tuple(x.view_as(x) for x in xs)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        squares = [
-            c.abs().square().movedim(d, 0).reshape(c.shape[d], -1).sum(1)
-            for c, d in zip(cotangents, ctx.dims, strict=True)
-        ]
-        norms = torch.stack(squares).sum(0).sqrt()
-        factor = torch.where(norms > ctx.bound, ctx.bound / norms, torch.ones_like(norms))
-        return None, None, *(c * state.along(factor, d, c) for c, d in zip(cotangents, ctx.dims, strict=True))
-
-
-def scale_gradient(state: Tree, w: float | Tensor, state_batch_dim: Any = None) -> Tree:
-    """The gate of equation (1) alone, for a hand-written loop: the same state, its cotangent times w.
-
-        forward: s -> s        backward: c -> w · c                                       (1)
-
-    state: pytree of tensors; integer and boolean leaves pass through.
-    w: a number (0 detaches), a 0-d tensor, or a tensor (B,) of one weight a row.
-    state_batch_dim: the axis of the rows, an int or a pytree of ints; needed where w has rows.
-
-    Returns the state in the same structure. Raises ValueError for rows without `state_batch_dim`.
-    Cost: one multiplication a leaf in the backward pass.
-
-    >>> import bptt, torch
-    >>> s = torch.ones(2, requires_grad=True)
-    >>> bptt.scale_gradient(s, 1.25).sum().backward(); s.grad
-    tensor([1.2500, 1.2500])
-
-    Source: Tallec & Ollivier 2017, equation 7, https://arxiv.org/abs/1705.08209: with w = 0 at a cut of probability p
-    and 1/(1 - p) elsewhere the gradient is unbiased.
-    """
-    return _gate(state, w, checks.rows_weight(state, w, state_batch_dim))
-
-
-def _gate(carried: Tree, w: float | Tensor, batch_dim: Any) -> Tree:
-    values, structure = state.flatten(carried)
-    if not isinstance(w, Tensor) and w == 0:
-        return state.detach(carried)
-    gated = [
-        _Scale.apply(v, state.along(w, dim, v).to(v.device) if isinstance(w, Tensor) else w)
-        if state.carries_cotangent(v)
-        else v
-        for v, dim in zip(values, state.by_leaf(batch_dim, carried), strict=True)
-    ]
-    return state.unflatten(gated, structure)
-
-
-def _clip(carried: Tree, bound: Any, batch_dim: Any) -> Tree:
-    values, structure = state.flatten(carried)
-    dims = state.by_leaf(batch_dim, carried)
-    floating = [i for i, value in enumerate(values) if state.carries_cotangent(value)]
-    if floating:
-        clipped = _Clip.apply(bound, [dims[i] for i in floating], *(values[i] for i in floating))
-        values = list(values)
-        for i, value in zip(floating, clipped, strict=True):
-            values[i] = value
-    return state.unflatten(values, structure)
 
 
 @dataclass(frozen=True)
@@ -138,8 +58,11 @@ class Segment:
         start: int,
         stop: int,
         cuts: Iterable[int] | None = None,
+        before: "Segment | None" = None,
+        replays: bool = False,
     ) -> None:
         self.problem, self.window, self.initial, self.start, self.stop = problem, window, initial, start, stop
+        self.before, self.replays = before, replays
         self.kept: Tree = None
         self._snapshot: Snapshot | None = None
         within = sorted(cut for cut in (self._cuts() if cuts is None else cuts) if start < cut < stop)
@@ -160,58 +83,62 @@ class Segment:
     def advance(self, carried: Tree) -> Tree:
         """The state after the segment; no graph, no loss."""
         with torch.no_grad():
-            data = self.problem.time.read(self.start, self.stop)
-            return state.compact(self._unfold(carried, data)[1])
+            return self._unfold(carried, self.problem.time.read(self.start, self.stop))[2]
 
     def tape(self, carried: Tree, grad: bool = True) -> "Tape":
         """The segment as one graph from `carried`, which must be fresh leaves (`state.tracked`); or without a graph."""
         with torch.set_grad_enabled(grad):
             data = self.problem.time.read(self.start, self.stop)
-            outputs, end = self._unfold(carried, data)
+            outputs, end, after = self._unfold(carried, data)
             losses, aux, valid = self._losses(outputs, data)
-        return Tape(self, carried, end, state.compact(end), losses, aux, valid, data)
+        return Tape(self, carried, end, after, losses, aux, valid, data)
 
     @contextmanager
-    def noted(self, before: Snapshot | None) -> Iterator[Snapshot]:
-        """A block that evaluates the segment: the first time noise and buffers are noted, later they are put back."""
-        if self._snapshot is None:
+    def _repeatable(self) -> Iterator[None]:
+        """A block that calls the recurrence: noise and buffers are noted the first time, and put back later."""
+        if not self.replays:
+            yield
+        elif self._snapshot is None:
             tensors = state.leaves(self.problem.time.read(self.start, self.start + 1).inputs)
-            self._snapshot = Snapshot(self.problem.model, tensors, before)
-            yield self._snapshot
+            self._snapshot = Snapshot(self.problem.model, tensors, self.before._snapshot if self.before else None)
+            yield
         else:
             with self._snapshot.installed():
-                yield self._snapshot
+                yield
 
-    def _unfold(self, carried: Tree, data: Data) -> tuple[Tree, Tree]:
-        """Outputs of all steps and the state after them, call by call."""
+    def _unfold(self, carried: Tree, data: Data) -> tuple[Tree, Tree, Tree]:
+        """Outputs of all steps, and the state after them with its graph and without, call by call."""
         torch.clear_autocast_cache()  # weights cast under no_grad carry no graph, and those of a freed one are stale
         p = self.problem
         outputs: list[Tree] = []
         parts = state.split(data.inputs, p.time_dim, [b - a for a, b in self.calls])
-        rows = p.time.rows(self.start, self.stop, "is_start")
-        if rows is not None and p.batch_dim is not None:
-            checks.rows_of_state(carried, rows[0], p.batch_dim)
-        for (a, b), inputs in zip(self.calls, parts, strict=True):
-            carried = self._boundary(a, carried, None if rows is None else rows[a - self.start])
-            keywords = self._native(a, b, None if rows is None else rows[a - self.start : b - self.start], carried)
-            y, carried = checks.called(p.model, inputs, carried, keywords, a, b)
-            checks.outputs(y, b - a, p.time_dim)
-            outputs.append(y)
-            if b == self.window.keep:
-                self.kept = state.compact(carried)
-        return state.join(outputs, p.time_dim), carried
+        if data.is_start is not None and p.batch_dim is not None:
+            checks.rows_of_state(carried, data.is_start[0], p.batch_dim)
+        with self._repeatable():
+            for (a, b), inputs in zip(self.calls, parts, strict=True):
+                rows = None if data.is_start is None else data.is_start[a - self.start : b - self.start]
+                carried = self._boundary(a, carried, rows)
+                y, carried = checks.called(p.model, inputs, carried, self._native(a, b, rows, carried), a, b)
+                checks.outputs(y, b - a, p.time_dim)
+                outputs.append(y)
+                if b == self.window.keep and b < self.stop:
+                    self.kept = state.compact(carried)
+        after = state.compact(carried)
+        if self.window.keep == self.stop:
+            self.kept = after
+        return state.join(outputs, p.time_dim), carried, after
 
     def _boundary(self, t: int, carried: Tree, rows: Tensor | None) -> Tree:
         """The state before step t as step t sees it: gated by the clip and by w, its starting rows reset."""
         p = self.problem
         if p.clip is not None:
-            carried = _clip(carried, p.clip, p.batch_dim)
+            carried = gates.clip(carried, p.clip, p.batch_dim)
         if t in self.window.weights and t > self.window.start and not p.native_weight:
-            carried = _gate(carried, self.window.weights[t], p.batch_dim)
+            carried = gates.gate(carried, self.window.weights[t], p.batch_dim)
         if rows is not None and not p.native_start and p.time.resets(t, t + 1):
             assert self.initial is not None
-            checks.rows_of_state(carried, rows, p.batch_dim)
-            carried = state.replace_rows(carried, self.initial.leaves, rows, p.batch_dim)
+            checks.rows_of_state(carried, rows[0], p.batch_dim)
+            carried = state.replace_rows(carried, self.initial.leaves, rows[0], p.batch_dim)
         return carried
 
     def _native(self, a: int, b: int, rows: Tensor | None, carried: Tree) -> dict[str, Tensor]:
@@ -220,7 +147,7 @@ class Segment:
         if self.problem.native_start and rows is not None and self.problem.time.resets(a, b):
             keywords["is_start"] = rows
         weights = self.window.weights
-        if self.problem.native_weight and any(t in weights for t in range(a + 1, b + 1)):
+        if self.problem.native_weight and weights and any(t in weights for t in range(a + 1, b + 1)):
             like = next(leaf for leaf in state.leaves(carried) if state.carries_cotangent(leaf))
             entries = [torch.as_tensor(weights.get(t, 1.0), dtype=like.real.dtype) for t in range(a + 1, b + 1)]
             keywords["cotangent_weight"] = torch.stack(torch.broadcast_tensors(*entries)).to(like.device)
@@ -232,17 +159,20 @@ class Segment:
         n = self.stop - first
         if n <= 0:
             return None, None, 0
-        outputs, targets = (state.narrow(tree, p.time_dim, first - self.start, n) for tree in (outputs, data.targets))
+        targets, mask = data.targets, data.mask
+        if first > self.start:
+            outputs, targets = (state.narrow(tree, p.time_dim, first - self.start, n) for tree in (outputs, targets))
+            mask = None if mask is None else mask[first - self.start :]
         losses, aux = p.loss(outputs, targets, n)
-        mask = p.time.rows(first, self.stop, "mask")
         valid: Any = n
         if mask is not None:
             mask = checks.mask_fits(mask, losses).to(losses.device)
             losses = torch.where(
                 mask.reshape(*mask.shape, *[1] * (losses.dim() - mask.dim())), losses, losses.new_zeros(())
             )
-            valid = mask.to(losses.dtype).flatten(1).mean(1).sum() if mask.dim() > 1 else mask.to(losses.dtype).sum()
-        return (losses.flatten(1).mean(1) if losses.dim() > 1 else losses), aux, valid
+            counts = mask.to(torch.promote_types(losses.dtype, torch.float32))
+            valid = counts.mean(1).sum() if mask.dim() > 1 else counts.sum()
+        return (losses.mean(tuple(range(1, losses.dim()))) if losses.dim() > 1 else losses), aux, valid
 
 
 @dataclass(frozen=True)
@@ -258,17 +188,17 @@ class Tape:
     valid: Any
     data: Data
 
-    def pull(self, cotangent: list[Tensor | None] | None, seed: Any) -> list[Tensor | None]:
-        """The vjp: (1) from the cotangent of `end` and seed · ∂Σl/∂s to that of `begin`; (2) goes into `.grad`.
+    def pull(self, cotangent: list[Tensor | None] | None, factor: Any, divisor: float) -> list[Tensor | None]:
+        """The vjp: (1) from the cotangent of `end` and ∂Σl/∂s to that of `begin`; (2) goes into `.grad`.
 
         cotangent: one tensor or None a leaf of `end`; None for the last segment of a window.
-        seed: what each step's loss is multiplied by, a number or a 0-d tensor.
+        factor, divisor: each step's loss is multiplied by the one and divided by the other; factor may be a tensor.
         """
         roots: list[Tensor] = []
         cotangents: list[Tensor | None] = []
         if self.losses is not None and self.losses.requires_grad:
             roots.append(self.losses)
-            cotangents.append(torch.ones_like(self.losses) * seed)
+            cotangents.append(torch.ones_like(self.losses).mul_(factor).div_(divisor))
         for value, c in zip(state.leaves(self.end), cotangent or [None] * len(state.leaves(self.end)), strict=True):
             if c is not None and value.requires_grad:
                 roots.append(value)

@@ -56,6 +56,17 @@ def structure_of(tree: Tree) -> Any:
     return flatten(tree)[1]
 
 
+def alike(one: Tree, other: Tree) -> bool:
+    """Whether both are tensors, or both tuples of as many tensors: the commonest case, told at once."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor)
+    return (
+        type(one) is tuple is type(other)
+        and len(one) == len(other)
+        and all(isinstance(leaf, Tensor) for leaf in (*one, *other))
+    )
+
+
 def conform(tree: Tree, structure: Any) -> Tree:
     """`tree` in exactly this structure, the keys of dicts in its order; ValueError where they are not one shape."""
     own = structure_of(tree)
@@ -178,10 +189,13 @@ def join(trees: Sequence[Tree], dim: int) -> Tree:
     return unflatten(joined, structure_of(trees[0]))
 
 
-def norm(values: Sequence[Tensor | None], like: Tree) -> Tensor:
-    """The 2-norm over all values together, a 0-d tensor on the device of `like`; None counts as zero."""
+def norm(values: Sequence[Tensor | None], like: Tree, unit: Any = 1) -> Tensor:
+    """The 2-norm over all values together in this unit, 0-d, on the device of `like`; None counts as zero."""
     norms = [torch.linalg.vector_norm(value) for value in values if value is not None]
-    if norms:
-        return torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))
-    floating = [leaf for leaf in leaves(like) if carries_cotangent(leaf)]
-    return floating[0].new_zeros(()).real if floating else torch.zeros(())
+    if not norms:
+        floating = [leaf for leaf in leaves(like) if carries_cotangent(leaf)]
+        return floating[0].new_zeros(()).real if floating else torch.zeros(())
+    total = norms[0]
+    for other in norms[1:]:
+        total = torch.hypot(total, other.to(total))
+    return total if isinstance(unit, int | float) and unit == 1 else total / unit

@@ -38,6 +38,7 @@ class _Piece:
     def __init__(self, chunk: Chunk, start: int, time_dim: int) -> None:
         inputs, targets = state.flatten(chunk.inputs), state.flatten(chunk.targets)
         self.values = inputs[0] + targets[0]
+        self.inputs = len(inputs[0])
         self.structure = (inputs[1], targets[1])
         self.start = start
         self.stop = start + state.leaves(chunk.inputs)[0].shape[time_dim]
@@ -48,17 +49,44 @@ class _Piece:
         self.resets: list[int] = []
         if self.is_start is not None:
             self.resets = (start + self.is_start.reshape(len(self.is_start), -1).any(1).nonzero().flatten()).tolist()
+        self.asking = [i for i, value in enumerate(self.values) if value.requires_grad]
         self.cotangents: dict[int, Tensor] = {}
+
+    def steps(self, start: int, stop: int, time_dim: int) -> list[Tensor]:
+        """Its leaves on steps [start, stop), without a graph."""
+        values = [value.detach() for value in self.values] if self.asking else self.values
+        if (start, stop) == (self.start, self.stop):
+            return values
+        return [value.narrow(time_dim, start - self.start, stop - start) for value in values]
+
+
+def _joined(parts: list[tuple[Tensor | None, int, int, int]], missing: bool) -> Tensor | None:
+    """Rows by step over (rows of a chunk, its start, start, stop), filled with `missing` where a chunk has none."""
+    given = [rows for rows, *_ in parts if rows is not None]
+    if not given:
+        return None
+    widest = max(given, key=torch.Tensor.dim)
+    given = [rows if rows.dim() == widest.dim() else rows[:, None].expand(-1, widest.shape[1]) for rows in given]
+    rest = iter(given)
+    whole = [
+        widest.new_full((stop - start, *widest.shape[1:]), missing)
+        if rows is None
+        else next(rest)[start - offset : stop - offset]
+        for rows, offset, start, stop in parts
+    ]
+    return torch.cat(whole) if len(whole) > 1 else whole[0]
 
 
 _UNSEEN = object()
 
 
 class Data(NamedTuple):
-    """What a segment reads: steps [a, b), the leaves that ask for a gradient as fresh leaves (`tracked`)."""
+    """Steps [a, b) of the stream: rows and mask with time first; leaves that ask for a gradient as fresh ones."""
 
     inputs: Tree
     targets: Tree
+    is_start: Tensor | None
+    mask: Tensor | None
     tracked: dict[int, Tensor]
 
 
@@ -107,28 +135,20 @@ class Timeline:
 
     def read(self, a: int, b: int) -> Data:
         """Steps [a, b): views into one chunk, copies where several are joined."""
-        parts = [
-            [
-                value.narrow(self.time_dim, start - piece.start, stop - start)
-                if stop - start < piece.stop - piece.start
-                else value
-                for value in (leaf.detach() if leaf.requires_grad else leaf for leaf in piece.values)
-            ]
-            for piece, start, stop in self._between(a, b)
-        ]
-        piece = next(self._between(a, b))[0]
-        values = (
-            parts[0] if len(parts) == 1 else [torch.cat(column, self.time_dim) for column in zip(*parts, strict=True)]
-        )
-        tracked = {}
-        if torch.is_grad_enabled():
-            asks = [any(p.values[i].requires_grad for p, _, _ in self._between(a, b)) for i in range(len(values))]
-            tracked = {i: values[i].detach().requires_grad_() for i, asked in enumerate(asks) if asked}
-        values = [tracked.get(i, value) for i, value in enumerate(values)]
-        inputs, targets = piece.structure
+        parts = list(self._between(a, b))
+        pieces = [piece for piece, _, _ in parts]
+        columns = [piece.steps(start, stop, self.time_dim) for piece, start, stop in parts]
+        values = columns[0] if len(parts) == 1 else [torch.cat(c, self.time_dim) for c in zip(*columns, strict=True)]
+        asking = {i for piece in pieces for i in piece.asking} if torch.is_grad_enabled() else ()
+        tracked = {i: values[i].detach().requires_grad_() for i in asking}
+        if tracked:
+            values = [tracked.get(i, value) for i, value in enumerate(values)]
+        inputs, targets = pieces[0].structure
         return Data(
-            state.unflatten(values[: inputs.num_leaves], inputs),
-            state.unflatten(values[inputs.num_leaves :], targets),
+            state.unflatten(values[: pieces[0].inputs], inputs),
+            state.unflatten(values[pieces[0].inputs :], targets),
+            _joined([(piece.is_start, piece.start, start, stop) for piece, start, stop in parts], missing=False),
+            _joined([(piece.mask, piece.start, start, stop) for piece, start, stop in parts], missing=True),
             tracked,
         )
 
@@ -138,7 +158,7 @@ class Timeline:
             if leaf.grad is None:
                 continue
             for piece, start, stop in self._between(a, b):
-                if piece.values[i].requires_grad:
+                if i in piece.asking:
                     total = piece.cotangents.setdefault(i, torch.zeros_like(piece.values[i].detach()))
                     share = leaf.grad.narrow(self.time_dim, start - a, stop - start)
                     total.narrow(self.time_dim, start - piece.start, stop - start).add_(share)
@@ -152,26 +172,18 @@ class Timeline:
 
     def resets(self, a: int, b: int) -> list[int]:
         """The steps in [a, b) at which some row is reset."""
+        if not any(piece.resets for piece in self._pieces):
+            return []
         return [
             step
             for piece, start, stop in self._between(a, b)
             for step in piece.resets[bisect_left(piece.resets, start) : bisect_left(piece.resets, stop)]
         ]
 
-    def rows(self, a: int, b: int, of: str) -> Tensor | None:
-        """`is_start` or `mask` of steps [a, b), time first, or None where no chunk of them has it."""
-        parts = [(getattr(piece, of), piece, start, stop) for piece, start, stop in self._between(a, b)]
-        given = [rows for rows, *_ in parts if rows is not None]
-        if not given:
-            return None
-        fill = of == "mask"
-        whole = [
-            rows[start - piece.start : stop - piece.start]
-            if rows is not None
-            else given[0].new_full((stop - start, *given[0].shape[1:]), fill)
-            for rows, piece, start, stop in parts
-        ]
-        return torch.cat(whole) if len(whole) > 1 else whole[0]
+    def inputs_at(self, step: int) -> Tree:
+        """All inputs of the chunk that holds `step`, to look at their shapes."""
+        piece = next(self._between(step, step + 1))[0]
+        return state.unflatten(piece.values[: piece.inputs], piece.structure[0])
 
     def drop(self, before: int) -> None:
         """Forget the chunks that lie wholly before step `before`; those with cotangents not yet taken stay."""

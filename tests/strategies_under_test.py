@@ -1,0 +1,48 @@
+"""The table of strategies: every common test runs each of its rows, and a new strategy adds one.
+
+`windows` gives the oracle's windows of a run, from the definition; a random strategy's cuts are read off the run's
+updates, everything else about them (the weights, their k) is worked out again.
+"""
+
+import bptt
+import oracle
+from bptt.schedules.windows import Window
+
+STRATEGIES = {
+    "full": bptt.FullBPTT(),
+    "tbptt-1-1": bptt.TruncatedBPTT(k1=1),
+    "tbptt-3-3": bptt.TruncatedBPTT(k1=3, k2=3),
+    "tbptt-1-4": bptt.TruncatedBPTT(k1=1, k2=4),
+    "tbptt-2-5": bptt.TruncatedBPTT(k1=2, k2=5),
+    "tbptt-4-99": bptt.TruncatedBPTT(k1=4, k2=99),
+    "tbptt-99": bptt.TruncatedBPTT(k1=99),
+    "artbp-constant": bptt.ARTBP(law=bptt.ConstantLaw(mean_length=4)),
+    "artbp-polynomial-3": bptt.ARTBP(law=bptt.PolynomialLaw(alpha=3, mean_length=5), every=3),
+    "artbp-function-2": bptt.ARTBP(law=lambda k: 0.5 / k, every=2),
+}
+
+RANDOM = [name for name, strategy in STRATEGIES.items() if isinstance(strategy, bptt.ARTBP)]
+FIXED = [name for name in STRATEGIES if name not in RANDOM]
+
+
+def windows(strategy, length: int, updates=()) -> list[oracle.Window]:
+    """What the definition says a run over `length` steps is made of."""
+    if isinstance(strategy, bptt.FullBPTT):
+        return oracle.full(length)
+    if isinstance(strategy, bptt.TruncatedBPTT):
+        return oracle.truncated(strategy.k1, strategy.k2 or strategy.k1, length)
+    cuts = {update.t1 for update in updates if update.t1 < length}
+    return oracle.randomised(strategy.law, strategy.every, length, cuts)[0]
+
+
+class Table:
+    """A strategy of one's own: a list of windows, whatever it says."""
+
+    def __init__(self, table):
+        self.table = table
+
+    def windows(self, upto, draw):
+        """The windows as the engine's own, each asked for before it is given."""
+        for window in self.table:
+            assert upto(window.stop) == window.stop
+            yield Window(*window)
