@@ -3,6 +3,7 @@
 `arguments.py` has those of arguments. Both say what was passed, why it can't be, and what to do.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -95,14 +96,16 @@ def losses(value: Any, steps: int, time_dim: int) -> Tensor:
     return value
 
 
-def finite(values: Tensor, first: int) -> None:
-    """Every loss finite; the one synchronisation of an update."""
-    if values.device.type == "meta" or bool(torch.isfinite(values).all()):
+def finite(total: Tensor, values: Tensor, first: int) -> None:
+    """Every loss finite, judged by their sum; the one synchronisation of an update."""
+    if total.device.type == "meta" or math.isfinite(total.item()):
         return
-    i = int(torch.isfinite(values).logical_not().nonzero()[0])
-    raise NonFiniteLossError(
-        f"the loss at step {first + i} is {values[i].item()}: no update was made from it.", first + i
-    )
+    wrong = torch.isfinite(values).logical_not().nonzero()
+    if len(wrong):  # else only the sum has overflown
+        i = int(wrong[0])
+        raise NonFiniteLossError(
+            f"the loss at step {first + i} is {values[i].item()}: no update was made from it.", first + i
+        )
 
 
 def some_gradient(differentiable: bool) -> None:

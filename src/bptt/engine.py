@@ -135,13 +135,12 @@ class Run:
                 self.pass_on()
             carried = outcome.kept if window.keep > 0 else carried
             time.drop(window.keep)
-            total = outcome.losses.sum(dtype=_at_least_single(outcome.losses))
             yield Update(
                 t0=window.first,
                 t1=window.stop,
                 start=window.start,
-                loss=total,
-                mean_loss=mean(total, outcome.valid),
+                loss=outcome.loss,
+                mean_loss=mean(outcome.loss, outcome.valid),
                 steps=window.steps,
                 state=outcome.after,
                 cotangent_norm=state.norm(outcome.cotangent, begin, factor),
@@ -183,7 +182,7 @@ class Run:
                 begin = self.begin(window, carried, initial)
                 tape = Segment(p, window, initial, window.start, window.stop).tape(begin, grad=False)
                 assert tape.losses is not None
-                losses.append(tape.losses.sum(dtype=_at_least_single(tape.losses)))
+                losses.append(tape.losses.sum(dtype=torch.promote_types(tape.losses.dtype, torch.float32)))
                 aux.append(tape.aux)
                 self.valid += tape.valid
                 carried, end = tape.after, window.stop
@@ -194,7 +193,9 @@ class Run:
 
     def begin(self, window: Window, carried: Tree, initial: Initial | None) -> Tree:
         """The detached state before the window's first step."""
-        begin = state.detach(initial.value if carried is None and initial else carried)
+        begin = state.detach(initial.value) if carried is None and initial else carried
+        if carried is self.state:
+            begin = state.detach(begin)
         inputs = self.problem.time.inputs_at(window.start)
         if inputs is not self._fitting:  # once a chunk
             checks.state_fits(begin, recurrence.zero_state(self.problem.model, inputs, self.problem.time_dim))
@@ -260,7 +261,3 @@ def mean(total: Tensor, valid: Any) -> Tensor:
     if isinstance(valid, Tensor):
         return torch.where(valid > 0, total / valid, torch.zeros_like(total))
     return total / valid
-
-
-def _at_least_single(losses: Tensor) -> torch.dtype:
-    return torch.promote_types(losses.dtype, torch.float32)

@@ -81,7 +81,8 @@ def tapes(run: Run, steps: int) -> tuple[list[Tape], Rows]:
         carried = tape.after
         found.append(tape)
     losses = [tape.losses.detach() for tape in found if tape.losses is not None]
-    checks.finite(torch.cat(losses), 0)
+    values = torch.cat(losses)
+    checks.finite(values.sum(), values, 0)
     checks.some_gradient(any(tape.losses is not None and tape.losses.requires_grad for tape in found))
     return found, rows
 

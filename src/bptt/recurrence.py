@@ -138,7 +138,7 @@ class StepLoss:
         if aux is not None:
             checks.tensors(aux, "aux")
             aux = state.detach(aux)
-        return losses.movedim(min(self.time_dim, losses.dim() - 1), 0), aux
+        return (losses.movedim(1, 0) if self.time_dim and losses.dim() > 1 else losses), aux
 
     def _tell_axes_apart(self, outputs: Tree, targets: Tree, steps: int) -> None:
         """Where another axis is as long as time, the shape proves nothing: ask once more with one step less."""

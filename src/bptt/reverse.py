@@ -22,7 +22,7 @@ from bptt.state import Tree
 class Outcome:
     """What a window leaves behind: no graph, only values."""
 
-    losses: Tensor
+    loss: Tensor
     valid: Any
     aux: Tree
     kept: Tree
@@ -61,13 +61,14 @@ def run(
         else (window.stop - window.start, len(segments[0].calls), tuple(x.shape for x in state.leaves(begin)))
     )
     one = state.nbytes(begin)
-    floating = state.nbytes([leaf for leaf in state.leaves(begin) if state.carries_cotangent(leaf)])
-    stored, versions = {0: begin}, {0: _versions(begin)}
+    floating = sum(state.nbytes(leaf) for leaf in state.leaves(begin) if state.carries_cotangent(leaf))
+    stored, versions = {0: begin}, {0: [] if whole else _versions(begin)}
     working, at = begin, 0
     kept = begin if window.keep == window.start else None
     after: Tree = None
     cotangent: list[Tensor | None] | None = None
     found: list[tuple[Tensor, Tree, Any]] = []
+    total = torch.zeros(())
     forward_steps = memory_bytes = 0
     differentiable = False
 
@@ -91,7 +92,7 @@ def run(
                     found.append((tape.losses.detach(), tape.aux, tape.valid))
                     differentiable |= tape.losses.requires_grad
                     if whole:
-                        checks.finite(found[0][0], window.first)
+                        total = checked_sum(found[0][0], window.first)
                 after = tape.after if after is None else after
                 kept = segment.kept if kept is None else kept
                 cotangent = tape.pull(cotangent, factor, divisor)
@@ -104,11 +105,10 @@ def run(
                 del stored[step]
 
     checks.some_gradient(differentiable)
-    losses = torch.cat([values for values, _, _ in reversed(found)])
     if not whole:
-        checks.finite(losses, window.first)
+        total = checked_sum(torch.cat([values for values, _, _ in reversed(found)]), window.first)
     return Outcome(
-        losses=losses,
+        loss=total,
         valid=sum(valid for _, _, valid in found),
         aux=state.join([aux for _, aux, _ in reversed(found)], problem.time_dim),
         kept=kept,
@@ -117,6 +117,13 @@ def run(
         forward_steps=forward_steps,
         memory_bytes=memory_bytes,
     )
+
+
+def checked_sum(losses: Tensor, first: int) -> Tensor:
+    """The sum of finite losses, in float32 at least."""
+    total = losses.sum(dtype=torch.promote_types(losses.dtype, torch.float32))
+    checks.finite(total, losses, first)
+    return total
 
 
 def _versions(carried: Tree) -> list[int]:

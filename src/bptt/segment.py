@@ -198,7 +198,10 @@ class Tape:
         cotangents: list[Tensor | None] = []
         if self.losses is not None and self.losses.requires_grad:
             roots.append(self.losses)
-            cotangents.append(torch.ones_like(self.losses).mul_(factor).div_(divisor))
+            if isinstance(factor, Tensor):
+                cotangents.append(torch.ones_like(self.losses).mul_(factor).div_(divisor))
+            else:
+                cotangents.append(torch.full_like(self.losses, factor / divisor))
         for value, c in zip(state.leaves(self.end), cotangent or [None] * len(state.leaves(self.end)), strict=True):
             if c is not None and value.requires_grad:
                 roots.append(value)

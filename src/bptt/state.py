@@ -197,5 +197,7 @@ def norm(values: Sequence[Tensor | None], like: Tree, unit: Any = 1) -> Tensor:
         return floating[0].new_zeros(()).real if floating else torch.zeros(())
     total = norms[0]
     for other in norms[1:]:
-        total = torch.hypot(total, other.to(total))
+        total = torch.hypot(
+            total, other if other.dtype == total.dtype and other.device == total.device else other.to(total)
+        )
     return total if isinstance(unit, int | float) and unit == 1 else total / unit

@@ -60,11 +60,9 @@ class _Piece:
         return [value.narrow(time_dim, start - self.start, stop - start) for value in values]
 
 
-def _joined(parts: list[tuple[Tensor | None, int, int, int]], missing: bool) -> Tensor | None:
+def _joined(parts: list[tuple[Tensor | None, int, int, int]], missing: bool) -> Tensor:
     """Rows by step over (rows of a chunk, its start, start, stop), filled with `missing` where a chunk has none."""
     given = [rows for rows, *_ in parts if rows is not None]
-    if not given:
-        return None
     widest = max(given, key=torch.Tensor.dim)
     given = [rows if rows.dim() == widest.dim() else rows[:, None].expand(-1, widest.shape[1]) for rows in given]
     rest = iter(given)
@@ -139,18 +137,18 @@ class Timeline:
         pieces = [piece for piece, _, _ in parts]
         columns = [piece.steps(start, stop, self.time_dim) for piece, start, stop in parts]
         values = columns[0] if len(parts) == 1 else [torch.cat(c, self.time_dim) for c in zip(*columns, strict=True)]
-        asking = {i for piece in pieces for i in piece.asking} if torch.is_grad_enabled() else ()
-        tracked = {i: values[i].detach().requires_grad_() for i in asking}
-        if tracked:
+        tracked: dict[int, Tensor] = {}
+        if torch.is_grad_enabled() and any(piece.asking for piece in pieces):
+            tracked = {i: values[i].detach().requires_grad_() for piece in pieces for i in piece.asking}
             values = [tracked.get(i, value) for i, value in enumerate(values)]
         inputs, targets = pieces[0].structure
-        return Data(
-            state.unflatten(values[: pieces[0].inputs], inputs),
-            state.unflatten(values[pieces[0].inputs :], targets),
-            _joined([(piece.is_start, piece.start, start, stop) for piece, start, stop in parts], missing=False),
-            _joined([(piece.mask, piece.start, start, stop) for piece, start, stop in parts], missing=True),
-            tracked,
-        )
+        n = pieces[0].inputs
+        is_start = mask = None
+        if any(piece.is_start is not None for piece in pieces):
+            is_start = _joined([(piece.is_start, piece.start, start, stop) for piece, start, stop in parts], False)
+        if any(piece.mask is not None for piece in pieces):
+            mask = _joined([(piece.mask, piece.start, start, stop) for piece, start, stop in parts], True)
+        return Data(state.unflatten(values[:n], inputs), state.unflatten(values[n:], targets), is_start, mask, tracked)
 
     def collect(self, a: int, b: int, data: Data) -> None:
         """Add what the leaves of `read(a, b)` have collected to the cotangents of their chunks."""
