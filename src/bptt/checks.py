@@ -96,16 +96,16 @@ def losses(value: Any, steps: int, time_dim: int) -> Tensor:
     return value
 
 
-def finite(total: Tensor, values: Tensor, first: int) -> None:
+def finite(total: Tensor, losses: Iterable[Tensor], first: int) -> None:
     """Every loss finite, judged by their sum; the one synchronisation of an update."""
     if total.device.type == "meta" or math.isfinite(total.item()):
         return
-    wrong = torch.isfinite(values).logical_not().nonzero()
-    if len(wrong):  # else only the sum has overflown
-        i = int(wrong[0])
-        raise NonFiniteLossError(
-            f"the loss at step {first + i} is {values[i].item()}: no update was made from it.", first + i
-        )
+    for values in losses:
+        wrong = torch.isfinite(values).logical_not().nonzero()
+        if len(wrong):  # else only a sum has overflown
+            step, value = first + int(wrong[0, 0]), values[tuple(wrong[0])].item()
+            raise NonFiniteLossError(f"the loss at step {step} is {value}: no update was made from it.", step)
+        first += len(values)
 
 
 def some_gradient(differentiable: bool) -> None:

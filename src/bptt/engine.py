@@ -172,7 +172,7 @@ class Run:
     def evaluate(self) -> Evaluation:
         """The losses of the whole stream, chunk by chunk, without a graph."""
         p, carried, end = self.problem, self.state, 0
-        losses: list[Tensor] = []
+        totals: list[Tensor] = []
         aux: list[Tree] = []
         parameters = p.model.parameters() if isinstance(p.model, nn.Module) else ()
         with isolated(p.model, [*parameters, *state.leaves(carried)]):
@@ -181,14 +181,14 @@ class Run:
                 initial = self.initial(window, carried)
                 begin = self.begin(window, carried, initial)
                 tape = Segment(p, window, initial, window.start, window.stop).tape(begin, grad=False)
-                assert tape.losses is not None
-                losses.append(tape.losses.sum(dtype=torch.promote_types(tape.losses.dtype, torch.float32)))
-                aux.append(tape.aux)
-                self.valid += tape.valid
+                losses = tape.found()
+                totals.append(losses.total())
+                aux.append(losses.aux)
+                self.valid += losses.valid
                 carried, end = tape.after, window.stop
                 p.time.drop(end)
         torch.clear_autocast_cache()  # casts made without a graph
-        total = torch.stack(losses).sum()
+        total = torch.stack(totals).sum()
         return Evaluation(total, mean(total, self.valid), end, carried, state.join(aux, p.time_dim))
 
     def begin(self, window: Window, carried: Tree, initial: Initial | None) -> Tree:

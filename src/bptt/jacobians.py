@@ -80,9 +80,8 @@ def tapes(run: Run, steps: int) -> tuple[list[Tape], Rows]:
         tape = Segment(run.problem, window, initial, t, t + 1).tape(state.tracked(carried))
         carried = tape.after
         found.append(tape)
-    losses = [tape.losses.detach() for tape in found if tape.losses is not None]
-    values = torch.cat(losses)
-    checks.finite(values.sum(), values, 0)
+    losses = [tape.found() for tape in found]
+    checks.finite(torch.stack([step.total() for step in losses]).sum(), (step.values for step in losses), 0)
     checks.some_gradient(any(tape.losses is not None and tape.losses.requires_grad for tape in found))
     return found, rows
 
@@ -133,7 +132,8 @@ class Pullback:
         roots, cotangents = [ends[i] for i in self.rows.which], self.rows.scatter(vectors)
         if tape.losses is not None:
             roots.append(tape.losses)
-            cotangents.append(seeds.to(tape.losses)[:, None])
+            seed = tape.seed()
+            cotangents.append(seeds.to(seed).reshape(-1, *[1] * seed.dim()) * seed)
         return roots, cotangents
 
     def to_state(self, tape: Tape, vectors: Tensor, seeds: Tensor) -> Tensor:

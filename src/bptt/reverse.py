@@ -14,7 +14,7 @@ from bptt.budget import Budget
 from bptt.memory import Checkpoints, Meter
 from bptt.schedules.checkpoint import Advance, Free, Restore, Store, Vjp, actions
 from bptt.schedules.windows import Window
-from bptt.segment import Initial, Problem, Segment
+from bptt.segment import Initial, Losses, Problem, Segment
 from bptt.state import Tree
 
 
@@ -67,7 +67,7 @@ def run(
     kept = begin if window.keep == window.start else None
     after: Tree = None
     cotangent: list[Tensor | None] | None = None
-    found: list[tuple[Tensor, Tree, Any]] = []
+    found: list[Losses] = []
     total = torch.zeros(())
     forward_steps = memory_bytes = 0
     differentiable = False
@@ -89,10 +89,10 @@ def run(
                 segment = segments[step]
                 tape, saved = meter.tape(segment, working, key)
                 if tape.losses is not None:
-                    found.append((tape.losses.detach(), tape.aux, tape.valid))
+                    found.append(tape.found(brief=not whole))
                     differentiable |= tape.losses.requires_grad
                     if whole:
-                        total = checked_sum(found[0][0], window.first)
+                        total = checked_total(found, window.first)
                 after = tape.after if after is None else after
                 kept = segment.kept if kept is None else kept
                 cotangent = tape.pull(cotangent, factor, divisor)
@@ -105,12 +105,13 @@ def run(
                 del stored[step]
 
     checks.some_gradient(differentiable)
+    found.reverse()
     if not whole:
-        total = checked_sum(torch.cat([values for values, _, _ in reversed(found)]), window.first)
+        total = checked_total(found, window.first)
     return Outcome(
         loss=total,
-        valid=sum(valid for _, _, valid in found),
-        aux=state.join([aux for _, aux, _ in reversed(found)], problem.time_dim),
+        valid=sum(losses.valid for losses in found),
+        aux=state.join([losses.aux for losses in found], problem.time_dim),
         kept=kept,
         after=after,
         cotangent=cotangent or [],
@@ -119,10 +120,10 @@ def run(
     )
 
 
-def checked_sum(losses: Tensor, first: int) -> Tensor:
-    """The sum of finite losses, in float32 at least."""
-    total = losses.sum(dtype=torch.promote_types(losses.dtype, torch.float32))
-    checks.finite(total, losses, first)
+def checked_total(found: list[Losses], first: int) -> Tensor:
+    """The sum of the losses of consecutive segments, the first of them at step `first`, all finite."""
+    total = found[0].total() if len(found) == 1 else torch.stack([losses.total() for losses in found]).sum()
+    checks.finite(total, (losses.values for losses in found), first)
     return total
 
 

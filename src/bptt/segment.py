@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,8 +90,8 @@ class Segment:
         with torch.set_grad_enabled(grad):
             data = self.problem.time.read(self.start, self.stop)
             outputs, end, after = self._unfold(carried, data)
-            losses, aux, valid = self._losses(outputs, data)
-        return Tape(self, carried, end, after, losses, aux, valid, data)
+            losses, mask, aux = self._losses(outputs, data)
+        return Tape(self, carried, end, after, losses, mask, aux, data)
 
     @contextmanager
     def _repeatable(self) -> Iterator[None]:
@@ -153,26 +153,32 @@ class Segment:
             keywords["cotangent_weight"] = torch.stack(torch.broadcast_tensors(*entries)).to(like.device)
         return keywords
 
-    def _losses(self, outputs: Tree, data: Data) -> tuple[Tensor | None, Tree, Any]:
-        """Losses by step (n,), averaged over the other axes; aux; how many steps count, for the mean."""
+    def _losses(self, outputs: Tree, data: Data) -> tuple[Tensor | None, Tensor | None, Tree]:
+        """The losses (n, ...) as the user's function gives them, the mask over their first axes, and aux."""
         p, first = self.problem, max(self.start, self.window.first)
         n = self.stop - first
         if n <= 0:
-            return None, None, 0
+            return None, None, None
         targets, mask = data.targets, data.mask
         if first > self.start:
             outputs, targets = (state.narrow(tree, p.time_dim, first - self.start, n) for tree in (outputs, targets))
             mask = None if mask is None else mask[first - self.start :]
         losses, aux = p.loss(outputs, targets, n)
-        valid: Any = n
-        if mask is not None:
-            mask = checks.mask_fits(mask, losses).to(losses.device)
-            losses = torch.where(
-                mask.reshape(*mask.shape, *[1] * (losses.dim() - mask.dim())), losses, losses.new_zeros(())
-            )
-            counts = mask.to(torch.promote_types(losses.dtype, torch.float32))
-            valid = counts.mean(1).sum() if mask.dim() > 1 else counts.sum()
-        return (losses.mean(tuple(range(1, losses.dim()))) if losses.dim() > 1 else losses), aux, valid
+        return losses, None if mask is None else checks.mask_fits(mask, losses).to(losses.device), aux
+
+
+class Losses(NamedTuple):
+    """Losses (n, ...) of a segment without their graph, how many steps count, and aux."""
+
+    values: Tensor
+    valid: Any
+    aux: Tree
+
+    def total(self) -> Tensor:
+        """The sum over time of the mean over all other axes, in float32 at least."""
+        total = self.values.sum(dtype=torch.promote_types(self.values.dtype, torch.float32))
+        rest = self.values.numel() // len(self.values)
+        return total if rest == 1 else total / rest
 
 
 @dataclass(frozen=True)
@@ -184,9 +190,34 @@ class Tape:
     end: Tree
     after: Tree
     losses: Tensor | None
+    mask: Tensor | None
     aux: Tree
-    valid: Any
     data: Data
+
+    def counted(self, values: Tensor) -> Tensor:
+        """`values` in the shape of the losses, 0 where the mask leaves a loss out."""
+        if self.mask is None:
+            return values
+        mask = self.mask.reshape(*self.mask.shape, *[1] * (values.dim() - self.mask.dim()))
+        return torch.where(mask, values, values.new_zeros(()))
+
+    def seed(self, factor: Any = 1, divisor: float = 1) -> Tensor:
+        """The cotangent of the losses: factor / divisor a step, averaged over all axes but time."""
+        assert self.losses is not None
+        each = divisor * (self.losses.numel() // len(self.losses))
+        if isinstance(factor, Tensor):
+            return self.counted(torch.ones_like(self.losses).mul_(factor).div_(each))
+        return self.counted(torch.full_like(self.losses, factor / each))
+
+    def found(self, brief: bool = False) -> "Losses":
+        """The losses without their graph; `brief` keeps one number a step, for when many segments wait."""
+        assert self.losses is not None
+        valid: Any = len(self.losses)
+        if self.mask is not None:
+            counts = self.mask.to(torch.promote_types(self.losses.dtype, torch.float32))
+            valid = counts.mean(1).sum() if counts.dim() > 1 else counts.sum()
+        values = self.counted(self.losses.detach())
+        return Losses(values.flatten(1).mean(1) if brief and values.dim() > 1 else values, valid, self.aux)
 
     def pull(self, cotangent: list[Tensor | None] | None, factor: Any, divisor: float) -> list[Tensor | None]:
         """The vjp: (1) from the cotangent of `end` and ∂Σl/∂s to that of `begin`; (2) goes into `.grad`.
@@ -198,10 +229,7 @@ class Tape:
         cotangents: list[Tensor | None] = []
         if self.losses is not None and self.losses.requires_grad:
             roots.append(self.losses)
-            if isinstance(factor, Tensor):
-                cotangents.append(torch.ones_like(self.losses).mul_(factor).div_(divisor))
-            else:
-                cotangents.append(torch.full_like(self.losses, factor / divisor))
+            cotangents.append(self.seed(factor, divisor))
         for value, c in zip(state.leaves(self.end), cotangent or [None] * len(state.leaves(self.end)), strict=True):
             if c is not None and value.requires_grad:
                 roots.append(value)
