@@ -4,6 +4,8 @@
 updates, everything else about them (the weights, their k) is worked out again.
 """
 
+import itertools
+
 import bptt
 import oracle
 from bptt.schedules.windows import Window
@@ -46,3 +48,14 @@ class Table:
         for window in self.table:
             assert upto(window.stop) == window.stop
             yield Window(*window)
+
+
+def scripted(law, every: int, cuts):
+    """A strategy that differs from ARTBP in its draws and in nothing else: it cuts at `cuts`."""
+
+    class Scripted(bptt.ARTBP):
+        def windows(self, upto, draw):
+            boundaries = itertools.count(every, every)
+            return super().windows(upto, lambda: 0.0 if next(boundaries) in cuts else 1.0 - 1e-16)
+
+    return Scripted(law=law, every=every)

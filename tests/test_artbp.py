@@ -9,24 +9,13 @@ import bptt
 import oracle
 from cases import make, some_resets, square
 from runs import check, expected, gradient, seed, unroll
-from strategies_under_test import RANDOM, STRATEGIES
+from strategies_under_test import RANDOM, STRATEGIES, scripted
 
 LAWS = {
     "constant": bptt.ConstantLaw(mean_length=3),
     "polynomial": bptt.PolynomialLaw(alpha=3, mean_length=4),
     "function": lambda k: 0.4 * (k % 3 == 1) + 0.1,
 }
-
-
-def scripted(law, every: int, cuts):
-    """A strategy that differs from ARTBP in its draws and in nothing else: it cuts at `cuts`."""
-
-    class Scripted(bptt.ARTBP):
-        def windows(self, upto, draw):
-            boundaries = itertools.count(every, every)
-            return super().windows(upto, lambda: 0.0 if next(boundaries) in cuts else 1.0 - 1e-16)
-
-    return Scripted(law=law, every=every)
 
 
 def patterns(every: int, length: int):

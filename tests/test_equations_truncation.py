@@ -10,6 +10,7 @@ import oracle
 from bptt import equations
 from bptt.nn import SimpleRNN
 from oracle import assert_close
+from strategies_under_test import scripted
 from textbook import EVERY_KIND, F64, LOSSES, NONLINEARITIES, autograd_by_pair, make, trace
 
 T = 7
@@ -94,17 +95,6 @@ def test_a_truncated_sum_is_finite_where_the_full_one_overflows():
     assert not equations.gradient_by_recursion(of).b.isfinite()
     assert equations.truncated_gradient(of, 2).b.item() == pytest.approx(-1 - 399 * 11)
     assert equations.subsequence_gradient(of, 2).b.item() == pytest.approx(-200 * 12)
-
-
-def scripted(law, every: int, cuts):
-    """A strategy that differs from ARTBP in its draws alone: it cuts at `cuts`."""
-
-    class Scripted(bptt.ARTBP):
-        def windows(self, upto, draw):
-            boundaries = itertools.count(every, every)
-            return super().windows(upto, lambda: 0.0 if next(boundaries) in cuts else 1.0 - 1e-16)
-
-    return Scripted(law=law, every=every)
 
 
 @pytest.mark.parametrize(("nonlinearity", "loss"), list(itertools.product(NONLINEARITIES, LOSSES)))
