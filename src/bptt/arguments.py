@@ -192,3 +192,31 @@ def batch_dim(value: Any, tree: Any, bound: float | None) -> None:
         raise ValueError(
             f"state_batch_dim={value!r}: the leaves of the state have different batch sizes there, {sorted(sizes)}."
         )
+
+
+def sequence_keywords(
+    layer: Any, input: Any, start: Tensor | None, weight: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """`is_start` as bool (T, B) and `cotangent_weight` as (T,) or (T, B) of a recurrent layer's call."""
+    name = type(layer).__name__
+    if not isinstance(input, Tensor) or layer.bidirectional:
+        what = "a bidirectional layer" if isinstance(input, Tensor) else "a PackedSequence"
+        raise ValueError(
+            f"{name}: is_start and cotangent_weight are not for {what}: use a one-directional layer on a padded tensor."
+        )
+    if input.dim() == 3:
+        T, B = input.shape[:2][::-1] if layer.batch_first else input.shape[:2]
+    else:
+        T, B = len(input), 1
+    fitting = [(T, B), (T,)] if input.dim() == 3 else [(T,), (T, 1)]
+    for keyword, value in (("is_start", start), ("cotangent_weight", weight)):
+        if value is not None and (not isinstance(value, Tensor) or tuple(value.shape) not in fitting):
+            got = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
+            raise ValueError(
+                f"{name}: {keyword} is {got}, inputs of {T} steps need a tensor {fitting[0]} or {fitting[1]}."
+            )
+    if start is not None:
+        start = start.to(input.device, torch.bool).reshape(T, -1).expand(T, B).contiguous()
+    if weight is not None:
+        weight = weight.detach().to(input.device, input.dtype).contiguous()
+    return start, weight

@@ -1,0 +1,133 @@
+"""The kernels in C++, behind a plain C interface; see native/sequence.h."""
+
+import ctypes
+import os
+from ctypes import POINTER, Structure, c_char_p, c_int32, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bptt.nn.kernels.buffers import empty
+from bptt.nn.kernels.sequence import Sequence
+
+_NUMBERS = {
+    "cell": c_int32, "activation": c_int32, "reverse": c_int32, "threads": c_int32,
+    "steps": c_int64, "rows": c_int64, "units": c_int64,
+}  # fmt: skip
+_POINTERS = (
+    "sizes", "offsets", "start", "weight", "weight_rows", "recurrent", "bias_n", "packed", "gates", "cells", "outputs",
+    "h0", "c0", "hn", "cn", "d_outputs", "d_hn", "d_cn", "d_gates", "carry", "d_h0", "d_c0",
+)  # fmt: skip
+
+
+class _Struct(Structure):
+    _fields_ = [*_NUMBERS.items(), *((name, c_int64 if name == "weight_rows" else c_void_p) for name in _POINTERS)]
+
+
+class _Product(Structure):
+    _fields_ = [
+        *((name, c_int32) for name in ("threads", "a_transposed", "b_transposed", "add")),
+        *((name, c_int64) for name in ("m", "n", "k", "lda", "ldb", "ldc")),
+        *((name, c_void_p) for name in ("a", "b", "bias", "c", "sums", "packed")),
+    ]
+
+
+_TENSORS = tuple(name for name in _POINTERS if name not in ("weight_rows", "packed"))
+
+
+class Native:
+    """The kernels of one instruction set, in float32 on the CPU.
+
+    library: the loaded library. isa: which of its instruction sets, and its name.
+    """
+
+    def __init__(self, library: ctypes.CDLL, isa: int, name: str) -> None:
+        self.library, self.isa, self.name = library, isa, name
+
+    def forward(self, sequence: Sequence) -> None:
+        """Fill gates, cells, outputs, hn and cn."""
+        self._call(self.library.bptt_forward, sequence)
+
+    def backward(self, sequence: Sequence) -> None:
+        """Fill d_gates, d_h0 and d_c0."""
+        self._call(self.library.bptt_backward, sequence)
+
+    def product(
+        self,
+        out: Tensor,
+        a: Tensor,
+        b: Tensor,
+        bias: Tensor | None = None,
+        add: bool = False,
+        sums: Tensor | None = None,
+    ) -> Tensor:
+        """`out` (m, n) = a b + bias, or `out` and that; `sums` (m,) gets those of a transposed a over its columns."""
+        (m, k), n = a.shape, b.shape[1]
+        a_transposed, b_transposed = a.stride(1) != 1, b.stride(1) != 1
+        p = _Product(
+            torch.get_num_threads() if m * n * k > 1_000_000 else 1, a_transposed, b_transposed, add, m, n, k,
+            a.stride(int(a_transposed)), b.stride(int(b_transposed)), out.stride(0), a.data_ptr(), b.data_ptr(),
+            None if bias is None else bias.data_ptr(), out.data_ptr(), None if sums is None else sums.data_ptr(),
+        )  # fmt: skip
+        packed = empty(self.library.bptt_product_packed(self.isa, ctypes.byref(p)))
+        p.packed = packed.data_ptr()
+        self.library.bptt_product(self.isa, ctypes.byref(p))
+        return out
+
+    def _call(self, function: "ctypes._NamedFuncPointer", sequence: Sequence) -> None:
+        s = _Struct()
+        for name in _NUMBERS:
+            setattr(s, name, getattr(sequence, name))
+        for name in _TENSORS:
+            tensor: Tensor | None = getattr(sequence, name)
+            if tensor is not None:
+                setattr(s, name, tensor.data_ptr())
+        s.weight_rows = int(sequence.weight is not None and sequence.weight.dim() == 2)
+        packed = empty(self.library.bptt_packed(self.isa, sequence.cell, sequence.units))
+        s.packed = packed.data_ptr()
+        function(self.isa, ctypes.byref(s))
+
+
+def load(folders: list[Path]) -> tuple[list[Native], str]:
+    """The kernels in the package's folders, one for each instruction set this machine has; and, where none, why."""
+    path = next((folder / "libbptt.so" for folder in folders if (folder / "libbptt.so").exists()), None)
+    if path is None:
+        return [], "no C++ compiler was found when bptt was installed"
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return [], f"the library doesn't load: {error}"
+    library.bptt_isa.restype = c_char_p
+    library.bptt_isa.argtypes = [c_int32]
+    library.bptt_packed.restype = c_int64
+    library.bptt_packed.argtypes = [c_int32, c_int32, c_int64]
+    library.bptt_use_openmp.argtypes = [c_void_p, c_void_p, c_void_p]
+    for function in (library.bptt_forward, library.bptt_backward):
+        function.restype = None
+        function.argtypes = [c_int32, POINTER(_Struct)]
+    library.bptt_product.restype = None
+    library.bptt_product_packed.restype = c_int64
+    for function in (library.bptt_product, library.bptt_product_packed):
+        function.argtypes = [c_int32, POINTER(_Product)]
+    _share_threads(library)
+    found: list[Native] = []
+    while name := library.bptt_isa(len(found)):
+        found.append(Native(library, len(found), name.decode()))
+    return found, ""
+
+
+def _share_threads(library: ctypes.CDLL) -> bool:
+    """Take threads from the OpenMP runtime that torch has loaded; a second one would fight it for the cores."""
+    places = [*(Path(torch.__file__).parent / "lib").glob("lib*omp*"), None]
+    for place in places:
+        try:
+            mode = getattr(os, "RTLD_NOLOAD", 0) | os.RTLD_NOW
+            runtime = ctypes.CDLL(str(place), mode=mode) if place else ctypes.CDLL(None)
+            names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+            pointers = [ctypes.cast(getattr(runtime, name), c_void_p) for name in names]
+        except (OSError, AttributeError):
+            continue
+        library.bptt_use_openmp(*pointers)
+        return True
+    return False

@@ -1,0 +1,138 @@
+// Matrix products of all steps at once: the input's part of the gates, the gradients of weights and inputs.
+//
+// Blocks of K rows of B are packed in panels by all threads; each thread multiplies them with its own rows of C, whose
+// part of A it copies to a place of its own, CHUNK rows at a time, so that both lie in the cache.
+#include <array>
+#include <utility>
+
+#include "sequence.h"
+#include "team.h"
+#include "vectors.h"
+
+namespace bptt {
+namespace BPTT_ISA {
+
+constexpr int WIDTH = 2, WIDE = WIDTH * LANES;
+constexpr int MOST = (BPTT_REGISTERS - WIDTH - 1) / WIDTH > 12 ? 12 : (BPTT_REGISTERS - WIDTH - 1) / WIDTH;
+constexpr int64_t DEPTH = 256, CHUNK = 8 * MOST, STRIDE = DEPTH + LANES;  // a power of two would crowd one set of the cache
+
+int64_t padded(int64_t n) { return (n + WIDE - 1) / WIDE * WIDE; }
+
+// c[r][j] (+)= Σ_k a[r][k] panel[k][j] + bias[j] for the n columns of a panel.
+template <int ROWS, int TRANSPOSED>
+void product_tile(const float *a, const float *panel, int64_t K, float *c, int64_t ldc, int64_t n, const float *bias, bool add) {
+    V sum[ROWS][WIDTH];
+    multiply<ROWS, WIDTH, TRANSPOSED ? ROWS : 1>(sum, a, TRANSPOSED ? 1 : STRIDE, panel, K);
+    for (int r = 0; r < ROWS; ++r)
+        for (int v = 0; v < WIDTH && n > v * LANES; ++v) {
+            V x = sum[r][v];
+            if (bias) x += load(bias + v * LANES, n - v * LANES);
+            if (add) x += load(c + r * ldc + v * LANES, n - v * LANES);
+            store(c + r * ldc + v * LANES, x, n - v * LANES);
+        }
+}
+
+using ProductTile = void (*)(const float *, const float *, int64_t, float *, int64_t, int64_t, const float *, bool);
+template <int TRANSPOSED, size_t... N> constexpr auto product_tiles(std::index_sequence<N...>) {
+    return std::array<ProductTile, sizeof...(N)>{product_tile<N + 1, TRANSPOSED>...};
+}
+constexpr std::array<std::array<ProductTile, MOST>, 2> TILES{
+    product_tiles<0>(std::make_index_sequence<MOST>()), product_tiles<1>(std::make_index_sequence<MOST>())};
+
+// Panel [k][j] of rows [k0, k0 + K) of B, columns from j0, zeros beyond the last.
+void pack_panel(const Product &p, int64_t k0, int64_t K, int64_t j0, float *out) {
+    const int64_t n = std::min<int64_t>(WIDE, p.n - j0);
+    if (!p.b_transposed) {
+        for (int64_t k = 0; k < K; ++k, out += WIDE) {
+            const float *in = p.b + (k0 + k) * p.ldb + j0;
+            for (int v = 0; v < WIDTH; ++v)
+                *(V *)(out + v * LANES) = n > v * LANES ? load(in + v * LANES, n - v * LANES) : V{};
+        }
+        return;
+    }
+    for (int64_t j = 0; j < WIDE; ++j)
+        for (int64_t k = 0; k < K; ++k) out[k * WIDE + j] = j < n ? p.b[(j0 + j) * p.ldb + k0 + k] : 0.f;
+}
+
+// A chunk of rows of A in tiles, for one block of K: as rows, or where A is transposed as columns [k][row of the tile].
+struct Chunk {
+    int64_t from, count, blocks;
+    int64_t edge(int64_t block) const { return count * block / blocks; }
+    int64_t rows(int64_t block) const { return edge(block + 1) - edge(block); }
+
+    void pack(const Product &p, int64_t k0, int64_t K, float *out) const {
+        if (!p.a_transposed) {
+            for (int64_t row = from; row < from + count; ++row, out += STRIDE)
+                std::memcpy(out, p.a + row * p.lda + k0, K * sizeof(float));
+            return;
+        }
+        float sums[CHUNK] = {};
+        for (int64_t k = 0; k < K; ++k) {
+            const float *in = p.a + (k0 + k) * p.lda + from;
+            for (int64_t block = 0; block < blocks; ++block)
+                std::memcpy(out + edge(block) * STRIDE + k * rows(block), in + edge(block), rows(block) * sizeof(float));
+            if (p.sums)
+                for (int64_t r = 0; r < count; ++r) sums[r] += in[r];
+        }
+        if (p.sums)
+            for (int64_t r = 0; r < count; ++r) p.sums[from + r] = sums[r] + (k0 ? p.sums[from + r] : 0.f);
+    }
+};
+
+struct Multiplication {
+    const Product &p;
+    Barrier *barrier;
+};
+
+void multiplication(int thread, int threads, void *data) {
+    const Product &p = static_cast<Multiplication *>(data)->p;
+    Barrier &barrier = *static_cast<Multiplication *>(data)->barrier;
+    const Flush flush;
+    const int64_t first = p.m * thread / threads, last = p.m * (thread + 1) / threads, panels = padded(p.n) / WIDE;
+    const int64_t room = DEPTH * padded(p.n);
+    alignas(64) float rows[CHUNK * STRIDE];
+    for (int64_t k0 = 0, turn = 0; k0 < p.k; k0 += DEPTH, turn ^= 1) {
+        const int64_t K = std::min(DEPTH, p.k - k0);
+        float *packed = p.packed + turn * room;  // the other one may still be read
+        for (int64_t panel = panels * thread / threads; panel < panels * (thread + 1) / threads; ++panel)
+            pack_panel(p, k0, K, panel * WIDE, packed + panel * K * WIDE);
+        barrier.wait(threads);
+        for (int64_t from = first; from < last; from += CHUNK) {
+            const int64_t count = std::min(CHUNK, last - from);
+            const Chunk chunk{from, count, (count + MOST - 1) / MOST};
+            chunk.pack(p, k0, K, rows);
+            for (int64_t panel = 0; panel < panels; ++panel)
+                for (int64_t block = 0; block < chunk.blocks; ++block)
+                    TILES[p.a_transposed][chunk.rows(block) - 1](
+                        rows + chunk.edge(block) * STRIDE, packed + panel * K * WIDE, K,
+                        p.c + (from + chunk.edge(block)) * p.ldc + panel * WIDE, p.ldc, p.n - panel * WIDE,
+                        p.bias && k0 == 0 ? p.bias + panel * WIDE : nullptr, p.add || k0 > 0);
+        }
+    }
+}
+
+int64_t product_packed(const Product &p) { return (p.k > DEPTH ? 2 : 1) * DEPTH * padded(p.n); }
+
+void product(const Product &p) {
+    Barrier barrier;
+    Multiplication data{p, &barrier};
+    run(p.threads, multiplication, &data);
+}
+
+// What cells.cpp has of this instruction set.
+int64_t packed(int32_t cell, int64_t units);
+void forward(const Sequence &q);
+void backward(const Sequence &q);
+
+bool supported() { return BPTT_SUPPORTED; }
+
+}  // namespace BPTT_ISA
+
+#define BPTT_TEXT(x) #x
+#define BPTT_NAME(x) BPTT_TEXT(x)
+extern const Kernels BPTT_TABLE;
+const Kernels BPTT_TABLE{
+    BPTT_NAME(BPTT_ISA), BPTT_ISA::supported, BPTT_ISA::packed, BPTT_ISA::forward, BPTT_ISA::backward,
+    BPTT_ISA::product_packed, BPTT_ISA::product};
+
+}  // namespace bptt

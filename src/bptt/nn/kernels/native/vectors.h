@@ -1,0 +1,89 @@
+// Vectors of LANES floats, the product of a few rows with a packed panel, and the activations.
+// Included by one source that is compiled once for each instruction set, in a namespace of its own.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+namespace bptt {
+namespace BPTT_ISA {
+
+constexpr int LANES = BPTT_LANES;
+typedef float V __attribute__((vector_size(LANES * 4)));
+typedef int32_t I __attribute__((vector_size(LANES * 4)));
+typedef float Unaligned __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+#define INLINE inline __attribute__((always_inline))
+
+INLINE V all(float x) { return V{} + x; }
+
+// The first n floats at p, zeros after them; and the other way round.
+INLINE V load(const float *p, int64_t n) {
+    if (n >= LANES) return *(const Unaligned *)p;
+    V v = {};
+    std::memcpy(&v, p, n * sizeof(float));
+    return v;
+}
+
+INLINE void store(float *p, V v, int64_t n) {
+    if (n >= LANES)
+        *(Unaligned *)p = v;
+    else
+        std::memcpy(p, &v, n * sizeof(float));
+}
+
+// sum[r][v] = Σ_k a[r lda + k step] panel[k][v]. Few rows keep several sums, as one addition waits for the one before it.
+template <int ROWS, int WIDTH, int STEP = 1>
+INLINE void multiply(V (&sum)[ROWS][WIDTH], const float *a, int64_t lda, const float *panel, int64_t K) {
+    constexpr int SUMS = ROWS * WIDTH >= 8 ? 1 : ROWS * WIDTH >= 4 ? 2 : 4;
+    V part[SUMS][ROWS][WIDTH] = {};
+    const V *w = (const V *)panel;
+    int64_t k = 0;
+    for (; k + SUMS <= K; k += SUMS) {
+        for (int s = 0; s < SUMS; ++s)
+            for (int r = 0; r < ROWS; ++r) {
+                float x = a[r * lda + (k + s) * STEP];
+                for (int v = 0; v < WIDTH; ++v) part[s][r][v] += x * w[s * WIDTH + v];
+            }
+        w += SUMS * WIDTH;
+    }
+    for (; k < K; ++k, w += WIDTH)
+        for (int r = 0; r < ROWS; ++r)
+            for (int v = 0; v < WIDTH; ++v) part[0][r][v] += a[r * lda + k * STEP] * w[v];
+    for (int r = 0; r < ROWS; ++r)
+        for (int v = 0; v < WIDTH; ++v) {
+            sum[r][v] = part[0][r][v];
+            for (int s = 1; s < SUMS; ++s) sum[r][v] += part[s][r][v];
+        }
+}
+
+// e^x - 1 = 2^n (e^r - 1) + 2^n - 1 with r = x - n ln 2 in [-½ ln 2, ½ ln 2]; |x| <= 87. `power` gets 2^n.
+INLINE V expm1(V x, V &power) {
+    V shifted = x * 1.44269504088896f + 12582912.f;  // 1.5 2^23: the rounded quotient in the last bits
+    V n = shifted - 12582912.f;
+    V r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    V q = p * (r * r) + r;
+    power = (V)(((I)shifted + (127 - 0x4b400000)) << 23);
+    return q * power + (power - 1.f);
+}
+
+// NaN goes through both: comparisons with it are false.
+INLINE V sigmoid(V x) {
+    x = x < -87.f ? all(-87.f) : x > 87.f ? all(87.f) : x;
+    V power;
+    return 1.f / (2.f + expm1(-x, power));
+}
+
+INLINE V tanh(V x) {
+    x = x < -9.02f ? all(-9.02f) : x > 9.02f ? all(9.02f) : x;
+    V power, e = expm1(x + x, power);
+    return e / (e + 2.f);
+}
+
+}  // namespace BPTT_ISA
+}  // namespace bptt

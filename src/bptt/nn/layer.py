@@ -1,0 +1,179 @@
+"""One direction of a recurrent layer as one node of autograd: weight gradients are formed once, over all steps.
+
+gates = x W_ih^T + b                          all steps in one product                (1)
+s_t = cell(gates_t, s_{t-1} W_hh^T)           step by step: the kernel                (2)
+dgates_t                                      step by step, backward: the kernel      (3)
+dW_ih = dgates^T x,  dW_hh = dgates^T h_{t-1},  dx = dgates W_ih   all steps at once  (4)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bptt.nn import kernels
+from bptt.nn.kernels.buffers import empty
+from bptt.nn.kernels.sequence import GATES, GRU, LSTM, RNN, SAVED, Sequence
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a call is about, apart from the numbers autograd follows.
+
+    cell, activation, reverse, steps, rows, sizes, offsets, start, weight: see `Sequence`.
+    differentiable: `(x, h0, c0, w_ih, w_hh, b_ih, b_hh) -> (outputs, hn, cn)` in operators that can be differentiated
+        twice, for a backward pass that is to be differentiated.
+    """
+
+    cell: int
+    activation: int
+    reverse: bool
+    steps: int
+    rows: int
+    differentiable: Callable[..., tuple[Tensor, ...]]
+    sizes: Tensor | None = None
+    offsets: Tensor | None = None
+    start: Tensor | None = None
+    weight: Tensor | None = None
+
+
+class Layer(torch.autograd.Function):
+    """(x (N, I), h0, c0 (B, H), w_ih, w_hh, b_ih, b_hh) -> outputs (N, H), hn, cn (B, H); None where there is none."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        plan: Plan,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None,
+        b_hh: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        N, H, cell = len(x), w_hh.shape[1], plan.cell
+        kernel = kernels.implementation(x)
+        gates = empty(N, SAVED[cell] * H, like=x)
+        bias, bias_n = _biases(b_ih, b_hh, cell, H)
+        kernel.product(gates[:, : GATES[cell] * H], x, w_ih.t(), bias)
+        q = Sequence(
+            cell, plan.activation, plan.reverse, plan.steps, plan.rows, H, w_hh.contiguous(), gates,
+            outputs=gates if cell == RNN else empty(N, H, like=x),
+            sizes=plan.sizes, offsets=plan.offsets, start=plan.start, weight=plan.weight, bias_n=bias_n,
+            cells=empty(N, H, like=x) if cell == LSTM else None,
+            h0=h0, c0=c0, hn=x.new_empty(plan.rows, H), cn=x.new_empty(plan.rows, H) if cell == LSTM else None,
+        )  # fmt: skip
+        kernel.forward(q)
+        ctx.plan = plan
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(
+            x, h0, c0, w_ih, w_hh, b_ih, b_hh, q.outputs, None if cell == RNN else gates, q.cells, bias_n
+        )
+        assert q.hn is not None
+        return (q.outputs, q.hn, q.cn) if q.cn is not None else (q.outputs, q.hn)
+
+    @staticmethod
+    def backward(ctx: Any, d_outputs: Tensor | None, d_hn: Tensor | None, d_cn: Tensor | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        plan: Plan = ctx.plan
+        x, h0, c0, w_ih, w_hh, b_ih, b_hh, outputs, gates, cells, bias_n = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # create_graph=True
+            given = (x, h0, c0, w_ih, w_hh, b_ih, b_hh)
+            return None, *_differentiable(plan, given, needed[1:], (d_outputs, d_hn, d_cn))
+        cell, H = plan.cell, outputs.shape[1]
+        d_gates = empty(len(x), SAVED[cell] * H, like=x)
+        q = Sequence(
+            cell, plan.activation, plan.reverse, plan.steps, plan.rows, H, w_hh.contiguous(),
+            gates=outputs if gates is None else gates, outputs=outputs, cells=cells, bias_n=bias_n,
+            sizes=plan.sizes, offsets=plan.offsets, start=plan.start, weight=plan.weight, h0=h0, c0=c0,
+            d_outputs=None if d_outputs is None else d_outputs.contiguous(),
+            d_hn=None if d_hn is None else d_hn.contiguous(),
+            d_cn=None if d_cn is None else d_cn.contiguous(),
+            d_gates=d_gates, carry=None if cell == RNN else x.new_empty(plan.rows, H),
+            d_h0=torch.empty_like(h0) if needed[2] else None, d_c0=torch.empty_like(c0) if needed[3] else None,
+        )  # fmt: skip
+        kernels.implementation(x).backward(q)
+        d_x = _through_input(d_gates, w_ih, cell) if needed[1] else None
+        d_w_ih, d_b_ih, d_b_hh = _input_weights(d_gates, x, cell) if any(needed[i] for i in (4, 6, 7)) else (None,) * 3
+        d_w_hh = _recurrent_weights(plan, d_gates[:, : GATES[cell] * H], outputs, h0) if needed[5] else None
+        found = (None, d_x, q.d_h0, q.d_c0, d_w_ih, d_w_hh, d_b_ih, d_b_hh)
+        return tuple(grad if need else None for grad, need in zip(found, needed, strict=True))
+
+
+def _biases(b_ih: Tensor | None, b_hh: Tensor | None, cell: int, units: int) -> tuple[Tensor | None, Tensor | None]:
+    """What is added to the input's part of the gates, and to the recurrent part of a GRU's n."""
+    if b_ih is None or b_hh is None:
+        return None, None
+    if cell != GRU:
+        return b_ih + b_hh, None
+    bias = b_ih.clone()
+    bias[: 2 * units] += b_hh[: 2 * units]
+    return bias, b_hh[2 * units :]
+
+
+def _through_input(d_gates: Tensor, w_ih: Tensor, cell: int) -> Tensor:
+    """dx (N, I) of equation (4)."""
+    product = kernels.implementation(d_gates).product
+    out = empty(len(d_gates), w_ih.shape[1], like=d_gates)
+    if cell != GRU:
+        return product(out, d_gates, w_ih)
+    units = d_gates.shape[1] // 4
+    product(out, d_gates[:, : 2 * units], w_ih[: 2 * units])
+    return product(out, d_gates[:, 3 * units :], w_ih[2 * units :], add=True)
+
+
+def _input_weights(d_gates: Tensor, x: Tensor, cell: int) -> tuple[Tensor, Tensor, Tensor]:
+    """dW_ih (G H, I) of equation (4), and the gradients (G H,) of both biases."""
+    product = kernels.implementation(x).product
+    units = d_gates.shape[1] // SAVED[cell]
+    out, sums = x.new_empty(GATES[cell] * units, x.shape[1]), x.new_empty(GATES[cell] * units)
+    if cell != GRU:
+        product(out, d_gates.t(), x, sums=sums)
+        return out, sums, sums.clone()
+    shared = 2 * units
+    product(out[:shared], d_gates[:, :shared].t(), x, sums=sums[:shared])
+    product(out[shared:], d_gates[:, 3 * units :].t(), x, sums=sums[shared:])
+    return out, sums, torch.cat([sums[:shared], d_gates[:, shared : 3 * units].sum(0)])
+
+
+def _recurrent_weights(plan: Plan, d_gates: Tensor, outputs: Tensor, h0: Tensor | None) -> Tensor:
+    """dW_hh (G H, H) of equation (4): each step's cotangent with the state before it."""
+    B, N = plan.rows, len(outputs)
+    product, out = kernels.implementation(outputs).product, outputs.new_empty(d_gates.shape[1], outputs.shape[1])
+    if plan.sizes is None:
+        later, first = (slice(0, N - B), slice(N - B, N)) if plan.reverse else (slice(B, N), slice(0, B))
+        before = outputs[B:] if plan.reverse else outputs[: N - B]
+        if plan.start is not None:
+            starts = plan.start.reshape(-1, 1)
+            before = before.masked_fill(starts[later], 0)
+            h0 = None if h0 is None else h0.masked_fill(starts[first], 0)
+        result = product(out, d_gates[later].t(), before) if N > B else out.zero_()
+        return result if h0 is None else product(result, d_gates[first].t(), h0, add=True)
+    assert plan.offsets is not None
+    zeros = outputs.new_zeros(B, outputs.shape[1]) if h0 is None else h0
+    table = torch.cat([outputs, zeros])
+    return product(out, d_gates.t(), table[_previous(plan.sizes, plan.offsets, plan.reverse, N)])
+
+
+def _previous(sizes: Tensor, offsets: Tensor, reverse: bool, N: int) -> Tensor:
+    """For each of the N rows of a packed sequence the row of the step before it; N + b where row b has none."""
+    row = torch.arange(N) - offsets.repeat_interleave(sizes)
+    none = torch.zeros(1, dtype=torch.int64)
+    before = torch.cat([offsets[1:], none] if reverse else [none, offsets[:-1]])
+    count = torch.cat([sizes[1:], none] if reverse else [none, sizes[:-1]])
+    there = before.repeat_interleave(sizes) + row
+    return torch.where(row < count.repeat_interleave(sizes), there, N + row)
+
+
+def _differentiable(plan: Plan, given: tuple[Any, ...], needed: Any, cotangents: tuple[Any, ...]) -> list[Any]:
+    """The same vjp as a graph: forward once more in plain operators, then torch.autograd.grad."""
+    results = plan.differentiable(*given)
+    pairs = [(r, c) for r, c in zip(results, cotangents, strict=False) if c is not None]
+    wanted = [x for x, need in zip(given, needed, strict=True) if need]
+    grads = iter(
+        torch.autograd.grad([r for r, _ in pairs], wanted, [c for _, c in pairs], create_graph=True, allow_unused=True)
+    )
+    return [next(grads) if need else None for need in needed]

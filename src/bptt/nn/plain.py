@@ -1,0 +1,93 @@
+"""One direction of a recurrent layer in torch's own operators: any device and dtype, differentiable twice."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+
+import torch
+from torch import _VF, Tensor
+from torch.nn import functional
+
+from bptt.gates import scale_gradient
+
+State = tuple[Tensor, ...]
+
+
+def run(
+    mode: str,
+    x: Tensor,
+    state: State,
+    weights: Sequence[Tensor],
+    sizes: Tensor | None = None,
+    reverse: bool = False,
+    start: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> tuple[Tensor, State]:
+    """Outputs (T, B, H) and the last state of one layer.
+
+    mode: torch.nn's, or "RNN_IDENTITY". x: (T, B, I); with sizes (T,) int64 packed, (N, I).
+    state: (h0,) or (h0, c0), (B, H). weights: w_ih, w_hh, then the biases and the projection where there are.
+    reverse: from the last step to the first; not with start (T, B) or weight, (T,) or (T, B).
+    """
+    if start is None and weight is None:
+        return _call(mode, x, state, weights, sizes, reverse)
+    T = len(x)
+    starts = set() if start is None else {int(t) for t in start.any(1).nonzero()}
+    weights_at = {} if weight is None else {t: w for t, w in enumerate(weight.unbind()) if not bool((w == 1).all())}
+    edges = sorted({0, T} | starts | {t + 1 for t in weights_at})
+    outputs: list[Tensor] = []
+    for a, b in pairwise(edges):
+        if start is not None and a in starts:
+            state = tuple(s.masked_fill(start[a][:, None], 0) for s in state)
+        y, state = _call(mode, x[a:b], state, weights, None, False)
+        outputs.append(y)
+        if b - 1 in weights_at:
+            state = scale_gradient(state, weights_at[b - 1], 0)
+    return torch.cat(outputs), state
+
+
+def _call(
+    mode: str, x: Tensor, state: State, weights: Sequence[Tensor], sizes: Tensor | None, reverse: bool
+) -> tuple[Tensor, State]:
+    if mode == "RNN_IDENTITY":
+        return _identity(x, state[0], weights, sizes, reverse)
+    call = getattr(_VF, mode.lower())
+    both = [s[None].expand(1 + reverse, -1, -1).contiguous() for s in state]
+    hx = both if mode == "LSTM" else both[0]
+    flat = [*weights, *weights] if reverse else list(weights)  # the second of two directions is the reverse one
+    settings = (len(weights) > 3, 1, 0.0, False, reverse)
+    with _without_onednn():
+        if sizes is None:
+            y, *last = call(x, hx, flat, *settings, False)
+        else:
+            y, *last = call(x, sizes, hx, flat, *settings)
+    if reverse:
+        y = y[..., y.shape[-1] // 2 :]
+    return y, tuple(s[-1] for s in last)
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """oneDNN's LSTM can't be differentiated twice. (torch.backends.mkldnn.flags warns of what it sets besides.)"""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
+def _identity(
+    x: Tensor, h: Tensor, weights: Sequence[Tensor], sizes: Tensor | None, reverse: bool
+) -> tuple[Tensor, State]:
+    w_ih, w_hh, *biases = weights
+    driven = functional.linear(x, w_ih, sum(biases) if biases else None)  # pyright: ignore[reportArgumentType]
+    steps = list(driven.unbind() if sizes is None else driven.split(sizes.tolist()))
+    outputs: list[Tensor] = []
+    for a in reversed(steps) if reverse else steps:
+        now = a + functional.linear(h[: len(a)], w_hh)
+        h = torch.cat([now, h[len(a) :]])
+        outputs.append(now)
+    if reverse:
+        outputs.reverse()
+    return torch.stack(outputs) if sizes is None else torch.cat(outputs), (h,)
