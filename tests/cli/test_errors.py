@@ -118,11 +118,11 @@ def test_commands(bptt_):
     assert bptt_("--version").out.startswith("bptt ")
     result = bptt_("tarin")
     assert result.code == 2
-    assert result.error.startswith("bptt: no command 'tarin'; there are train, sample, doctor")
+    assert result.error.startswith("bptt: no command 'tarin'; there are train, sample, diagnose, explain, doctor")
     assert bptt_("doctor", "--gpu").error.startswith("bptt doctor: takes no options")
 
 
-@pytest.mark.parametrize("command", ["train", "sample"])
+@pytest.mark.parametrize("command", ["train", "sample", "diagnose", "explain"])
 def test_help_of_a_command(capsys, command):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

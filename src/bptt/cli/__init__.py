@@ -1,4 +1,4 @@
-"""The command line: `bptt train`, `bptt sample`, `bptt doctor`. Everything here uses the public API only."""
+"""The command line, one module a command. Everything here uses the public API only."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from bptt.cli.printing import UserError, one_line
 COMMANDS = {
     "train": "train a character model on a text and write a run folder",
     "sample": "let a trained model write text",
+    "diagnose": "how far back a model's credit reaches, and what truncation drops",
+    "explain": "a worked example: every number of the gradients of a small network",
     "doctor": "versions, threads, devices, and what is missing",
 }
 
@@ -27,10 +29,12 @@ commands:
 
   bptt train                                 the default model on Python's own documentation
   bptt train --data book.txt --minutes 10    on your own text
+  bptt diagnose runs/DIR                     how far back its credit reaches
+  bptt explain --out explain.html            the equations with numbers, as a page
   bptt COMMAND --help                        all options of a command
   bptt --version"""
 
-EXTRAS = {"tyro", "rich", "matplotlib", "safetensors", "yaml", "numpy"}
+EXTRAS = {"tyro", "rich", "matplotlib", "safetensors", "yaml", "numpy", "jinja2"}
 """Import names of the packages that the `cli` extra brings."""
 
 

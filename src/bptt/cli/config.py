@@ -143,6 +143,55 @@ class SampleConfig:
             raise UserError(f"--seed {self.seed}: must be between 0 and 2**63 - 1")
 
 
+@dataclasses.dataclass(frozen=True)
+class DiagnoseConfig:
+    """Measure how far back a character model's credit reaches, whether it fades or grows, and what truncation drops.
+
+    The model is that of a run folder, or one with --cell as it is before training. It reads the end of the text, which
+    training keeps for validation, from the zero state. The plot is diagnosis.png in the run folder.
+
+    Exit codes: 0 done; 1 the loss is not finite or the plot cannot be written; 2 wrong use.
+    """
+
+    run: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Run folder that `bptt train` wrote; or else give --cell."""
+    cell: Annotated[Literal["rnn", "gru", "lstm"] | None, _PLAIN] = None
+    """Without DIR: kind of recurrent layer of a model with its first weights."""
+    hidden: Annotated[int | None, _PLAIN] = None
+    """With --cell: units of a layer. 256 if not given."""
+    layers: Annotated[int | None, _PLAIN] = None
+    """With --cell: recurrent layers, one on top of the other. 1 if not given."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="FILE|python-docs", help_behavior_hint="")] = None
+    """Text to read. The run's own if not given; with --cell, Python's own documentation."""
+    length: Annotated[int | None, _PLAIN] = None
+    """Characters of the sequence; lags up to half of it are measured. 200, or what the text has, if not given."""
+    batch: Annotated[int | None, _PLAIN] = None
+    """Sequences to read side by side. 8, or what the text has, if not given."""
+    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|...")] = "cpu"
+    """Where to measure. An accelerator pays off for thousands of units."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png", help_behavior_hint="")] = None
+    """Where to draw the plot instead, a new file. With --cell there is no plot if not given."""
+
+    def check(self) -> None:
+        """Raise `UserError` for options that don't go together, and for a number or file that cannot be."""
+        if (self.run is None) == (self.cell is None):
+            raise UserError("give a run folder, or --cell for a model before training: one of the two")
+        for name in ("hidden", "layers"):
+            if self.run is not None and getattr(self, name) is not None:
+                raise UserError(f"{flag(name)} applies only to --cell: {self.run} has a model")
+        for name in ("hidden", "layers", "length", "batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{flag(name)} {value}: must be at least 1")
+        if self.out is not None:
+            if self.out.suffix != ".png":
+                raise UserError(f"--out {self.out}: must end with .png")
+            if self.out.exists():
+                raise UserError(f"--out {self.out}: exists already. Choose another name")
+            if not self.out.parent.is_dir():
+                raise UserError(f"--out {self.out}: there is no folder {self.out.parent}")
+
+
 def flag(name: str) -> str:
     """The flag of a field: `sequence_length` is `--sequence-length`."""
     return "--" + name.replace("_", "-")

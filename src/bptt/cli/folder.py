@@ -90,14 +90,8 @@ class RunFolder:
         self.replace(name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def replace(self, name: str, write: Callable[[Path], object]) -> None:
-        """Let `write` fill a temporary file and put it in the place of `name`: readers see the old one or the new."""
-        target = self.path / name
-        temporary = target.with_name(f".{name}.part{target.suffix}")  # the suffix tells savefig the format
-        try:
-            write(temporary)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        """Replace the file `name` by what `write` writes."""
+        replace(self.path / name, write)
 
     def close(self) -> None:
         """Close the metrics; nothing more can be logged."""
@@ -111,6 +105,16 @@ class RunFolder:
         with contextlib.suppress(OSError):
             for path in self._made:
                 path.rmdir()
+
+
+def replace(target: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file and put it in the place of `target`: readers see the old one or the new."""
+    temporary = target.with_name(f".{target.name}.part{target.suffix}")  # the suffix tells savefig the format
+    try:
+        write(temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _dated() -> Path:

@@ -29,7 +29,7 @@ def run(words: Sequence[str]) -> int:
     """Train as `words` say; the exit code."""
     config = parse_train(words)
     strategy = plan(config)
-    device = _device(config.device)
+    device = device_of(config.device)
     folder = RunFolder(config.out, config.overwrite)  # before anything that takes time
     training = None
     try:
@@ -150,7 +150,8 @@ def parameters(model: CharModel) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device that `--device` names. Raises UserError if torch cannot use it."""
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
         return torch.device("cpu") if found is None else found

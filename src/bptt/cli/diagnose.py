@@ -1,0 +1,170 @@
+"""`bptt diagnose`: a model on a stretch of text, measured by `bptt.diagnose` and by the truncations themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import bptt
+from bptt.cli.config import DiagnoseConfig, TrainConfig, parse, parse_train
+from bptt.cli.diagnosis import Measured, Screen, ladder
+from bptt.cli.folder import CONFIG, load, replace
+from bptt.cli.model import CharModel, build, loss
+from bptt.cli.plots import diagnosis_plot
+from bptt.cli.printing import UserError, one_line, user_errors
+from bptt.cli.strategies import plan
+from bptt.cli.train import describe, device_of, parameters
+from bptt.data import PYTHON_DOCS, Vocabulary, lanes, load_text, split
+
+PLOT = "diagnosis.png"
+LENGTH, LANES = 200, 8
+CHAINS = {1: 1024, 10: 1024, 100: 256}
+"""Lags of the products of Jacobians -> up to how many numbers of state they are taken; beyond, it takes minutes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is diagnosed. trained: how it was trained; None for first weights."""
+
+    model: CharModel
+    vocabulary: Vocabulary
+    ids: torch.Tensor
+    title: str
+    source: str
+    trained: TrainConfig | None
+
+
+def run(words: Sequence[str]) -> int:
+    """Print and plot the diagnosis; the exit code."""
+    config = parse(DiagnoseConfig, words, "bptt diagnose")
+    config.check()
+    device = device_of(config.device)
+    subject = _fresh(config) if config.run is None else _trained(config, config.run)
+    with user_errors():  # too little memory there
+        model = subject.model.to(device)
+    chunk, validation = _sequence(config, subject)
+    steps, rows = chunk.inputs.shape
+    screen = Screen()
+    screen.say(f"model       {subject.title}, {parameters(model):,} parameters, on {device}")
+    if config.run is not None:
+        screen.say(f"run folder  {one_line(str(config.run))}")
+    screen.say(f"text        {one_line(subject.source)}, the last {validation:,} characters, kept for validation")
+    screen.say(f"sequence    {_lanes(rows)} of {steps} characters, from the zero state\n")
+    with screen.waiting("measuring credit, exponents and truncations"):
+        chunk = bptt.Chunk(chunk.inputs.to(device), chunk.targets.to(device))
+        measured = _measure(model, chunk, subject.trained)
+    screen.show(measured)
+    out = config.out if config.run is None or config.out is not None else config.run / PLOT
+    if out is not None:
+        _draw(out, lambda path: diagnosis_plot(measured, subject.title, path))
+        screen.say(f"\nThe plot is in {one_line(str(out))}")
+    return 0
+
+
+def _fresh(config: DiagnoseConfig) -> Subject:
+    """The model that `bptt train` with these options and its default seed would begin with."""
+    text, source = _text(config.data or PYTHON_DOCS)
+    vocabulary = Vocabulary.of(text)
+    begun = TrainConfig(
+        cell=config.cell or TrainConfig.cell,
+        hidden=config.hidden or TrainConfig.hidden,
+        layers=config.layers or TrainConfig.layers,
+    )
+    torch.manual_seed(begun.seed)
+    model = build(len(vocabulary), begun.cell, begun.hidden, begun.layers)
+    title = describe(begun).split(",")[0] + " before training"
+    return Subject(model, vocabulary, vocabulary.encode(text), title, source, None)
+
+
+def _trained(config: DiagnoseConfig, folder: Path) -> Subject:
+    model, vocabulary = load(folder)
+    trained = parse_train([f"--config={folder / CONFIG}"])
+    text, source = _text(config.data or trained.data)
+    with user_errors(prefix=f"--data {source}: "):
+        ids = vocabulary.encode(text)
+    # Layers of cuDNN have a backward pass in training mode only; for this model the two modes are otherwise the same.
+    return Subject(model.train(), vocabulary, ids, describe(trained), source, trained)
+
+
+def _text(data: str) -> tuple[str, str]:
+    with user_errors(prefix="--data "):
+        return load_text(data), "Python documentation" if data == PYTHON_DOCS else data
+
+
+def _sequence(config: DiagnoseConfig, subject: Subject) -> tuple[bptt.Chunk, int]:
+    """The first steps of the lanes of the validation text, and how many characters that text has."""
+    with user_errors(prefix="--data "):
+        _, ids = split(subject.ids)
+    count = len(ids)
+    batch = config.batch or max(1, min(LANES, count // ((config.length or LENGTH) + 1)))
+    with user_errors(prefix=f"--batch {batch}: "):
+        read = lanes(ids, batch)
+    most = len(read) - 1
+    length = min(LENGTH, most) if config.length is None else config.length
+    if length > most:
+        raise UserError(
+            f"--length {length}: the {count:,} characters kept for validation make {_lanes(batch)} of only {most:,} to "
+            f"predict; give that or less"
+        )
+    return bptt.Chunk(read[:length], read[1 : length + 1]), count
+
+
+def _lanes(count: int) -> str:
+    return "1 lane" if count == 1 else f"{count} lanes"
+
+
+def _measure(model: CharModel, chunk: bptt.Chunk, trained: TrainConfig | None) -> Measured:
+    steps, rows = chunk.inputs.shape
+    state = model.initial_state(rows)
+    size = sum(leaf[:, 0].numel() for leaf in (state if isinstance(state, tuple) else (state,)))
+    most = max(1, steps // 2)  # every lag is then seen by half of the losses or more
+    taus = ladder(most)
+    try:
+        with user_errors():
+            found = bptt.diagnose(
+                model,
+                loss,
+                chunk,
+                state,
+                state_batch_dim=1,
+                max_lag=most,
+                truncations=taus,
+                singular_lags=[k for k, largest in CHAINS.items() if k <= most and size <= largest],
+            )
+            strategies: list[Any] = [bptt.TruncatedBPTT(tau) for tau in taus]
+            own = None if trained is None else plan(trained).strategy
+            if isinstance(own, bptt.TruncatedBPTT):
+                strategies.append(own)
+            shares = _dropped(model, chunk, state, strategies)
+    except UserError as error:
+        cause = error.__cause__
+        if isinstance(cause, bptt.NonFiniteLossError):
+            raise UserError(
+                f"the loss of step {cause.step} is not finite, so there is no gradient to look at", 1
+            ) from None
+        raise
+    windows = dict(zip(taus, shares, strict=False))
+    return Measured(found, windows, own, shares[-1], None if trained is None else trained.strategy)
+
+
+def _dropped(model: CharModel, chunk: bptt.Chunk, state: Any, strategies: Sequence[Any]) -> list[float]:
+    """‖g - g_S‖ / ‖g‖ of each strategy S, g being the full gradient of the summed loss; NaN where g is zero."""
+
+    def gradient(strategy: Any) -> torch.Tensor:
+        model.zero_grad()
+        bptt.backward(model, loss, chunk, state, strategy=strategy, reduction="sum")
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double()
+
+    full = gradient(bptt.FullBPTT())
+    return [((gradient(strategy) - full).norm() / full.norm()).item() for strategy in strategies]
+
+
+def _draw(out: Path, draw: Callable[[Path], object]) -> None:
+    try:
+        replace(out, draw)
+    except OSError as error:
+        raise UserError(f"{out}: the plot cannot be written ({error.strerror}). Choose another --out", 1) from None

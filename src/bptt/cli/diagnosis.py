@@ -1,0 +1,207 @@
+"""A diagnosis on the screen: what was found as tables, and what it means for the choice of a truncation."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import bptt
+from bptt.cli.printing import printable
+
+ENOUGH = 0.1
+"""A truncation that drops less than this share of the gradient is named."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Everything to show.
+
+    Arguments:
+        found: what `bptt.diagnose` says; its `dropped` is the share for `tbptt:1:K`.
+        windows: K -> the share of the gradient that `tbptt:K` drops.
+        own: the strategy the run was trained with; None for first weights.
+        own_dropped: its share, where `own` truncates at fixed places.
+        own_name: as `--strategy` takes it.
+    """
+
+    found: bptt.Diagnosis
+    windows: dict[int, float]
+    own: Any
+    own_dropped: float
+    own_name: str | None
+
+    @property
+    def credit(self) -> torch.Tensor:
+        """(1 + levels, max_lag): mean and quantiles of a loss's cotangent by lag, of each lane's own loss."""
+        found = self.found  # its losses are averaged over the lanes
+        return found.rows * torch.cat([found.mean[None], found.quantiles])
+
+
+class Screen:
+    """Where a diagnosis is printed; nothing that comes from outside is markup."""
+
+    def __init__(self) -> None:
+        self.console = Console(markup=False, highlight=False, emoji=False)
+
+    def say(self, text: str) -> None:
+        """Print text as it is, control characters escaped."""
+        self.console.print(Text(printable(text)), soft_wrap=True)
+
+    def waiting(self, text: str) -> contextlib.AbstractContextManager[object]:
+        """A sign of life on a terminal, gone at the end."""
+        return self.console.status(Text(text)) if self.console.is_terminal else contextlib.nullcontext()
+
+    def show(self, measured: Measured) -> None:
+        """Print the whole diagnosis."""
+        found = measured.found
+        for name, text in _summary(found).items():
+            self.say(f"{name:<12}{text}")
+        self.say("\ncredit by lag: norm of a loss's gradient at the state so many steps before")
+        levels = ["median" if level == 0.5 else f"{level:.0%}" for level in found.levels]
+        self._table(["lag", "mean", *levels, "of lag 1"], _credit(measured))
+        self.say("\nshare of the gradient that a truncation drops")
+        names = ["K", "tbptt:1:K, each loss through K steps", "tbptt:K, windows of K steps"]
+        self._table(names, [[str(k), share(found.dropped[k]), share(measured.windows[k])] for k in measured.windows])
+        if found.singular_values:
+            self.say(f"\nsingular values of the state's Jacobian over so many steps, {found.state_size} directions")
+            self._table(["steps", "largest", "above 1", "above 0.1", "above 0.01"], _singular(found))
+        self.say("")
+        for sentence in advice(measured):
+            self.say(sentence)
+
+    def _table(self, names: list[str], rows: list[list[str]]) -> None:
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for name in names:
+            table.add_column(Text(name), justify="right")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        self.console.print(table)
+
+
+def ladder(most: int) -> list[int]:
+    """1, 2, 5, 10, 20, 50, ... up to `most`.
+
+    >>> ladder(60)
+    [1, 2, 5, 10, 20, 50]
+    """
+    return [m * 10**e for e in range(len(str(most))) for m in (1, 2, 5) if m * 10**e <= most]
+
+
+def number(value: float) -> str:
+    """Three digits; "none" where there is no number.
+
+    >>> number(0.0123456), number(0.0), number(float("nan"))
+    ('0.0123', '0', 'none')
+    """
+    return "none" if math.isnan(value) else f"{value:.3g}"
+
+
+def share(value: float) -> str:
+    """A share in per cent; from ten on as so many times.
+
+    >>> share(0.8546), share(0.00583), share(1e-9), share(1.4), share(146.2), share(float("nan"))
+    ('85.5%', '0.583%', '<0.001%', '140%', '146 times', 'none')
+    """
+    if math.isnan(value):
+        return number(value)
+    if 0 < value < 1e-5:
+        return "<0.001%"
+    return f"{100 * value:.3g}%" if value < 9.995 else f"{value:.3g} times"
+
+
+def _summary(found: bptt.Diagnosis) -> dict[str, str]:
+    largest = found.exponents.mean(0)[:4].tolist()
+    shown = ", ".join(f"{value:.3g}" for value in largest)
+    rows = {
+        "regime": _regime(found),
+        "memory": _memory(found),
+        "lyapunov": f"{shown}: the {len(largest)} largest exponents of {found.state_size}",
+    }
+    if found.spectral_radius:
+        values = ", ".join(f"{value:.3g} of {name}" for name, value in found.spectral_radius.items())
+        rows["radius"] = f"{values} (largest |eigenvalue|)"
+    return rows
+
+
+def _regime(found: bptt.Diagnosis) -> str:
+    rate = found.growth_rate
+    if not math.isfinite(rate):
+        return f"{found.regime}: of a cotangent nothing is left after {found.steps} steps"
+    pace = f"a factor e every {1 / abs(rate):.3g} steps"
+    if found.regime == "marginal":
+        pace = f"at most a factor e in {found.steps} steps"
+    return f"{found.regime}, {round(rate, 5):+.3g} nats a step: {pace}"
+
+
+def _memory(found: bptt.Diagnosis) -> str:
+    lags, largest = len(found.mean), found.mean.max().item()
+    if not largest > 0:
+        return "none: no loss depends on a state before its own step"
+    if found.memory_length is None:
+        last = share(found.mean[-1].item() / largest)
+        return f"over {lags} steps: mean credit at lag {lags} is {last} of its largest"
+    return f"{found.memory_length} steps: from that lag on mean credit is below {found.fraction:.0%} of its largest"
+
+
+def _credit(measured: Measured) -> list[list[str]]:
+    credit = measured.credit
+    lags = ladder(credit.shape[1])
+    first = credit[0, 0].item()
+    rows = []
+    for lag in lags:
+        values = credit[:, lag - 1].tolist()
+        rows.append([str(lag), *map(number, values), share(values[0] / first if first else math.nan)])
+    return rows
+
+
+def _singular(found: bptt.Diagnosis) -> list[list[str]]:
+    """Means over the lanes. How many lie above a bound is no matter of rounding, as the smallest would be."""
+    return [
+        [str(lag), number(values[:, 0].mean().item())]
+        + [f"{(values > bound).double().sum(1).mean().item():.3g}" for bound in (1, 0.1, 0.01)]
+        for lag, values in found.singular_values.items()
+    ]
+
+
+def advice(measured: Measured) -> list[str]:
+    """What follows for `--strategy`, in a sentence or two."""
+    steps, name, own = measured.found.steps, measured.own_name, measured.own
+    said = []
+    if isinstance(own, bptt.ARTBP):
+        said.append(f"{name}, this run's strategy, drops nothing on average, at the price of noise.")
+    elif isinstance(own, bptt.FullBPTT):
+        said.append(f"{name}, this run's strategy, drops nothing within a sequence.")
+    elif isinstance(own, bptt.TruncatedBPTT) and _whole(own, steps):
+        said.append(f"{name}, this run's strategy, cuts nothing in {steps} steps; give a larger --length.")
+    elif isinstance(own, bptt.TruncatedBPTT):
+        said.append(f"{name}, this run's strategy, drops {share(measured.own_dropped)} of this gradient.")
+    known = {tau: value for tau, value in measured.found.dropped.items() if not math.isnan(value)}
+    if not known:
+        return [*said, "The gradient is zero, so there is nothing to drop."]
+    window = next((k for k, dropped in measured.windows.items() if dropped < ENOUGH), None)
+    each = next((tau for tau, dropped in known.items() if dropped < ENOUGH), None)
+    if window is None and each is None and measured.found.regime == "exploding":
+        return [*said, "Credit grows with the lag, so that every truncation above drops much of the gradient."]
+    if window is None and each is None:
+        return [*said, f"Every truncation above drops {ENOUGH:.0%} or more; a larger --length shows longer ones."]
+    shortest = [] if window is None else [f"tbptt:{window}"]
+    if each is not None:
+        shortest.append(f"{each} step{'s' * (each > 1)} for each loss")
+    said.append(f"The shortest above to drop less than {ENOUGH:.0%}: {', or '.join(shortest)}.")
+    if each is not None:
+        said.append("tbptt:K1:K2 gives each loss K2 - K1 + 1 steps or more.")
+    return said
+
+
+def _whole(strategy: bptt.TruncatedBPTT, steps: int) -> bool:
+    """Whether every loss of a sequence reaches back to its start."""
+    k2 = strategy.k1 if strategy.k2 is None else strategy.k2
+    return strategy.k1 >= steps or k2 >= steps + strategy.k1 - 1
