@@ -124,8 +124,8 @@ def diagnose(
     >>> found.regime, round(found.growth_rate, 4), found.memory_length
     ('vanishing', -0.6931, 8)
 
-    Source: Bengio, Simard & Frasconi 1994; Pascanu, Mikolov & Bengio 2013, equations 5 and 6; Benettin et al. 1980 and
-    Engelken, Wolf & Abbott 2023 for (2), here with transposed Jacobians, backward in time: the same exponents, and the
+    Source: Bengio, Simard & Frasconi 1994; Pascanu, Mikolov & Bengio 2013; Benettin et al. 1980 and Engelken, Wolf &
+    Abbott 2023 for (2), see `lyapunov`, here with transposed Jacobians, backward in time: the same exponents, and the
     ones that gradients feel.
     """
     arguments.gradient_possible()

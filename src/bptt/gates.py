@@ -61,8 +61,8 @@ def scale_gradient(state: Tree, w: float | Tensor, state_batch_dim: Any = None) 
     >>> bptt.scale_gradient(s, 1.25).sum().backward(); s.grad
     tensor([1.2500, 1.2500])
 
-    Source: Tallec & Ollivier 2017, equation 7, https://arxiv.org/abs/1705.08209: with w = 0 at a cut of probability p
-    and 1/(1 - p) elsewhere the gradient is unbiased.
+    Source: Tallec & Ollivier 2017, proposition 1, https://arxiv.org/abs/1705.08209: with w = 0 at a cut of
+    probability p and 1/(1 - p) elsewhere the gradient is unbiased.
     """
     return gate(state, w, checks.rows_weight(state, w, state_batch_dim))
 

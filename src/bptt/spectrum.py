@@ -69,7 +69,9 @@ def lyapunov(jacobians: Iterable[Tensor], *, exponents: int | None = None, disca
     >>> bptt.lyapunov([W] * 60, discard=30)  # log 2 and log 0.5
     tensor([ 0.6931, -0.6931], dtype=torch.float64)
 
-    Source: Benettin, Galgani, Giorgilli & Strelcyn 1980; Engelken, Wolf & Abbott 2023.
+    Source: Benettin, Galgani, Giorgilli & Strelcyn 1980, "Lyapunov characteristic exponents for smooth dynamical
+    systems and for Hamiltonian systems; a method for computing all of them", Meccanica 15; Engelken, Wolf & Abbott
+    2023, "Lyapunov spectra of chaotic recurrent neural networks", https://arxiv.org/abs/2006.02427
     """
     if exponents is not None:
         arguments.count(exponents, "exponents")

@@ -77,7 +77,7 @@ def unroll(
     2 5 10
     7 10 13
 
-    Source: Werbos 1990; Williams & Peng 1990; Tallec & Ollivier 2017, equation 7.
+    Source: Werbos 1990; Williams & Peng 1990; Tallec & Ollivier 2017, proposition 1.
     """
     arguments.gradient_possible()
     checks.no_graph(state, "state")

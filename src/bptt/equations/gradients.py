@@ -61,7 +61,7 @@ def gradient_by_double_sum(trace: Trace, weights: Tensor | None = None) -> Gradi
     >>> gradient_by_double_sum(forward(network, torch.ones(2, 1), torch.zeros(2, 1))).W
     tensor([[1.5000]], dtype=torch.float64)
 
-    Source: Pascanu, Mikolov & Bengio 2013, equations 3-5, https://arxiv.org/abs/1211.5063, with weights added.
+    Source: Pascanu, Mikolov & Bengio 2013, https://arxiv.org/abs/1211.5063, with weights added.
     """
     weights = _checked(trace, weights)
     U, W, V, b, c = _zeros(trace)
@@ -100,7 +100,7 @@ def gradient_by_recursion(trace: Trace, boundaries: Tensor | None = None) -> Gra
     >>> gradient_by_recursion(forward(network, torch.ones(2, 1), torch.zeros(2, 1))).W
     tensor([[1.5000]], dtype=torch.float64)
 
-    Source: Werbos 1990; with w, Tallec & Ollivier 2017, equation 7, https://arxiv.org/abs/1705.08209
+    Source: Werbos 1990; with w, Tallec & Ollivier 2017, proposition 1, https://arxiv.org/abs/1705.08209
     """
     if boundaries is None:
         boundaries = trace.h.new_ones(trace.steps)

@@ -125,7 +125,7 @@ def jacobian(trace: Trace, t: int, k: int) -> Tensor:
     >>> jacobian(forward(network, torch.ones(5, 1), torch.zeros(5, 1)), t=4, k=1)
     tensor([[0.1250]], dtype=torch.float64)
 
-    Source: Pascanu, Mikolov & Bengio 2013, equation 5, https://arxiv.org/abs/1211.5063
+    Source: Pascanu, Mikolov & Bengio 2013, https://arxiv.org/abs/1211.5063
     """
     _step(trace, t)
     if not -1 <= k <= t:

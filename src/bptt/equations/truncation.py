@@ -116,7 +116,7 @@ class ARTBPPattern:
     >>> pattern.probability
     0.125
 
-    Source: Tallec & Ollivier 2017, equations 5-7, https://arxiv.org/abs/1705.08209; `every` is ours.
+    Source: Tallec & Ollivier 2017, proposition 1, https://arxiv.org/abs/1705.08209; `every` is ours.
     """
 
     steps: int

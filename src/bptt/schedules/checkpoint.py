@@ -8,7 +8,8 @@ smallest number such that C(c + r, c) >= l, the fewest forward advances are
 reached by splitting the first m = max(1, C(c + r - 2, c), l - C(c + r - 1, c - 1)) segments off each time  (2).
 Each segment is run once more when it is pulled back; (1) doesn't count that run.
 
-Source: Griewank & Walther 2000, "Algorithm 799: revolve", ACM TOMS 26(1), equations 2 and 3.
+Source: Griewank & Walther 2000, "Algorithm 799: revolve", ACM TOMS 26(1), proposition 1; (2) is one of several
+optimal splits.
 """
 
 from collections.abc import Iterator

@@ -36,7 +36,7 @@ class ARTBP:
     0 2 {1: 1.3333333333333333}
     2 3 {}
 
-    Source: Tallec & Ollivier 2017, "Unbiasing truncated backpropagation through time", equations 5-7,
+    Source: Tallec & Ollivier 2017, "Unbiasing truncated backpropagation through time", proposition 1,
     https://arxiv.org/abs/1705.08209. Deviations: the state is carried over a cut; draw and factor use the same k (the
     authors' code shifts one against the other); `every` is ours.
     """

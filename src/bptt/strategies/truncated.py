@@ -29,7 +29,7 @@ class TruncatedBPTT:
     [0, 0, 1, 3]
 
     Source: Williams & Peng 1990, "An efficient gradient-based algorithm for on-line training of recurrent network
-    trajectories", Neural Computation 2(4), BPTT(h; h').
+    trajectories", Neural Computation 2(4), BPTT(h; h') with h = k2 and h' = k1.
     """
 
     k1: int
