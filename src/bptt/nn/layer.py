@@ -64,7 +64,8 @@ class Layer(torch.autograd.Function):
             outputs=gates if cell == RNN else empty(N, H, like=x),
             sizes=plan.sizes, offsets=plan.offsets, start=plan.start, weight=plan.weight, bias_n=bias_n,
             cells=empty(N, H, like=x) if cell == LSTM else None,
-            h0=h0, c0=c0, hn=x.new_empty(plan.rows, H), cn=x.new_empty(plan.rows, H) if cell == LSTM else None,
+            h0=_contiguous(h0), c0=_contiguous(c0), hn=x.new_empty(plan.rows, H),
+            cn=x.new_empty(plan.rows, H) if cell == LSTM else None,
         )  # fmt: skip
         kernel.forward(q)
         ctx.plan = plan
@@ -88,12 +89,11 @@ class Layer(torch.autograd.Function):
         q = Sequence(
             cell, plan.activation, plan.reverse, plan.steps, plan.rows, H, w_hh.contiguous(),
             gates=outputs if gates is None else gates, outputs=outputs, cells=cells, bias_n=bias_n,
-            sizes=plan.sizes, offsets=plan.offsets, start=plan.start, weight=plan.weight, h0=h0, c0=c0,
-            d_outputs=None if d_outputs is None else d_outputs.contiguous(),
-            d_hn=None if d_hn is None else d_hn.contiguous(),
-            d_cn=None if d_cn is None else d_cn.contiguous(),
+            sizes=plan.sizes, offsets=plan.offsets, start=plan.start, weight=plan.weight,
+            h0=_contiguous(h0), c0=_contiguous(c0),
+            d_outputs=_contiguous(d_outputs), d_hn=_contiguous(d_hn), d_cn=_contiguous(d_cn),
             d_gates=d_gates, carry=None if cell == RNN else x.new_empty(plan.rows, H),
-            d_h0=torch.empty_like(h0) if needed[2] else None, d_c0=torch.empty_like(c0) if needed[3] else None,
+            d_h0=x.new_empty(plan.rows, H) if needed[2] else None, d_c0=x.new_empty(plan.rows, H) if needed[3] else None,
         )  # fmt: skip
         kernels.implementation(x).backward(q)
         d_x = _through_input(d_gates, w_ih, cell) if needed[1] else None
@@ -101,6 +101,10 @@ class Layer(torch.autograd.Function):
         d_w_hh = _recurrent_weights(plan, d_gates[:, : GATES[cell] * H], outputs, h0) if needed[5] else None
         found = (None, d_x, q.d_h0, q.d_c0, d_w_ih, d_w_hh, d_b_ih, d_b_hh)
         return tuple(grad if need else None for grad, need in zip(found, needed, strict=True))
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
 
 
 def _biases(b_ih: Tensor | None, b_hh: Tensor | None, cell: int, units: int) -> tuple[Tensor | None, Tensor | None]:
@@ -111,7 +115,7 @@ def _biases(b_ih: Tensor | None, b_hh: Tensor | None, cell: int, units: int) -> 
         return b_ih + b_hh, None
     bias = b_ih.clone()
     bias[: 2 * units] += b_hh[: 2 * units]
-    return bias, b_hh[2 * units :]
+    return bias, b_hh[2 * units :].contiguous()
 
 
 def _through_input(d_gates: Tensor, w_ih: Tensor, cell: int) -> Tensor:
@@ -170,6 +174,7 @@ def _previous(sizes: Tensor, offsets: Tensor, reverse: bool, N: int) -> Tensor:
 
 def _differentiable(plan: Plan, given: tuple[Any, ...], needed: Any, cotangents: tuple[Any, ...]) -> list[Any]:
     """The same vjp as a graph: forward once more in plain operators, then torch.autograd.grad."""
+    given = tuple(None if x is None else x.view_as(x) for x in given)  # so that a weight given twice has two gradients
     results = plan.differentiable(*given)
     pairs = [(r, c) for r, c in zip(results, cotangents, strict=False) if c is not None]
     wanted = [x for x, need in zip(given, needed, strict=True) if need]

@@ -64,7 +64,8 @@ class Native:
     ) -> Tensor:
         """`out` (m, n) = a b + bias, or `out` and that; `sums` (m,) gets those of a transposed a over its columns."""
         (m, k), n = a.shape, b.shape[1]
-        a_transposed, b_transposed = a.stride(1) != 1, b.stride(1) != 1
+        a, b = (x if 1 in x.stride() else x.contiguous() for x in (a, b))
+        a_transposed, b_transposed = a.stride(1) != 1 or sums is not None, b.stride(1) != 1
         p = _Product(
             torch.get_num_threads() if m * n * k > 1_000_000 else 1, a_transposed, b_transposed, add, m, n, k,
             a.stride(int(a_transposed)), b.stride(int(b_transposed)), out.stride(0), a.data_ptr(), b.data_ptr(),

@@ -219,11 +219,7 @@ void pack_forward(const Sequence &q, int64_t panel) {
     float *out = q.packed + panel * H * width * LANES;
     for (int v = 0; v < width; ++v) {
         const int64_t unit = panel * lanes_unit + (q.cell == RNN ? v * LANES : 0), gate = q.cell == RNN ? 0 : v;
-        for (int lane = 0; lane < LANES; ++lane) {
-            const bool real = unit + lane < H;
-            const float *in = q.recurrent + (gate * H + unit + lane) * H;
-            for (int64_t k = 0; k < H; ++k) out[(k * width + v) * LANES + lane] = real ? in[k] : 0.f;
-        }
+        transposed(q.recurrent + (gate * H + unit) * H, H, H - unit, H, out + v * LANES, width * LANES);
     }
 }
 

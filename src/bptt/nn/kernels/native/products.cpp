@@ -50,8 +50,8 @@ void pack_panel(const Product &p, int64_t k0, int64_t K, int64_t j0, float *out)
         }
         return;
     }
-    for (int64_t j = 0; j < WIDE; ++j)
-        for (int64_t k = 0; k < K; ++k) out[k * WIDE + j] = j < n ? p.b[(j0 + j) * p.ldb + k0 + k] : 0.f;
+    for (int v = 0; v < WIDTH; ++v)
+        transposed(p.b + (j0 + v * LANES) * p.ldb + k0, p.ldb, n - v * LANES, K, out + v * LANES, WIDE);
 }
 
 // A chunk of rows of A in tiles, for one block of K: as rows, or where A is transposed as columns [k][row of the tile].

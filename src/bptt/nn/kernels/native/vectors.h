@@ -31,6 +31,39 @@ INLINE void store(float *p, V v, int64_t n) {
         std::memcpy(p, &v, n * sizeof(float));
 }
 
+// The pairs of a[i], a[i + D] change the blocks of D lanes across their diagonal.
+template <int D> INLINE void exchange(V (&a)[LANES]) {
+    I low, high;
+    for (int lane = 0; lane < LANES; ++lane) {
+        low[lane] = lane & D ? lane - D + LANES : lane;
+        high[lane] = lane & D ? lane + LANES : lane + D;
+    }
+    for (int i = 0; i < LANES; ++i)
+        if (!(i & D)) {
+            const V x = a[i], y = a[i + D];
+#if defined(__clang__)
+            for (int lane = 0; lane < LANES; ++lane) {
+                a[i][lane] = lane & D ? y[lane - D] : x[lane];
+                a[i + D][lane] = lane & D ? y[lane] : x[lane + D];
+            }
+#else
+            a[i] = __builtin_shuffle(x, y, low), a[i + D] = __builtin_shuffle(x, y, high);
+#endif
+        }
+    if constexpr (2 * D < LANES) exchange<2 * D>(a);
+}
+
+// out[k stride + lane] = in[lane lda + k] for the first K k; zeros in the lanes from n on.
+INLINE void transposed(const float *in, int64_t lda, int64_t n, int64_t K, float *out, int64_t stride) {
+    for (int64_t k = 0; k < K; k += LANES) {
+        V block[LANES];
+        for (int lane = 0; lane < LANES; ++lane) block[lane] = lane < n ? load(in + lane * lda + k, K - k) : V{};
+        exchange<1>(block);
+        for (int i = 0; i < LANES; ++i)
+            if (k + i < K) *(V *)(out + (k + i) * stride) = block[i];
+    }
+}
+
 // sum[r][v] = Σ_k a[r lda + k step] panel[k][v]. Few rows keep several sums, as one addition waits for the one before it.
 template <int ROWS, int WIDTH, int STEP = 1>
 INLINE void multiply(V (&sum)[ROWS][WIDTH], const float *a, int64_t lda, const float *panel, int64_t K) {
