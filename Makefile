@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(INDEX),--extra-index-url $(INDEX))
 ARGS ?=
 
-.PHONY: train test test-deep bench help
+.PHONY: train test test-deep bench docs help
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 14
 
@@ -26,13 +26,21 @@ test-deep: $(VENV)/test.stamp  ## the same property tests on many more cases
 bench: $(VENV)/test.stamp  ## the benchmarks, one file a question
 	@for f in benchmarks/*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
 
+docs: $(VENV)/docs.stamp  ## the documentation as HTML, in docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 $(VENV)/cli.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[cli]'
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[test,bench]'
-	@touch $@ $(VENV)/cli.stamp
+	@touch $@ $(VENV)/cli.stamp $(VENV)/docs.stamp
+
+$(VENV)/docs.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[docs]'
+	@touch $@
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "bptt needs Python 3.11 or newer on the PATH, or make PYTHON=/path/to/python"; exit 1; }

@@ -3,14 +3,13 @@
 import re
 import runpy
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+from pages import PAGES, ROOT, code, name_of
+
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 QUICK = {"influence_balancing": ["--steps", "300"], "overhead": ["--quick"], "long_sequence": ["--quick"]}
 
 
@@ -20,10 +19,6 @@ def leave_torch_as_it_was():
     with torch.random.fork_rng():
         yield
     torch.set_num_threads(threads)
-
-
-def name_of(path: Path) -> str:
-    return path.name
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
@@ -37,25 +32,18 @@ def test_there_are_examples():
     assert {"detach_loop", "encoder_decoder", "long_sequence", "own_step"} <= {path.stem for path in EXAMPLES}
 
 
-def python_blocks(page: Path) -> list[tuple[int, str]]:
-    """The python blocks of a page, each with the line it starts on."""
-    text = page.read_text()
-    found = re.finditer(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
-    return [(text.count("\n", 0, block.start(1)) + 1, block.group(1)) for block in found]
-
-
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_code_of_a_page_runs_in_order(page, tmp_path, monkeypatch):
     """The blocks of a page build on one another: they share one namespace."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     namespace: dict[str, object] = {"__name__": page.stem}
-    for line, code in python_blocks(page):
-        exec(compile("\n" * (line - 1) + code, str(page), "exec"), namespace)
+    for block in code(page):
+        exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), namespace)
 
 
 def test_the_readme_has_code():
-    assert len(python_blocks(ROOT / "README.md")) >= 5
+    assert len(code(ROOT / "README.md")) >= 5
 
 
 def test_every_relative_link_of_a_page_leads_somewhere():

@@ -1,0 +1,38 @@
+"""Sphinx: MyST pages, the API from the docstrings; no page needs the network."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from docstrings import process
+
+import bptt
+
+project = "bptt"
+author = "the bptt authors"
+copyright = author
+version = release = bptt.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build"]
+nitpicky = True
+myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence"]
+
+html_theme = "furo"
+html_title = f"bptt {release}"
+html_static_path = ["_static"]
+html_css_files = ["bptt.css"]
+html_show_sphinx = False
+highlight_language = "none"
+smartquotes = False
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+
+
+def setup(app):
+    """Docstrings in the house style become reStructuredText."""
+    app.connect("autodoc-process-docstring", process)
