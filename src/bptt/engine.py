@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -38,13 +39,23 @@ class Update:
     t1: int
     start: int
     loss: Tensor
-    mean_loss: Tensor
     steps: int
     state: Any
-    cotangent_norm: Tensor
     aux: Any
     forward_steps: int
     memory_bytes: int
+    _valid: Any = field(repr=False)
+    _norm: Callable[[], Tensor] = field(repr=False)
+
+    @cached_property
+    def mean_loss(self) -> Tensor:
+        """`loss` by valid step."""
+        return mean(self.loss, self._valid)
+
+    @cached_property
+    def cotangent_norm(self) -> Tensor:
+        """The norm of the cotangent of the state before `start`, computed when first asked for."""
+        return self._norm()
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,8 @@ class Run:
             native_weight=clip_cotangent is None and recurrence.accepts(model, "cotangent_weight"),
         )
         self.meter = Meter((model, loss))
+        device = "cpu" if self.generator is None else self.generator.device
+        self._drawn = torch.zeros((), dtype=torch.float64, device=device)
         limits = parse(memory)
         self.memory = Budget(limits, self.meter) if isinstance(limits, int) else limits
         self.valid: Any = 0
@@ -140,13 +153,13 @@ class Run:
                 t1=window.stop,
                 start=window.start,
                 loss=outcome.loss,
-                mean_loss=mean(outcome.loss, outcome.valid),
                 steps=window.steps,
                 state=outcome.after,
-                cotangent_norm=state.norm(outcome.cotangent, begin, factor),
                 aux=outcome.aux,
                 forward_steps=outcome.forward_steps,
                 memory_bytes=outcome.memory_bytes,
+                _valid=outcome.valid,
+                _norm=partial(state.norm, outcome.cotangent, begin, factor),
             )
             torch.clear_autocast_cache()  # the casts of weights that have been stepped since
 
@@ -161,12 +174,12 @@ class Run:
             t0=0,
             start=0,
             loss=total,
-            mean_loss=mean(total, self.valid),
             steps=last.t1,
-            cotangent_norm=state.norm(self.owed_at_start, first.state, self.factor),
             aux=state.join([u.aux for u in updates], self.problem.time_dim),
             forward_steps=sum(u.forward_steps for u in updates),
             memory_bytes=max(u.memory_bytes for u in updates),
+            _valid=self.valid,
+            _norm=partial(state.norm, self.owed_at_start, first.state, self.factor),
         )
 
     def evaluate(self) -> Evaluation:
@@ -252,8 +265,7 @@ class Run:
         return factor
 
     def _draw(self) -> float:
-        device = "cpu" if self.generator is None else self.generator.device
-        return torch.rand((), dtype=torch.float64, generator=self.generator, device=device).item()
+        return self._drawn.uniform_(generator=self.generator).item()
 
 
 def mean(total: Tensor, valid: Any) -> Tensor:

@@ -1,6 +1,7 @@
 """Memory budgets: what a user may write for `memory=`, and the bytes a window holds for its backward pass."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,15 +88,17 @@ class Meter:
             for tensor in (*module.parameters(), *module.buffers())
         ]
         self._closures_known = False
-        self._saved: dict[Any, int] = {}
+        self._saved: defaultdict[Any, _Line] = defaultdict(_Line)
 
     def tape(self, segment: Segment, begin: Tree, key: Any = None) -> tuple[Tape, int]:
         """A tape from the state `begin`, and the bytes autograd saved for it beside the states it begins and ends in.
 
-        key: measure the first time for each key only, and remember; None measures every time.
+        key: equal for tapes that differ in their length only; what is known is not measured again. None: always.
         """
-        if key is not None and key in self._saved:
-            return segment.tape(state.tracked(begin)), self._saved[key]
+        line, steps = None if key is None else self._saved[key], segment.stop - segment.start
+        known = None if line is None else line.at(steps)
+        if known is not None:
+            return segment.tape(state.tracked(begin)), known
         storages: dict[int, int] = {}
         with _recorded(storages):
             tape = segment.tape(state.tracked(begin))
@@ -109,9 +112,30 @@ class Meter:
         )  # joined from several chunks or not
         apart = {leaf.untyped_storage()._cdata for leaf in (*self._apart, *counted, *stream)}
         saved = sum(size for storage, size in storages.items() if storage not in apart)
-        if key is not None:
-            self._saved[key] = saved
+        if line is not None:
+            line.add(steps, saved)
         return tape, saved
+
+
+class _Line:
+    """Bytes by length: as measured, and between two lengths where a third has shown that they lie on a line."""
+
+    def __init__(self) -> None:
+        self._points: dict[int, int] = {}
+        self._straight = False
+
+    def at(self, steps: int) -> int | None:
+        if steps in self._points or not self._straight:
+            return self._points.get(steps)
+        return self._between(steps) if min(self._points) < steps < max(self._points) else None
+
+    def add(self, steps: int, saved: int) -> None:
+        self._points[steps] = saved
+        self._straight = len(self._points) > 2 and all(self._between(n) == self._points[n] for n in self._points)
+
+    def _between(self, steps: int) -> int:
+        a, b = min(self._points), max(self._points)
+        return self._points[a] + (self._points[b] - self._points[a]) * (steps - a) // (b - a)
 
 
 @contextmanager

@@ -55,11 +55,7 @@ def run(
         before = segments[-1] if segments else None
         b = min(a + length, window.stop)
         segments.append(Segment(problem, window, initial, a, b, before=before, replays=not whole))
-    key = (
-        None
-        if plan
-        else (window.stop - window.start, len(segments[0].calls), tuple(x.shape for x in state.leaves(begin)))
-    )
+    key = None if plan else (len(segments[0].calls), tuple(x.shape for x in state.leaves(begin)))
     one = state.nbytes(begin)
     floating = sum(state.nbytes(leaf) for leaf in state.leaves(begin) if state.carries_cotangent(leaf))
     stored, versions = {0: begin}, {0: [] if whole else _versions(begin)}
@@ -68,7 +64,7 @@ def run(
     after: Tree = None
     cotangent: list[Tensor | None] | None = None
     found: list[Losses] = []
-    total = torch.zeros(())
+    total: Tensor | None = None
     forward_steps = memory_bytes = 0
     differentiable = False
 
@@ -106,10 +102,8 @@ def run(
 
     checks.some_gradient(differentiable)
     found.reverse()
-    if not whole:
-        total = checked_total(found, window.first)
     return Outcome(
-        loss=total,
+        loss=checked_total(found, window.first) if total is None else total,
         valid=sum(losses.valid for losses in found),
         aux=state.join([losses.aux for losses in found], problem.time_dim),
         kept=kept,

@@ -149,8 +149,12 @@ class Segment:
         weights = self.window.weights
         if self.problem.native_weight and weights and any(t in weights for t in range(a + 1, b + 1)):
             like = next(leaf for leaf in state.leaves(carried) if state.carries_cotangent(leaf))
-            entries = [torch.as_tensor(weights.get(t, 1.0), dtype=like.real.dtype) for t in range(a + 1, b + 1)]
-            keywords["cotangent_weight"] = torch.stack(torch.broadcast_tensors(*entries)).to(like.device)
+            entries = [weights.get(t, 1.0) for t in range(a + 1, b + 1)]
+            if any(isinstance(w, Tensor) for w in entries):
+                each = [torch.as_tensor(w, dtype=like.real.dtype, device=like.device) for w in entries]
+                keywords["cotangent_weight"] = torch.stack(torch.broadcast_tensors(*each))
+            else:
+                keywords["cotangent_weight"] = torch.tensor(entries, dtype=like.real.dtype, device=like.device)
         return keywords
 
     def _losses(self, outputs: Tree, data: Data) -> tuple[Tensor | None, Tensor | None, Tree]:

@@ -118,7 +118,7 @@ def detach(tree: Tree) -> Tree:
 def compact(tree: Tree) -> Tree:
     """Detached, and copied where a leaf is a view that would keep a larger storage alive."""
     return map_leaves(
-        lambda leaf: leaf.detach().clone() if leaf.untyped_storage().nbytes() > nbytes(leaf) else leaf.detach(), tree
+        lambda leaf: leaf.detach().clone() if leaf.untyped_storage().nbytes() > leaf.nbytes else leaf.detach(), tree
     )
 
 
@@ -134,7 +134,7 @@ def cotangents(tree: Tree) -> list[Tensor | None]:
 
 def nbytes(tree: Tree) -> int:
     """Bytes of the leaves, each by its own elements."""
-    return sum(leaf.numel() * leaf.element_size() for leaf in leaves(tree))
+    return sum(leaf.nbytes for leaf in leaves(tree))
 
 
 def by_leaf(value: Any, tree: Tree) -> list[Any]:

@@ -1,6 +1,5 @@
 """Randomised truncation with compensation: ARTBP."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -55,7 +54,9 @@ class ARTBP:
         while (t := upto((last // self.every + 1) * self.every)) > last:
             if t % self.every:  # the stream's end, after which there is nothing to cut
                 break
-            survive = math.prod(1 - arguments.hazard(self.law, k) for k in range(last - start + 1, t - start + 1))
+            survive = 1.0
+            for k in range(last - start + 1, t - start + 1):
+                survive *= 1 - arguments.hazard(self.law, k)
             last = t
             if draw() < 1 - survive:
                 yield Window(start, start, t, t, weights)
