@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(INDEX),--extra-index-url $(INDEX))
 ARGS ?=
+BUILT := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/bptt/nn/kernels/native/*)
 
 .PHONY: train test test-deep bench docs help
 help:            ## this list
@@ -23,20 +24,24 @@ test: $(VENV)/test.stamp  ## all checks: pytest with doctests, ruff, basedpyrigh
 test-deep: $(VENV)/test.stamp  ## the same property tests on many more cases
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest $(ARGS)
 
-bench: $(VENV)/test.stamp  ## the benchmarks, one file a question
+bench: $(VENV)/compare.stamp  ## the benchmarks, one file a question
 	@for f in benchmarks/*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
 
 docs: $(VENV)/docs.stamp  ## the documentation as HTML, in docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-$(VENV)/cli.stamp: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/cli.stamp: $(BUILT) | $(BIN)/python
 	$(PIP) -e '.[cli]'
 	@touch $@
 
-$(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/test.stamp: $(BUILT) | $(BIN)/python
 	$(PIP) -e '.[test,bench]'
 	@touch $@ $(VENV)/cli.stamp $(VENV)/docs.stamp
+
+$(VENV)/compare.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[compare]'
+	@touch $@
 
 $(VENV)/docs.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[docs]'

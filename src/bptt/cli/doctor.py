@@ -13,8 +13,9 @@ import torch
 import bptt
 from bptt.cli.printing import UserError, one_line, size
 from bptt.data import PYTHON_DOCS, load_text
+from bptt.nn import kernels
 
-PACKAGES = ("tyro", "rich", "matplotlib", "safetensors", "PyYAML", "numpy")
+PACKAGES = ("tyro", "rich", "matplotlib", "safetensors", "PyYAML", "numpy", "Jinja2")
 HELP = """\
 usage: bptt doctor
 
@@ -37,6 +38,7 @@ def run(words: Sequence[str]) -> int:
         "torch": torch.__version__,
         "extras": ", ".join(found) or "none",
         "cpu": _cpu(),
+        "kernels": kernels.describe(),
         "memory": _memory(),
         "device": _device(),
         "text": _text(),

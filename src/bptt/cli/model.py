@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ import bptt
 from bptt.cli.printing import UserError
 from bptt.data import Vocabulary
 
-CELLS: dict[str, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+CELLS: dict[str, Any] = {"rnn": bptt.nn.RNN, "gru": bptt.nn.GRU, "lstm": bptt.nn.LSTM}
 EMBEDDING = 64
 """Numbers that stand for one character; enough for alphabets of a few hundred."""
 
@@ -34,9 +35,14 @@ class CharModel(nn.Module):
         self.recurrent = CELLS[cell](EMBEDDING, hidden, layers)
         self.decoder = nn.Linear(hidden, characters)
 
-    def forward(self, inputs: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:
-        """Scores (T, B, characters) for the character after each of `inputs`, ids (T, B) int64; and the state."""
-        hidden, last = self.recurrent(self.embedding(inputs), state)
+    def forward(
+        self, inputs: torch.Tensor, state: State | None, cotangent_weight: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, State]:
+        """Scores (T, B, characters) for the character after each of `inputs`, ids (T, B) int64; and the state.
+
+        cotangent_weight: handed on to the layers, so that a window is one call whatever the strategy's weights.
+        """
+        hidden, last = self.recurrent(self.embedding(inputs), state, cotangent_weight=cotangent_weight)
         return self.decoder(hidden), last
 
     def initial_state(self, batch: int) -> State:

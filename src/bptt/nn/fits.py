@@ -7,29 +7,37 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
+_PLAIN = (Tensor, nn.Parameter)
 
-def fused(layer: nn.RNNBase, input: Any, hx: Any) -> bool:
-    """Whether the kernels serve this call. False for all that torch.nn refuses, so that torch.nn says so."""
+
+def fused(layer: nn.RNNBase, input: Any, hx: Any, asked: bool) -> bool:
+    """Whether the kernels serve this call. False for all that torch.nn refuses, so that torch.nn says so.
+
+    asked: whether it has keywords that torch.nn's layers don't have.
+    """
     packed = isinstance(input, PackedSequence)
     x = input.data if packed else input
-    weight = layer._flat_weights[0]
     if (
-        type(x) not in (Tensor, nn.Parameter)
+        type(x) not in _PLAIN
         or x.device.type != "cpu"
         or x.layout is not torch.strided
+        or x.is_nested
+        or x.is_neg()
         or x.dtype not in (torch.float32, torch.float64)
         or x.dim() not in ((2,) if packed else (2, 3))
         or x.shape[-1] != layer.input_size
         or not x.numel()
         or layer.proj_size
-        or not isinstance(weight, Tensor)
-        or weight.dtype != x.dtype
-        or weight.device != x.device
+        or not _weights_fit(layer, x)
         or torch.is_autocast_enabled("cpu")
         or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
+        or (packed and not _sizes_fit(input.batch_sizes, len(x)))
     ):
+        return False
+    if not asked and not _long(layer, input, packed):
         return False
     if hx is None:
         return True
@@ -39,9 +47,38 @@ def fused(layer: nn.RNNBase, input: Any, hx: Any) -> bool:
     rows = int(input.batch_sizes[0]) if packed else x.shape[0 if layer.batch_first else 1] if x.dim() == 3 else None
     expected = (layer.num_layers * (1 + layer.bidirectional), *([] if rows is None else [rows]), layer.hidden_size)
     return all(
-        isinstance(s, Tensor) and s.shape == expected and s.dtype == x.dtype and s.device == x.device
+        type(s) in _PLAIN and s.shape == expected and s.dtype == x.dtype and s.device == x.device and not s.is_neg()
         for s in (hx if pair else (hx,))
     )
+
+
+def _sizes_fit(sizes: Tensor, rows: int) -> bool:
+    """Whether the rows of a packed sequence's steps fall and are those of its data."""
+    fit = sizes.dtype == torch.int64 and len(sizes) > 0 and bool((sizes[1:] <= sizes[:-1]).all())
+    return fit and int(sizes[-1]) > 0 and int(sizes.sum()) == rows
+
+
+def _weights_fit(layer: nn.RNNBase, x: Tensor) -> bool:
+    """Whether all weights have the shapes, dtype and device that the kernels take for granted."""
+    weights, H = layer._flat_weights, layer.hidden_size
+    directions, each = 1 + layer.bidirectional, 2 + 2 * layer.bias
+    if len(weights) != layer.num_layers * directions * each:
+        return False
+    rows = H * {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
+    for i, weight in enumerate(weights):
+        first = i < directions * each
+        shape = ((rows, layer.input_size if first else H * directions), (rows, H), (rows,), (rows,))[i % each]
+        if type(weight) not in _PLAIN or weight.shape != shape or weight.dtype != x.dtype or weight.device != x.device:
+            return False
+    return True
+
+
+def _long(layer: nn.RNNBase, input: Any, packed: bool) -> bool:
+    """Whether there are steps enough to pay for packing the weights; measured. A single one is torch.nn's."""
+    if packed:
+        return True
+    steps = input.shape[1 if layer.batch_first and input.dim() == 3 else 0]
+    return steps >= (4 if torch.is_grad_enabled() else 8)
 
 
 def checked(layer: nn.RNNBase, x: Tensor, states: Any, sizes: Tensor | None) -> tuple[Tensor, ...]:

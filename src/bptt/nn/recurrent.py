@@ -39,7 +39,7 @@ class _Fused(nn.RNNBase):
         if asked:
             is_start, cotangent_weight = arguments.sequence_keywords(self, input, is_start, cotangent_weight)
         self._update_flat_weights()
-        fused = fits.fused(self, input, hx)
+        fused = fits.fused(self, input, hx, asked)
         if not fused and not asked and self.mode != "RNN_IDENTITY":
             torchs: Any = super().forward
             return torchs(input, hx)
@@ -119,6 +119,7 @@ def _on_kernels(
     weight: Tensor | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """`plain.run` on the kernels, for a state that is zeros where it is None."""
+    sizes = None if sizes is None else sizes.contiguous()
     offsets = None if sizes is None else sizes.cumsum(0) - sizes
     steps, rows = (len(sizes), int(sizes[0])) if sizes is not None else x.shape[:2]
     activation = kinds.ACTIVATIONS.index(mode[4:].lower()) if mode not in _CELLS else 0

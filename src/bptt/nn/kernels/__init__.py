@@ -12,9 +12,10 @@ from bptt.nn.kernels.native import Native, load
 natives, reason = load([Path(folder) for folder in __path__])
 """The kernels this machine can run, the best last; and, where there are none, why."""
 
-_asked = os.environ.get("BPTT_KERNELS")
 chosen: Native | None = natives[-1] if natives else None
-if _asked is not None:
+"""Those that run; None for PyTorch alone. BPTT_KERNELS=generic, avx2, avx512 or none chooses others, to compare."""
+
+if (_asked := os.environ.get("BPTT_KERNELS")) is not None:
     chosen = next((native for native in natives if native.name == _asked), None)
     reason = reason or f"BPTT_KERNELS={_asked}"
 
@@ -22,3 +23,12 @@ if _asked is not None:
 def implementation(like: Tensor) -> Native | ModuleType:
     """What runs a sequence in the dtype and on the device of `like`."""
     return chosen if chosen is not None and like.dtype == float32 and like.device.type == "cpu" else eager
+
+
+def describe() -> str:
+    """Which kernels run float32 on the CPU, on whose threads, and why no better ones."""
+    if chosen is None:
+        return f"PyTorch alone, slower ({reason})"
+    threads = "threads of torch's OpenMP" if chosen.threaded else "one thread, as torch's OpenMP runtime was not found"
+    why = "" if chosen is natives[-1] else f" ({reason})"
+    return f"{chosen.name}{why}, {threads}"

@@ -40,10 +40,11 @@ class Native:
     """The kernels of one instruction set, in float32 on the CPU.
 
     library: the loaded library. isa: which of its instruction sets, and its name.
+    threaded: whether it has found threads to share.
     """
 
-    def __init__(self, library: ctypes.CDLL, isa: int, name: str) -> None:
-        self.library, self.isa, self.name = library, isa, name
+    def __init__(self, library: ctypes.CDLL, isa: int, name: str, threaded: bool) -> None:
+        self.library, self.isa, self.name, self.threaded = library, isa, name, threaded
 
     def forward(self, sequence: Sequence) -> None:
         """Fill gates, cells, outputs, hn and cn."""
@@ -111,10 +112,10 @@ def load(folders: list[Path]) -> tuple[list[Native], str]:
     library.bptt_product_packed.restype = c_int64
     for function in (library.bptt_product, library.bptt_product_packed):
         function.argtypes = [c_int32, POINTER(_Product)]
-    _share_threads(library)
+    threaded = _share_threads(library)
     found: list[Native] = []
     while name := library.bptt_isa(len(found)):
-        found.append(Native(library, len(found), name.decode()))
+        found.append(Native(library, len(found), name.decode(), threaded))
     return found, ""
 
 
