@@ -23,6 +23,12 @@ def count(value: Any, name: str) -> None:
         raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}.")
 
 
+def switch(value: Any, name: str) -> None:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}.")
+
+
 def truncation(strategy: Any) -> None:
     """k1 >= 1 and k2 >= k1."""
     count(strategy.k1, f"{strategy!r}: k1")

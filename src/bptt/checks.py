@@ -190,6 +190,18 @@ def rows_of_state(carried: Tree, rows: Tensor, dims: Any) -> None:
             )
 
 
+def row_count(carried: Tree, dims: Any, layer: bool, inputs: Tree) -> int:
+    """The rows of a state, 1 for a layer's unbatched inputs (T, I)."""
+    if dims is None:
+        raise ValueError(
+            "ARTBP(per_row=True) cuts each batch row on its own: say which axis of the state holds them, "
+            "state_batch_dim=."
+        )
+    if layer and state.leaves(inputs)[0].dim() == 2:
+        return 1
+    return state.leaves(carried)[0].shape[state.by_leaf(dims, carried)[0]]
+
+
 def rows_weight(tree: Tree, w: Any, dims: Any) -> Any:
     """`state_batch_dim` of a weight by row."""
     tensors(tree, "state")

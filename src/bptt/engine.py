@@ -13,7 +13,7 @@ from bptt import arguments, checks, recurrence, reverse, state
 from bptt.budget import Budget
 from bptt.memory import Memory, Meter, parse
 from bptt.recurrence import Loss, Recurrence, StepLoss
-from bptt.replay import isolated
+from bptt.replay import isolated, noise_restored
 from bptt.schedules.windows import Window
 from bptt.segment import Initial, Problem, Segment
 from bptt.state import Tree
@@ -264,8 +264,23 @@ class Run:
             factor = factor.double()
         return factor
 
-    def _draw(self) -> float:
+    def _draw(self, each_row: bool = False) -> Any:
+        if each_row:
+            return self._drawn.new_empty(self._rows()).uniform_(generator=self.generator).tolist()
         return self._drawn.uniform_(generator=self.generator).item()
+
+    def _rows(self) -> int:
+        """How many rows cut on their own: those of the state, or of the inputs where the layer says how they lie."""
+        p = self.problem
+        inputs = p.time.inputs_at(0)
+        carried = self.state
+        if carried is None:
+            carried = self.initial_state
+            if callable(carried):
+                with torch.no_grad(), noise_restored(state.leaves(inputs)):
+                    carried = carried()
+        zeros = recurrence.zero_state(p.model, inputs, p.time_dim)
+        return checks.row_count(zeros if carried is None else carried, p.batch_dim, zeros is not None, inputs)
 
 
 def mean(total: Tensor, valid: Any) -> Tensor:

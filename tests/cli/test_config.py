@@ -42,7 +42,7 @@ def test_what_is_not_said_is_recorded_too():
     assert parse_train([]).steps == 1500
     assert parse_train(["--epochs", "3"]).steps is None
     got = parse_train(["--strategy", "artbp:50"])
-    assert (got.law, got.alpha, got.every) == ("polynomial", 3, 10)
+    assert (got.law, got.alpha, got.every) == ("polynomial", 3, 1)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ class TrainConfig:
     alpha: Annotated[float | None, _PLAIN] = None
     """artbp with the polynomial law: its exponent, above 1. 3 if not given."""
     every: Annotated[int | None, _PLAIN] = None
-    """artbp: cuts only after multiples of this many characters. 10 if not given; 1 is slower, as in the paper."""
+    """artbp: cuts only after multiples of this many characters. 1 if not given, as in the paper."""
     sequence_length: Annotated[int | None, _PLAIN] = None
     """full: characters a sequence; each starts from the zero state."""
     memory: Annotated[str | None, tyro.conf.arg(metavar="SIZE", help_behavior_hint="")] = None
@@ -103,8 +103,7 @@ class TrainConfig:
             values["steps"] = 1500
         if self.strategy.startswith("artbp"):
             values["law"] = self.law or "polynomial"
-            # Cuts after every 10 keep calls of the fused layers long; after every character is several times slower.
-            values["every"] = 10 if self.every is None else self.every
+            values["every"] = 1 if self.every is None else self.every
             if values["law"] == "polynomial":
                 values["alpha"] = 3.0 if self.alpha is None else self.alpha
         return dataclasses.replace(self, **values)

@@ -1,7 +1,11 @@
 """Randomised truncation with compensation: ARTBP."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
 
 from bptt import arguments
 from bptt.schedules.laws import PolynomialLaw
@@ -21,12 +25,17 @@ class ARTBP:
         k = 1, 2, ... with values in [0, 1).
     every: draw only after steps whose number since the stream's start is a multiple of this; larger values keep whole-
         sequence calls long, and the mean window grows by about every / 2. Unbiased for any.
+    per_row: each batch row is cut on its own, with k of its own. The variance of independent rows adds up; with shared
+        cuts the rows' errors are correlated too. For finite sequences: one update, at the stream's end.
+    compensate: False leaves the factors out, w_t = 1 where nothing is cut: random lengths alone. Biased; it is there
+        to see what the factors are for.
 
     One update after each cut and one at the stream's end; `reduction="mean"` divides by the law's mean_length, a
     constant, since the random length of the window itself would weigh short windows too much.
     Raises ValueError for every < 1, a law outside [0, 1), and for "mean" with a law that has no mean_length.
     Cost: one forward and one backward a step; memory for one window: mean_length steps in expectation, unbounded
-    without `memory=`. Unbiased for frozen parameters; with updates in between, states are those of their time.
+    without `memory=`; per row the whole sequence. A recurrence without native `cotangent_weight` is called between two
+    draws. Unbiased for frozen parameters; with updates in between, states are those of their time.
 
     >>> import bptt
     >>> strategy = bptt.ARTBP(law=bptt.ConstantLaw(mean_length=4))
@@ -37,35 +46,63 @@ class ARTBP:
 
     Source: Tallec & Ollivier 2017, "Unbiasing truncated backpropagation through time", proposition 1,
     https://arxiv.org/abs/1705.08209. Deviations: the state is carried over a cut; draw and factor use the same k (the
-    authors' code shifts one against the other); `every` is ours.
+    authors' code shifts one against the other); `every`, `per_row` and `compensate` are ours.
     """
 
     law: Callable[[int], float] = field(default_factory=PolynomialLaw)
     every: int = 1
+    per_row: bool = False
+    compensate: bool = True
 
     def __post_init__(self) -> None:
         arguments.count(self.every, f"ARTBP(every={self.every!r}): every")
         arguments.callable_(self.law, "ARTBP(law=...)")
+        for name in ("per_row", "compensate"):
+            arguments.switch(getattr(self, name), f"ARTBP({name}=...)")
 
     def windows(self, upto: Upto, draw: Draw) -> Iterator[Window]:
         """Draw after each step that may end a window, read on, and yield what lies between two cuts."""
+        if self.per_row:
+            yield from self._whole(upto, draw)
+            return
         start = last = 0
         weights: dict[int, float] = {}
         while (t := upto((last // self.every + 1) * self.every)) > last:
             if t % self.every:  # the stream's end, after which there is nothing to cut
                 break
-            survive = 1.0
-            for k in range(last - start + 1, t - start + 1):
-                survive *= 1 - arguments.hazard(self.law, k)
+            survive = self._survive(last - start, t - start)
             last = t
             if draw() < 1 - survive:
                 yield Window(start, start, t, t, weights)
                 start, weights = t, {}
-            else:
+            elif self.compensate:
                 weights[t] = 1 / survive
         if t > start:
             weights.pop(t, None)
             yield Window(start, start, t, t, weights)
+
+    def _whole(self, upto: Upto, draw: Draw) -> Iterator[Window]:
+        """One window over the sequence, with weights of each row's own: 0 where it is cut."""
+        stop = upto(math.inf)
+        cut: list[int] = []  # of each row, the last one
+        weights: dict[int, Tensor] = {}
+        for t in range(self.every, stop + 1, self.every):
+            drawn = draw(each_row=True)
+            cut = cut or [0] * len(drawn)
+            survive = [self._survive(t - self.every - k, t - k) for k in cut]
+            cuts = [u < 1 - s for u, s in zip(drawn, survive, strict=True)]
+            kept = [1 / s if self.compensate else 1.0 for s in survive]
+            weights[t] = torch.tensor([0.0 if c else w for c, w in zip(cuts, kept, strict=True)], dtype=torch.float64)
+            cut = [t if c else k for c, k in zip(cuts, cut, strict=True)]
+        weights.pop(stop, None)
+        yield Window(0, 0, stop, stop, weights)
+
+    def _survive(self, before: int, after: int) -> float:
+        """1 - p of equation (2): that no step of `before` < k <= `after` cuts."""
+        survive = 1.0
+        for k in range(before + 1, after + 1):
+            survive *= 1 - arguments.hazard(self.law, k)
+        return survive
 
     def divisor(self, window: Window) -> float:
         """The law's mean_length."""

@@ -1,15 +1,15 @@
 """What a strategy is: a value that yields the windows of a stream, and the constant that the mean divides by."""
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from bptt.schedules.windows import Window
 
 Upto = Callable[[float], int]
 """`upto(t)`: read on until t steps exist or the stream ends; how far it then reaches, at most t."""
 
-Draw = Callable[[], float]
-"""The next uniform number in [0, 1) of the run's generator."""
+Draw = Callable[..., Any]
+"""`draw()`: the next uniform number in [0, 1) of the run's generator; `draw(each_row=True)`: a list of one a row."""
 
 
 class Strategy(Protocol):
