@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 ARGS ?=
 BUILT := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/bptt/nn/kernels/native/*)
 
-.PHONY: train test test-deep bench docs help
+.PHONY: train test test-deep sanitize bench docs help
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 14
 
@@ -23,6 +23,14 @@ test: $(VENV)/test.stamp  ## all checks: pytest with doctests, ruff, basedpyrigh
 
 test-deep: $(VENV)/test.stamp  ## the same property tests on many more cases
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest $(ARGS)
+
+sanitize:        ## the C++ kernels under the address, undefined-behaviour and thread sanitizers; needs cmake and a compiler
+	@for kind in address,undefined thread; do \
+	  flags="-g -O1 -fsanitize=$$kind -fno-sanitize-recover=all"; folder=build/sanitize/$$kind; echo "== $$kind"; \
+	  cmake -S . -B $$folder -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="$$flags" > /dev/null && \
+	  cmake --build $$folder --parallel > /dev/null && \
+	  $(CXX) -std=c++17 -Wall -Wextra -pthread $$flags tests/native/sanitize.cpp -o $$folder/sanitize -ldl && \
+	  $$folder/sanitize $$folder/libbptt.so || exit 1; done
 
 bench: $(VENV)/compare.stamp  ## the benchmarks, one file a question
 	@for f in benchmarks/*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done

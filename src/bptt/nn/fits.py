@@ -46,9 +46,10 @@ def fused(layer: nn.RNNBase, input: Any, hx: Any, asked: bool) -> bool:
         return False
     rows = int(input.batch_sizes[0]) if packed else x.shape[0 if layer.batch_first else 1] if x.dim() == 3 else None
     expected = (layer.num_layers * (1 + layer.bidirectional), *([] if rows is None else [rows]), layer.hidden_size)
+    states: Any = hx if pair else (hx,)
     return all(
         type(s) in _PLAIN and s.shape == expected and s.dtype == x.dtype and s.device == x.device and not s.is_neg()
-        for s in (hx if pair else (hx,))
+        for s in states
     )
 
 
@@ -60,7 +61,8 @@ def _sizes_fit(sizes: Tensor, rows: int) -> bool:
 
 def _weights_fit(layer: nn.RNNBase, x: Tensor) -> bool:
     """Whether all weights have the shapes, dtype and device that the kernels take for granted."""
-    weights, H = layer._flat_weights, layer.hidden_size
+    weights: list[Any] = layer._flat_weights
+    H = layer.hidden_size
     directions, each = 1 + layer.bidirectional, 2 + 2 * layer.bias
     if len(weights) != layer.num_layers * directions * each:
         return False

@@ -16,6 +16,7 @@ from torch import Tensor
 from bptt.nn import kernels
 from bptt.nn.kernels.buffers import empty
 from bptt.nn.kernels.sequence import GATES, GRU, LSTM, RNN, SAVED, Sequence
+from bptt.nn.uncompiled import uncompiled
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Layer(torch.autograd.Function):
         return (q.outputs, q.hn, q.cn) if q.cn is not None else (q.outputs, q.hn)
 
     @staticmethod
+    @uncompiled
     def backward(ctx: Any, d_outputs: Tensor | None, d_hn: Tensor | None, d_cn: Tensor | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         plan: Plan = ctx.plan
         x, h0, c0, w_ih, w_hh, b_ih, b_hh, outputs, gates, cells, bias_n = ctx.saved_tensors
@@ -93,7 +95,8 @@ class Layer(torch.autograd.Function):
             h0=_contiguous(h0), c0=_contiguous(c0),
             d_outputs=_contiguous(d_outputs), d_hn=_contiguous(d_hn), d_cn=_contiguous(d_cn),
             d_gates=d_gates, carry=None if cell == RNN else x.new_empty(plan.rows, H),
-            d_h0=x.new_empty(plan.rows, H) if needed[2] else None, d_c0=x.new_empty(plan.rows, H) if needed[3] else None,
+            d_h0=x.new_empty(plan.rows, H) if needed[2] else None,
+            d_c0=x.new_empty(plan.rows, H) if needed[3] else None,
         )  # fmt: skip
         kernels.implementation(x).backward(q)
         d_x = _through_input(d_gates, w_ih, cell) if needed[1] else None
@@ -133,7 +136,7 @@ def _input_weights(d_gates: Tensor, x: Tensor, cell: int) -> tuple[Tensor, Tenso
     """dW_ih (G H, I) of equation (4), and the gradients (G H,) of both biases."""
     product = kernels.implementation(x).product
     units = d_gates.shape[1] // SAVED[cell]
-    out, sums = x.new_empty(GATES[cell] * units, x.shape[1]), x.new_empty(GATES[cell] * units)
+    out, sums = empty(GATES[cell] * units, x.shape[1], like=x), x.new_empty(GATES[cell] * units)
     if cell != GRU:
         product(out, d_gates.t(), x, sums=sums)
         return out, sums, sums.clone()
@@ -146,16 +149,15 @@ def _input_weights(d_gates: Tensor, x: Tensor, cell: int) -> tuple[Tensor, Tenso
 def _recurrent_weights(plan: Plan, d_gates: Tensor, outputs: Tensor, h0: Tensor | None) -> Tensor:
     """dW_hh (G H, H) of equation (4): each step's cotangent with the state before it."""
     B, N = plan.rows, len(outputs)
-    product, out = kernels.implementation(outputs).product, outputs.new_empty(d_gates.shape[1], outputs.shape[1])
+    product = kernels.implementation(outputs).product
+    out = empty(d_gates.shape[1], outputs.shape[1], like=outputs)
     if plan.sizes is None:
         later, first = (slice(0, N - B), slice(N - B, N)) if plan.reverse else (slice(B, N), slice(0, B))
         before = outputs[B:] if plan.reverse else outputs[: N - B]
-        if plan.start is not None:
-            starts = plan.start.reshape(-1, 1)
-            before = before.masked_fill(starts[later], 0)
-            h0 = None if h0 is None else h0.masked_fill(starts[first], 0)
-        result = product(out, d_gates[later].t(), before) if N > B else out.zero_()
-        return result if h0 is None else product(result, d_gates[first].t(), h0, add=True)
+        starts = None if plan.start is None else plan.start.flatten()  # rows that have no state before
+        skip = (None, None) if starts is None else (starts[later], starts[first])
+        result = product(out, d_gates[later].t(), before, skip=skip[0]) if N > B else out.zero_()
+        return result if h0 is None else product(result, d_gates[first].t(), h0, add=True, skip=skip[1])
     assert plan.offsets is not None
     zeros = outputs.new_zeros(B, outputs.shape[1]) if h0 is None else h0
     table = torch.cat([outputs, zeros])

@@ -11,6 +11,7 @@ from bptt import arguments
 from bptt.nn import fits, plain
 from bptt.nn.kernels import sequence as kinds
 from bptt.nn.layer import Layer, Plan
+from bptt.nn.uncompiled import uncompiled
 
 State = Any
 """(layers, B, H), for an LSTM a pair of such tensors; (layers, H) unbatched; layers times two if bidirectional."""
@@ -22,6 +23,7 @@ _M = TypeVar("_M", bound=nn.Module)
 class _Fused(nn.RNNBase):
     """What the three have in common: a node of autograd for each layer and direction, or torch.nn's own forward."""
 
+    @uncompiled
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         input: Any,
@@ -43,8 +45,7 @@ class _Fused(nn.RNNBase):
         if not fused and not asked and self.mode != "RNN_IDENTITY":
             torchs: Any = super().forward
             return torchs(input, hx)
-        run = _outside_the_graph if fused and torch.compiler.is_compiling() else _run
-        return run(self, input, hx, is_start, cotangent_weight, fused)
+        return _run(self, input, hx, is_start, cotangent_weight, fused)
 
 
 def _run(
@@ -72,9 +73,6 @@ def _run(
     else:
         y = y.squeeze(1) if single else y.transpose(0, 1) if swapped else y
     return y, last if layer.mode == "LSTM" else last[0]
-
-
-_outside_the_graph = torch.compiler.disable(_run)
 
 
 def _layers(
@@ -142,29 +140,104 @@ def _on_kernels(
 
 
 class RNN(_Fused, nn.RNN):
-    """torch.nn.RNN, fused; its nonlinearity may also be "identity"."""
+    """torch.nn.RNN on fused kernels: the same constructor, parameters, call and results, several times faster on a CPU.
+
+        h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)                                    (1)
+
+    Arguments of the constructor: torch.nn.RNN's. nonlinearity: "tanh", "relu", or also "identity".
+    Call: `(inputs, state=None, is_start=None, cotangent_weight=None)`, the first two and the results as in torch.nn.
+    is_start: bool (T, B) or (T,): rows whose state is set to zeros before that step; no cotangent crosses it.
+    cotangent_weight: (T,) or (T, B): entry t multiplies the cotangent that comes to h_t from step t+1, the last entry
+        that of the returned state, and never that of the outputs: w_t of c_t = ∂l_t/∂h_t + w_t c_{t+1} ∂h_{t+1}/∂h_t.
+
+    The kernels serve float32 on the CPU, batched or not, packed sequences, all layers and directions, and float64 in
+    PyTorch; for a few steps, other devices, autocast, `torch.func`, or `proj_size`, torch.nn's own code runs. The
+    backward pass can be differentiated again, in plain operators then. `bptt doctor` says which kernels run.
+    Raises: what torch.nn.RNN raises; ValueError for keywords of another shape, with a PackedSequence, or bidirectional.
+    Cost: the multiplications of torch.nn, the input's and those of the weight gradients for all steps at once. Saved
+    for the backward pass: the inputs and 1 (RNN), 5 (GRU) or 6 (LSTM) numbers a unit, row and step.
+
+    >>> import bptt.nn, torch
+    >>> layer = bptt.nn.RNN(3, 4)
+    >>> torchs = torch.nn.RNN(3, 4)
+    >>> torchs.load_state_dict(layer.state_dict())
+    <All keys matched successfully>
+    >>> inputs = torch.randn(9, 2, 3)
+    >>> torch.allclose(layer(inputs)[0], torchs(inputs)[0], atol=1e-6)
+    True
+
+    Source: Appleyard, Kočiský & Blunsom 2016, "Optimizing Performance of Recurrent Neural Networks on GPUs",
+    https://arxiv.org/abs/1604.01946, for weight gradients and the input's products taken over all steps at once.
+    """
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
-        names = ("input_size", "hidden_size", "num_layers", "nonlinearity")
         identity = "identity" in (args[3] if len(args) > 3 else None, keywords.get("nonlinearity"))
-        if identity:
-            keywords = {**dict(zip(names, args, strict=False)), **keywords, "nonlinearity": "tanh"}
-            args = args[4:]
+        if identity and len(args) > 3:
+            args = (*args[:3], "tanh", *args[4:])
+        elif identity:
+            keywords["nonlinearity"] = "tanh"
         super().__init__(*args, **keywords)
         if identity:
             self.nonlinearity, self.mode = "identity", "RNN_IDENTITY"
 
 
 class GRU(_Fused, nn.GRU):
-    """torch.nn.GRU, fused."""
+    """torch.nn.GRU on fused kernels: the same constructor, parameters, call and results, several times faster on a CPU.
+
+        r, z = σ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), each its rows                    (1)
+        n = tanh(W_in x_t + b_in + r (W_hn h_{t-1} + b_hn))                               (2)
+        h_t = (1 - z) n + z h_{t-1}                                                       (3)
+
+    Arguments, call with `is_start` and `cotangent_weight`, errors and cost: see `RNN`; torch.nn.GRU's constructor.
+
+    >>> import bptt.nn, torch
+    >>> outputs, state = bptt.nn.GRU(3, 4, num_layers=2)(torch.zeros(9, 2, 3))
+    >>> outputs.shape, state.shape
+    (torch.Size([9, 2, 4]), torch.Size([2, 2, 4]))
+
+    Source: Cho et al. 2014, https://arxiv.org/abs/1406.1078, in torch.nn's form, where r multiplies the product.
+    """
 
 
 class LSTM(_Fused, nn.LSTM):
-    """torch.nn.LSTM, fused."""
+    """torch.nn.LSTM on fused kernels: the same constructor, parameters, call and results, and faster on a CPU.
+
+        i, f, o = σ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), g = tanh(the same), each its rows   (1)
+        c_t = f c_{t-1} + i g                                                             (2)
+        h_t = o tanh(c_t)                                                                 (3)
+
+    Arguments, call with `is_start` and `cotangent_weight`, errors and cost: see `RNN`; torch.nn.LSTM's constructor. The
+    weight acts on the cotangents of both h_t and c_t.
+
+    >>> import bptt.nn, torch
+    >>> outputs, (h, c) = bptt.nn.LSTM(3, 4)(torch.zeros(9, 2, 3), is_start=torch.arange(9) % 3 == 0)
+    >>> outputs.shape, c.shape
+    (torch.Size([9, 2, 4]), torch.Size([1, 2, 4]))
+
+    Source: Hochreiter & Schmidhuber 1997, with the forget gate of Gers, Schmidhuber & Cummins 2000.
+    """
 
 
 def convert(model: _M) -> _M:
-    """The model, its torch.nn layers made fused ones."""
+    """The model with its torch.nn.RNN, GRU and LSTM layers, or itself, made fused ones: `bptt.nn.RNN`, `GRU`, `LSTM`.
+
+    model: any module; subclasses of torch.nn's layers stay as they are.
+
+    Returns the same object. The layers are the same objects too, of another class: parameters, hooks, tied weights,
+    buffers and modes are untouched, so optimisers made before stay valid.
+    Cost: none.
+
+    >>> import bptt.nn, torch
+    >>> model = torch.nn.ModuleDict({"layer": torch.nn.LSTM(3, 4)})
+    >>> bptt.nn.convert(model)
+    ModuleDict(
+      (layer): LSTM(3, 4)
+    )
+    >>> type(model["layer"]) is bptt.nn.LSTM
+    True
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"convert(model={model!r}): a torch.nn.Module is needed.")
     fused = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
     for module in model.modules():
         if type(module) in fused:

@@ -3,7 +3,6 @@
 import ctypes
 import threading
 import weakref
-from collections import OrderedDict
 
 import torch
 from torch import Tensor
@@ -13,7 +12,10 @@ SMALL = 2**18
 LIMIT = 2**29
 """Most bytes kept for later use."""
 
-_free: OrderedDict[int, list[Tensor]] = OrderedDict()
+LOOSE = 4
+"""How many times too large a buffer may be. What it holds too much is not touched."""
+
+_free: list[Tensor] = []  # the last one given back is the last: its memory is in the cache still
 _held = 0
 _lock = threading.RLock()  # a finalizer may run inside
 
@@ -28,31 +30,23 @@ def empty(*shape: int, like: Tensor | None = None) -> Tensor:
     nbytes = torch.Size(shape).numel() * dtype.itemsize
     if nbytes < SMALL or (like is not None and like.device.type != "cpu"):
         return torch.empty(shape, dtype=dtype, device=None if like is None else like.device)
-    step = 1 << (nbytes.bit_length() - 4)  # so that lengths that vary find one another's
-    room = -(-nbytes // step) * step
     with _lock:
-        block = None
-        if room in _free:
-            block = _free[room].pop()
-            _held -= room
-            if not _free[room]:
-                del _free[room]
-    if block is None:
-        block = torch.empty(room, dtype=torch.uint8)
+        for i in reversed(range(len(_free))):
+            if nbytes <= _free[i].numel() <= LOOSE * nbytes:
+                block = _free.pop(i)
+                _held -= block.numel()
+                break
+        else:
+            block = torch.empty(nbytes, dtype=torch.uint8)
     lease = (ctypes.c_char * nbytes).from_address(block.data_ptr())
     weakref.finalize(lease, _back, block).atexit = False
-    return torch.frombuffer(lease, dtype=dtype).view(shape)
+    return torch.frombuffer(lease, dtype=dtype).resize_(shape)  # no view, which autograd would treat as one
 
 
 def _back(block: Tensor) -> None:
     global _held
     with _lock:
-        _free.setdefault(block.numel(), []).append(block)
-        _free.move_to_end(block.numel())
+        _free.append(block)
         _held += block.numel()
-        while _held > LIMIT:  # the sizes not used for longest go first
-            room, blocks = next(iter(_free.items()))
-            blocks.pop()
-            _held -= room
-            if not blocks:
-                del _free[room]
+        while _held > LIMIT:
+            _held -= _free.pop(0).numel()

@@ -8,6 +8,8 @@ from torch import Tensor
 from bptt.nn.kernels.sequence import ACTIVATIONS, GATES, GRU, LSTM, RNN, SAVED, Sequence
 
 name = "pytorch"
+FEW, RUN = 4096, 256
+"""BLAS adds up a product of fewer numbers than FEW in one long sum, which rounds too often; so RUN terms at a time."""
 
 
 def forward(q: Sequence) -> None:
@@ -98,11 +100,26 @@ def backward(q: Sequence) -> None:
 
 
 def product(
-    out: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, add: bool = False, sums: Tensor | None = None
+    out: Tensor,
+    a: Tensor,
+    b: Tensor,
+    bias: Tensor | None = None,
+    add: bool = False,
+    sums: Tensor | None = None,
+    skip: Tensor | None = None,
 ) -> Tensor:
-    """`out` (m, n) = a b + bias, or `out` and that; `sums` (m,) gets those of a over its columns."""
+    """`out` (m, n) = a b + bias, or `out` and that; `sums` (m,) gets those of a over its columns.
+
+    skip: bool (k,), rows of b that count as zeros, whatever they hold.
+    """
+    if skip is not None:
+        b = b.masked_fill(skip[:, None], 0)
     if sums is not None:
         torch.sum(a, 1, out=sums)
+    if a.shape[1] > 2 * RUN and out.numel() < FEW:
+        parts = [torch.mm(x, y) for x, y in zip(a.split(RUN, 1), b.split(RUN), strict=True)]
+        found = torch.stack(parts).sum(0) if bias is None else torch.stack(parts).sum(0) + bias
+        return out.add_(found) if add else out.copy_(found)
     if add:
         return out.addmm_(a, b)
     return torch.mm(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)

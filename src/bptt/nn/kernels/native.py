@@ -2,13 +2,13 @@
 
 import ctypes
 import os
+import threading
 from ctypes import POINTER, Structure, c_char_p, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bptt.nn.kernels.buffers import empty
 from bptt.nn.kernels.sequence import Sequence
 
 _NUMBERS = {
@@ -29,7 +29,7 @@ class _Product(Structure):
     _fields_ = [
         *((name, c_int32) for name in ("threads", "a_transposed", "b_transposed", "add")),
         *((name, c_int64) for name in ("m", "n", "k", "lda", "ldb", "ldc")),
-        *((name, c_void_p) for name in ("a", "b", "bias", "c", "sums", "packed")),
+        *((name, c_void_p) for name in ("a", "b", "bias", "c", "sums", "packed", "skip")),
     ]
 
 
@@ -45,6 +45,8 @@ class Native:
 
     def __init__(self, library: ctypes.CDLL, isa: int, name: str, threaded: bool) -> None:
         self.library, self.isa, self.name, self.threaded = library, isa, name, threaded
+        self._rooms: dict[tuple[int, ...], int] = {}  # floats of scratch by cell and units, or by columns
+        self._own = threading.local()
 
     def forward(self, sequence: Sequence) -> None:
         """Fill gates, cells, outputs, hn and cn."""
@@ -62,33 +64,48 @@ class Native:
         bias: Tensor | None = None,
         add: bool = False,
         sums: Tensor | None = None,
+        skip: Tensor | None = None,
     ) -> Tensor:
-        """`out` (m, n) = a b + bias, or `out` and that; `sums` (m,) gets those of a transposed a over its columns."""
+        """`out` (m, n) = a b + bias, or `out` and that; `sums` (m,) gets those of a transposed a over its columns.
+
+        skip: bool (k,), rows of b that count as zeros, whatever they hold.
+        """
         (m, k), n = a.shape, b.shape[1]
         a, b = (x if 1 in x.stride() else x.contiguous() for x in (a, b))
-        a_transposed, b_transposed = a.stride(1) != 1 or sums is not None, b.stride(1) != 1
+        b = b if skip is None else b.contiguous()  # the kernel skips rows alone
+        a_transposed, b_transposed = a.stride(1) != 1 or sums is not None, b.stride(1) != 1 and n > 1
         p = _Product(
             torch.get_num_threads() if m * n * k > 1_000_000 else 1, a_transposed, b_transposed, add, m, n, k,
             a.stride(int(a_transposed)), b.stride(int(b_transposed)), out.stride(0), a.data_ptr(), b.data_ptr(),
             None if bias is None else bias.data_ptr(), out.data_ptr(), None if sums is None else sums.data_ptr(),
         )  # fmt: skip
-        packed = empty(self.library.bptt_product_packed(self.isa, ctypes.byref(p)))
-        p.packed = packed.data_ptr()
+        if skip is not None:
+            p.skip = skip.data_ptr()
+        key = (n,)
+        if key not in self._rooms:
+            self._rooms[key] = self.library.bptt_product_packed(self.isa, ctypes.byref(p))
+        p.packed = self._scratch(self._rooms[key])
         self.library.bptt_product(self.isa, ctypes.byref(p))
         return out
 
     def _call(self, function: "ctypes._NamedFuncPointer", sequence: Sequence) -> None:
-        s = _Struct()
-        for name in _NUMBERS:
-            setattr(s, name, getattr(sequence, name))
-        for name in _TENSORS:
-            tensor: Tensor | None = getattr(sequence, name)
-            if tensor is not None:
-                setattr(s, name, tensor.data_ptr())
-        s.weight_rows = int(sequence.weight is not None and sequence.weight.dim() == 2)
-        packed = empty(self.library.bptt_packed(self.isa, sequence.cell, sequence.units))
-        s.packed = packed.data_ptr()
+        weight_rows = int(sequence.weight is not None and sequence.weight.dim() == 2)
+        tensors = [getattr(sequence, name) for name in _TENSORS]
+        pointers = dict(zip(_TENSORS, [None if x is None else x.data_ptr() for x in tensors], strict=True))
+        key = (sequence.cell, sequence.units)
+        if key not in self._rooms:
+            self._rooms[key] = self.library.bptt_packed(self.isa, *key)
+        packed = self._scratch(self._rooms[key])
+        numbers = [getattr(sequence, name) for name in _NUMBERS]
+        s = _Struct(*numbers, weight_rows=weight_rows, packed=packed, **pointers)
         function(self.isa, ctypes.byref(s))
+
+    def _scratch(self, floats: int) -> int:
+        """Where so many floats lie that are this thread's own until its next call."""
+        held: Tensor | None = getattr(self._own, "floats", None)
+        if held is None or held.numel() < floats:
+            held = self._own.floats = torch.empty(floats)
+        return held.data_ptr()
 
 
 def load(folders: list[Path]) -> tuple[list[Native], str]:

@@ -46,10 +46,16 @@ template <int CELL, int ROWS> void forward_tile(const Steps &steps, int64_t s, i
     constexpr int WIDTH = width_of(CELL), SAVED = saved_of(CELL);
     const Sequence &q = steps.q;
     const int64_t H = q.units, flat = steps.flat(s) + row, first = panel * units_of(CELL);
-    V sum[ROWS][WIDTH] = {};
+    V sum[ROWS][WIDTH];
+    for (int r = 0; r < ROWS; ++r)  // what is read after the product
+        for (int v = 0; v < WIDTH; ++v) __builtin_prefetch(q.gates + (flat + r) * SAVED * H + first + v * (CELL == RNN ? LANES : H), 1);
     const bool inside = row < steps.rows(s - 1);
     const float *a = inside ? q.outputs + (steps.flat(s - 1) + row) * H : q.h0 ? q.h0 + row * H : nullptr;
-    if (a) multiply<ROWS, WIDTH>(sum, a, H, q.packed + panel * H * WIDTH * LANES, H);
+    if (a)
+        multiply<ROWS, WIDTH>(sum, a, H, q.packed + panel * H * WIDTH * LANES, H);
+    else
+        for (int r = 0; r < ROWS; ++r)
+            for (int v = 0; v < WIDTH; ++v) sum[r][v] = V{};
     for (int r = 0; r < ROWS; ++r) {
         if (steps.starts(s, row + r))
             for (int v = 0; v < WIDTH; ++v) sum[r][v] = V{};
@@ -91,18 +97,29 @@ template <int CELL, int ROWS, int FROM> void backward_tile(const Steps &steps, i
     constexpr int SAVED = saved_of(CELL), WIDTH = 2;
     const Sequence &q = steps.q;
     const int64_t H = q.units, K = gates_of(CELL) * H, first = panel * WIDTH * LANES;
-    V sum[ROWS][WIDTH] = {};
+    V sum[ROWS][WIDTH];
+    const bool initial = s < 0 || row >= steps.rows(s);  // the row began at s + 1
+    if (!initial)
+        for (int r = 0; r < ROWS; ++r)  // what is read after the product
+            for (int v = 0; v < WIDTH; ++v) {
+                const int64_t at = steps.flat(s) + row + r, j = first + v * LANES;
+                if (q.d_outputs) __builtin_prefetch(q.d_outputs + at * H + j);
+                for (int i = 0; i < SAVED; ++i) {
+                    __builtin_prefetch(q.gates + (at * SAVED + i) * H + j);
+                    __builtin_prefetch(q.d_gates + (at * SAVED + i) * H + j, 1);
+                }
+                if (CELL == LSTM) __builtin_prefetch(q.cells + at * H + j);
+            }
     if constexpr (FROM == NEXT)
         multiply<ROWS, WIDTH>(
             sum, q.d_gates + (steps.flat(s + 1) + row) * SAVED * H, SAVED * H, q.packed + panel * K * WIDTH * LANES, K);
-    const bool initial = s < 0 || row >= steps.rows(s);  // the row began at s + 1
     for (int r = 0; r < ROWS; ++r) {
         const int64_t b = row + r;
         const bool cut = FROM == NEXT && steps.starts(s + 1, b);
         for (int v = 0; v < WIDTH; ++v) {
             const int64_t j = first + v * LANES, n = H - j;
             if (n <= 0) break;
-            V dh = sum[r][v], dc = {};
+            V dh = FROM == NEXT ? sum[r][v] : V{}, dc = {};
             float *carry = q.carry ? q.carry + b * H + j : nullptr;
             if constexpr (FROM == END) {
                 if (q.d_hn) dh = load(q.d_hn + b * H + j, n);

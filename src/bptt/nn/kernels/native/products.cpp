@@ -14,6 +14,7 @@ namespace BPTT_ISA {
 
 constexpr int WIDTH = 2, WIDE = WIDTH * LANES;
 constexpr int MOST = (BPTT_REGISTERS - WIDTH - 1) / WIDTH > 12 ? 12 : (BPTT_REGISTERS - WIDTH - 1) / WIDTH;
+constexpr int64_t AHEAD = 12;  // rows of A that are fetched in advance: too far apart for the machine to guess
 constexpr int64_t DEPTH = 256, CHUNK = 8 * MOST, STRIDE = DEPTH + LANES;  // a power of two would crowd one set of the cache
 
 int64_t padded(int64_t n) { return (n + WIDE - 1) / WIDE * WIDE; }
@@ -45,8 +46,9 @@ void pack_panel(const Product &p, int64_t k0, int64_t K, int64_t j0, float *out)
     if (!p.b_transposed) {
         for (int64_t k = 0; k < K; ++k, out += WIDE) {
             const float *in = p.b + (k0 + k) * p.ldb + j0;
+            const bool used = !(p.skip && p.skip[k0 + k]);
             for (int v = 0; v < WIDTH; ++v)
-                *(V *)(out + v * LANES) = n > v * LANES ? load(in + v * LANES, n - v * LANES) : V{};
+                *(V *)(out + v * LANES) = used && n > v * LANES ? load(in + v * LANES, n - v * LANES) : V{};
         }
         return;
     }
@@ -66,13 +68,17 @@ struct Chunk {
                 std::memcpy(out, p.a + row * p.lda + k0, K * sizeof(float));
             return;
         }
-        float sums[CHUNK] = {};
+        float sums[CHUNK] = {}, few[CHUNK] = {};  // of at most 16 rows: a long running sum would round too often
         for (int64_t k = 0; k < K; ++k) {
             const float *in = p.a + (k0 + k) * p.lda + from;
+            if (k0 + k + AHEAD < p.k)
+                for (int64_t r = 0; r < count; r += 16) __builtin_prefetch(in + AHEAD * p.lda + r);
             for (int64_t block = 0; block < blocks; ++block)
                 std::memcpy(out + edge(block) * STRIDE + k * rows(block), in + edge(block), rows(block) * sizeof(float));
-            if (p.sums)
-                for (int64_t r = 0; r < count; ++r) sums[r] += in[r];
+            if (!p.sums) continue;
+            for (int64_t r = 0; r < count; ++r) few[r] += in[r];
+            if (k % 16 == 15 || k == K - 1)
+                for (int64_t r = 0; r < count; ++r) sums[r] += few[r], few[r] = 0.f;
         }
         if (p.sums)
             for (int64_t r = 0; r < count; ++r) p.sums[from + r] = sums[r] + (k0 ? p.sums[from + r] : 0.f);
@@ -111,7 +117,7 @@ void multiplication(int thread, int threads, void *data) {
     }
 }
 
-int64_t product_packed(const Product &p) { return (p.k > DEPTH ? 2 : 1) * DEPTH * padded(p.n); }
+int64_t product_packed(const Product &p) { return 2 * DEPTH * padded(p.n); }
 
 void product(const Product &p) {
     Barrier barrier;

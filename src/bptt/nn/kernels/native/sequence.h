@@ -48,6 +48,7 @@ struct Product {
     float *c;
     float *sums;                         // (m,) gets the sums of A over k; null: not wanted; only with a_transposed
     float *packed;                       // scratch of `bptt_product_packed` floats, on a multiple of 64 bytes
+    const uint8_t *skip;                 // (k,) 1: that row of B counts as zeros; null: none does; B not transposed
 };
 
 typedef void (*Parallel)(void (*body)(void *), void *data, unsigned threads, unsigned flags);

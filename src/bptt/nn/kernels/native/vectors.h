@@ -3,6 +3,9 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace bptt {
 namespace BPTT_ISA {
@@ -33,7 +36,7 @@ INLINE void store(float *p, V v, int64_t n) {
 
 // The pairs of a[i], a[i + D] change the blocks of D lanes across their diagonal.
 template <int D> INLINE void exchange(V (&a)[LANES]) {
-    I low, high;
+    I low{}, high{};
     for (int lane = 0; lane < LANES; ++lane) {
         low[lane] = lane & D ? lane - D + LANES : lane;
         high[lane] = lane & D ? lane + LANES : lane + D;
@@ -68,25 +71,28 @@ INLINE void transposed(const float *in, int64_t lda, int64_t n, int64_t K, float
 template <int ROWS, int WIDTH, int STEP = 1>
 INLINE void multiply(V (&sum)[ROWS][WIDTH], const float *a, int64_t lda, const float *panel, int64_t K) {
     constexpr int SUMS = ROWS * WIDTH >= 8 ? 1 : ROWS * WIDTH >= 4 ? 2 : 4;
-    V part[SUMS][ROWS][WIDTH] = {};
+    V more[SUMS][ROWS][WIDTH];  // the first of them is `sum`
+    for (int r = 0; r < ROWS; ++r)
+        for (int v = 0; v < WIDTH; ++v) {
+            sum[r][v] = V{};
+            for (int s = 1; s < SUMS; ++s) more[s][r][v] = V{};
+        }
     const V *w = (const V *)panel;
     int64_t k = 0;
     for (; k + SUMS <= K; k += SUMS) {
         for (int s = 0; s < SUMS; ++s)
             for (int r = 0; r < ROWS; ++r) {
                 float x = a[r * lda + (k + s) * STEP];
-                for (int v = 0; v < WIDTH; ++v) part[s][r][v] += x * w[s * WIDTH + v];
+                for (int v = 0; v < WIDTH; ++v) (s ? more[s][r][v] : sum[r][v]) += x * w[s * WIDTH + v];
             }
         w += SUMS * WIDTH;
     }
     for (; k < K; ++k, w += WIDTH)
         for (int r = 0; r < ROWS; ++r)
-            for (int v = 0; v < WIDTH; ++v) part[0][r][v] += a[r * lda + k * STEP] * w[v];
-    for (int r = 0; r < ROWS; ++r)
-        for (int v = 0; v < WIDTH; ++v) {
-            sum[r][v] = part[0][r][v];
-            for (int s = 1; s < SUMS; ++s) sum[r][v] += part[s][r][v];
-        }
+            for (int v = 0; v < WIDTH; ++v) sum[r][v] += a[r * lda + k * STEP] * w[v];
+    for (int s = 1; s < SUMS; ++s)
+        for (int r = 0; r < ROWS; ++r)
+            for (int v = 0; v < WIDTH; ++v) sum[r][v] += more[s][r][v];
 }
 
 // e^x - 1 = 2^n (e^r - 1) + 2^n - 1 with r = x - n ln 2 in [-½ ln 2, ½ ln 2]; |x| <= 87. `power` gets 2^n.
@@ -105,17 +111,30 @@ INLINE V expm1(V x, V &power) {
     return q * power + (power - 1.f);
 }
 
+// 1 / x of a finite x, to about one unit in the last place.
+INLINE V inverse(V x) {
+#if defined(__AVX512F__)
+    const V r = (V)_mm512_rcp14_ps((__m512)x);
+    return r * (2.f - x * r);
+#else
+    return 1.f / x;
+#endif
+}
+
 // NaN goes through both: comparisons with it are false.
 INLINE V sigmoid(V x) {
     x = x < -87.f ? all(-87.f) : x > 87.f ? all(87.f) : x;
     V power;
-    return 1.f / (2.f + expm1(-x, power));
+    return inverse(2.f + expm1(-x, power));
 }
 
+// (e^2a - 1) / (e^2a + 1) of a = |x|, but 1 - 2 / (e^2a + 1) where that is more exact: backward needs 1 - h h.
 INLINE V tanh(V x) {
-    x = x < -9.02f ? all(-9.02f) : x > 9.02f ? all(9.02f) : x;
-    V power, e = expm1(x + x, power);
-    return e / (e + 2.f);
+    V a = (V)((I)x & 0x7fffffff);
+    a = a > 9.02f ? all(9.02f) : a;
+    V power, e = expm1(a + a, power), part = (a < 0.65f ? e : all(2.f)) * inverse(e + 2.f);
+    part = a < 0.65f ? part : 1.f - part;
+    return (V)((I)part | ((I)x & INT32_MIN));
 }
 
 }  // namespace BPTT_ISA

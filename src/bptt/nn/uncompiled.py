@@ -1,0 +1,28 @@
+"""What torch.compile must leave alone."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def uncompiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The function, never rewritten by torch.compile, nor what it calls.
+
+    A rewritten frame lets go of a tensor after the last use that it sees, and the kernels hold addresses alone.
+    (`torch.compiler.disable` does the same, but importing it costs a second, and each call some microseconds.)
+    """
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **keywords: _P.kwargs) -> _R:
+        if torch.compiler.is_dynamo_compiling() or get_eval_frame_callback() not in (None, False):
+            disabled: Any = torch.compiler.disable(function)
+            return disabled(*args, **keywords)
+        return function(*args, **keywords)
+
+    return call
