@@ -10,7 +10,11 @@ import torch
 from pages import PAGES, ROOT, code, name_of
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-QUICK = {"influence_balancing": ["--steps", "300"], "overhead": ["--quick"], "long_sequence": ["--quick"]}
+QUICK = {
+    "influence_balancing": ["--steps", "300"],
+    "unbiased": ["--seeds", "1"],
+    **dict.fromkeys(["overhead", "long_sequence", "layers", "char_model", "packed", "constant_time"], ["--quick"]),
+}
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """What the benchmarks share: a table, a results file, and paired timing that notices a busy machine."""
 
 import json
+import os
 import platform
 import statistics
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 import bptt
+from bptt.nn import kernels
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 INCONCLUSIVE = 2  # exit status: the machine was too busy for a verdict
@@ -28,32 +30,57 @@ def table(headings: list[str], rows: list[list[Any]]) -> str:
     return "\n".join([line(headings), "|" + "---|" * len(headings), *(line(row) for row in rows)])
 
 
-def report(name: str, headings: list[str], rows: list[list[Any]], missed: list[str], **details: Any) -> int:
-    """Print the table and the verdict, write `results/NAME.json`, and return the exit status.
+def machine() -> dict[str, Any]:
+    """What a figure depends on: versions, threads, the processor, and which kernels were chosen."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return {
+        "bptt": bptt.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "processor": facts.get("model name", platform.processor()),
+        "cores": os.cpu_count(),
+        "flags": [f for f in facts.get("flags", "").split() if f.startswith(("avx", "fma", "amx"))],
+        "torch_capability": torch.backends.cpu.get_cpu_capability(),
+        "kernels": kernels.chosen.name if kernels.chosen else f"none: {kernels.reason}",
+    }
 
-    A name that ends in "_quick" is a try-out: no target was judged.
+
+def report(
+    name: str,
+    headings: list[str],
+    rows: list[list[Any]],
+    missed: list[str],
+    file: Path | None = None,
+    busy: bool = False,
+    **details: Any,
+) -> int:
+    """Print the table and the verdict, write `results/NAME.json` (or `file`), and return the exit status.
+
+    A name that ends in "_quick" is a try-out: no target was judged. busy: some rows lack undisturbed samples.
     """
     print(table(headings, rows))
     for miss in missed:
         print(f"MISSED: {miss}")
     if name.endswith("_quick"):
         print("A try-out: no target was judged.")
+    elif busy:
+        print("The machine was too busy for a verdict on every row.")
     elif not missed:
         print("All targets met.")
-    RESULTS.mkdir(exist_ok=True)
+    file = file or RESULTS / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
     result = {
         "benchmark": name,
         "headings": headings,
         "rows": rows,
         "missed": missed,
         "details": details,
-        "bptt": bptt.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
+        **machine(),
     }
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2, default=str) + "\n")
-    return 1 if missed else 0
+    file.write_text(json.dumps(result, indent=2, default=str) + "\n")
+    return 1 if missed else INCONCLUSIVE if busy and not name.endswith("_quick") else 0
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -86,9 +113,16 @@ class Guard:
         return [seconds(lambda: torch.mm(self.matrix, self.matrix)) for _ in range(3)]
 
     def quiet(self) -> bool:
+        torch.mm(self.matrix, self.matrix)  # wakes the threads
         now = self.probe()
         self.best = min(self.best, *now)
         return max(now) <= self.best * self.slack
+
+    def wait(self, limit: float) -> None:
+        """Return as soon as the machine is quiet, after `limit` seconds at the latest."""
+        end = time.perf_counter() + limit
+        while not self.quiet() and time.perf_counter() < end:
+            time.sleep(0.1)
 
 
 def paired(first: Callable[[], object], second: Callable[[], object], pairs: int, guard: Guard) -> Paired:
