@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -66,11 +67,12 @@ class ARTBP:
             yield from self._whole(upto, draw)
             return
         start = last = 0
+        survives = cache(self._survive)
         weights: dict[int, float] = {}
         while (t := upto((last // self.every + 1) * self.every)) > last:
             if t % self.every:  # the stream's end, after which there is nothing to cut
                 break
-            survive = self._survive(last - start, t - start)
+            survive = survives(last - start, t - start)
             last = t
             if draw() < 1 - survive:
                 yield Window(start, start, t, t, weights)
@@ -84,12 +86,13 @@ class ARTBP:
     def _whole(self, upto: Upto, draw: Draw) -> Iterator[Window]:
         """One window over the sequence, with weights of each row's own: 0 where it is cut."""
         stop = upto(math.inf)
+        survives = cache(self._survive)
         cut: list[int] = []  # of each row, the last one
         weights: dict[int, Tensor] = {}
         for t in range(self.every, stop + 1, self.every):
             drawn = draw(each_row=True)
             cut = cut or [0] * len(drawn)
-            survive = [self._survive(t - self.every - k, t - k) for k in cut]
+            survive = [survives(t - self.every - k, t - k) for k in cut]
             cuts = [u < 1 - s for u, s in zip(drawn, survive, strict=True)]
             kept = [1 / s if self.compensate else 1.0 for s in survive]
             weights[t] = torch.tensor([0.0 if c else w for c, w in zip(cuts, kept, strict=True)], dtype=torch.float64)
