@@ -13,7 +13,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 QUICK = {
     "influence_balancing": ["--steps", "300"],
     "unbiased": ["--seeds", "1"],
-    **dict.fromkeys(["overhead", "long_sequence", "layers", "char_model", "packed", "constant_time"], ["--quick"]),
+    **{name: ["--quick"] for name in ("overhead", "long_sequence", "layers", "char_model", "packed", "constant_time")},
 }
 
 

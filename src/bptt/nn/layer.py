@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bptt.nn import kernels
 from bptt.nn.kernels.buffers import empty
-from bptt.nn.kernels.sequence import GATES, GRU, LSTM, RNN, SAVED, Sequence
+from bptt.nn.kernels.sequence import GATES, GRU, LSTM, RNN, SAVED, Joint, Sequence
 from bptt.nn.uncompiled import uncompiled
 
 
@@ -100,8 +100,7 @@ class Layer(torch.autograd.Function):
         )  # fmt: skip
         kernels.implementation(x).backward(q)
         d_x = _through_input(d_gates, w_ih, cell) if needed[1] else None
-        d_w_ih, d_b_ih, d_b_hh = _input_weights(d_gates, x, cell) if any(needed[i] for i in (4, 6, 7)) else (None,) * 3
-        d_w_hh = _recurrent_weights(plan, d_gates[:, : GATES[cell] * H], outputs, h0) if needed[5] else None
+        d_w_ih, d_w_hh, d_b_ih, d_b_hh = _weights(plan, d_gates, x, outputs, q.h0, needed[4:])
         found = (None, d_x, q.d_h0, q.d_c0, d_w_ih, d_w_hh, d_b_ih, d_b_hh)
         return tuple(grad if need else None for grad, need in zip(found, needed, strict=True))
 
@@ -126,42 +125,51 @@ def _through_input(d_gates: Tensor, w_ih: Tensor, cell: int) -> Tensor:
     product = kernels.implementation(d_gates).product
     out = empty(len(d_gates), w_ih.shape[1], like=d_gates)
     if cell != GRU:
-        return product(out, d_gates, w_ih)
+        product(out, d_gates, w_ih)
+        return out
     units = d_gates.shape[1] // 4
     product(out, d_gates[:, : 2 * units], w_ih[: 2 * units])
-    return product(out, d_gates[:, 3 * units :], w_ih[2 * units :], add=True)
+    product(out, d_gates[:, 3 * units :], w_ih[2 * units :], add=True)
+    return out
 
 
-def _input_weights(d_gates: Tensor, x: Tensor, cell: int) -> tuple[Tensor, Tensor, Tensor]:
-    """dW_ih (G H, I) of equation (4), and the gradients (G H,) of both biases."""
-    product = kernels.implementation(x).product
-    units = d_gates.shape[1] // SAVED[cell]
-    out, sums = empty(GATES[cell] * units, x.shape[1], like=x), x.new_empty(GATES[cell] * units)
-    if cell != GRU:
-        product(out, d_gates.t(), x, sums=sums)
-        return out, sums, sums.clone()
-    shared = 2 * units
-    product(out[:shared], d_gates[:, :shared].t(), x, sums=sums[:shared])
-    product(out[shared:], d_gates[:, 3 * units :].t(), x, sums=sums[shared:])
-    return out, sums, torch.cat([sums[:shared], d_gates[:, shared : 3 * units].sum(0)])
+def _weights(
+    plan: Plan, d_gates: Tensor, x: Tensor, outputs: Tensor, h0: Tensor | None, needed: Any
+) -> tuple[Tensor | None, ...]:
+    """dW_ih (G H, I) and dW_hh (G H, H) of equation (4), and the gradients (G H,) of both biases."""
+    product, units, count = kernels.implementation(x).product, outputs.shape[1], GATES[plan.cell]
+    d_w_ih = empty(count * units, x.shape[1], like=x) if needed[0] or needed[2] or needed[3] else None
+    d_w_hh = empty(count * units, units, like=x) if needed[1] else None
+    sums = x.new_empty(count * units)
+    before = None if d_w_hh is None else _before(plan, outputs, h0)
+    # gates with the input and the state, with the input alone, with the state alone; and where in d_gates they are
+    parts = (
+        [(0, 0, count, True, True)]
+        if plan.cell != GRU
+        else [(0, 0, 2, True, True), (2, 3, 1, True, False), (2, 2, 1, False, True)]
+    )
+    for gate, at, width, of_input, of_state in parts:
+        rows, columns = slice(gate * units, (gate + width) * units), slice(at * units, (at + width) * units)
+        joint = Joint(d_w_hh[rows], *before) if of_state and before is not None and d_w_hh is not None else None
+        if of_input and d_w_ih is not None:
+            product(d_w_ih[rows], d_gates[:, columns].t(), x, sums=sums[rows], joint=joint)
+        elif joint is not None:
+            product(None, d_gates[:, columns].t(), None, joint=joint)
+    if plan.cell == GRU and needed[3]:
+        return d_w_ih, d_w_hh, sums, torch.cat([sums[: 2 * units], d_gates[:, 2 * units : 3 * units].sum(0)])
+    return d_w_ih, d_w_hh, sums, sums.clone()
 
 
-def _recurrent_weights(plan: Plan, d_gates: Tensor, outputs: Tensor, h0: Tensor | None) -> Tensor:
-    """dW_hh (G H, H) of equation (4): each step's cotangent with the state before it."""
+def _before(plan: Plan, outputs: Tensor, h0: Tensor | None) -> tuple[Any, ...]:
+    """The states before the N rows: the first of two parts, the other, where it begins, rows that start from zeros."""
     B, N = plan.rows, len(outputs)
-    product = kernels.implementation(outputs).product
-    out = empty(d_gates.shape[1], outputs.shape[1], like=outputs)
     if plan.sizes is None:
-        later, first = (slice(0, N - B), slice(N - B, N)) if plan.reverse else (slice(B, N), slice(0, B))
-        before = outputs[B:] if plan.reverse else outputs[: N - B]
-        starts = None if plan.start is None else plan.start.flatten()  # rows that have no state before
-        skip = (None, None) if starts is None else (starts[later], starts[first])
-        result = product(out, d_gates[later].t(), before, skip=skip[0]) if N > B else out.zero_()
-        return result if h0 is None else product(result, d_gates[first].t(), h0, add=True, skip=skip[1])
+        skip = None if plan.start is None else plan.start.flatten()
+        return (outputs[B:], h0, N - B, skip) if plan.reverse else (h0, outputs[: N - B], B, skip)
     assert plan.offsets is not None
     zeros = outputs.new_zeros(B, outputs.shape[1]) if h0 is None else h0
-    table = torch.cat([outputs, zeros])
-    return product(out, d_gates.t(), table[_previous(plan.sizes, plan.offsets, plan.reverse, N)])
+    previous = _previous(plan.sizes, plan.offsets, plan.reverse, N)
+    return None, torch.cat([outputs, zeros])[previous], 0, None
 
 
 def _previous(sizes: Tensor, offsets: Tensor, reverse: bool, N: int) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bptt.nn.kernels.sequence import ACTIVATIONS, GATES, GRU, LSTM, RNN, SAVED, Sequence
+from bptt.nn.kernels.sequence import ACTIVATIONS, GATES, GRU, LSTM, RNN, SAVED, Joint, Sequence
 
 name = "pytorch"
 FEW, RUN = 4096, 256
@@ -100,29 +100,47 @@ def backward(q: Sequence) -> None:
 
 
 def product(
-    out: Tensor,
+    out: Tensor | None,
     a: Tensor,
-    b: Tensor,
+    b: Tensor | None,
     bias: Tensor | None = None,
     add: bool = False,
     sums: Tensor | None = None,
-    skip: Tensor | None = None,
-) -> Tensor:
+    joint: Joint | None = None,
+) -> None:
     """`out` (m, n) = a b + bias, or `out` and that; `sums` (m,) gets those of a over its columns.
 
-    skip: bool (k,), rows of b that count as zeros, whatever they hold.
+    joint: another product with a. out and b may be None then.
     """
-    if skip is not None:
-        b = b.masked_fill(skip[:, None], 0)
     if sums is not None:
         torch.sum(a, 1, out=sums)
-    if a.shape[1] > 2 * RUN and out.numel() < FEW:
-        parts = [torch.mm(x, y) for x, y in zip(a.split(RUN, 1), b.split(RUN), strict=True)]
-        found = torch.stack(parts).sum(0) if bias is None else torch.stack(parts).sum(0) + bias
-        return out.add_(found) if add else out.copy_(found)
+    if joint is not None:
+        joint.out.zero_()
+        for rows, part in ((slice(0, joint.split), joint.first), (slice(joint.split, None), joint.then)):
+            if part is not None:
+                used = part if joint.skip is None else part.masked_fill(joint.skip[rows, None], 0)
+                _add(joint.out, a[:, rows], used)
+    if b is None or out is None:
+        return
     if add:
-        return out.addmm_(a, b)
-    return torch.mm(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)
+        _add(out, a, b)
+    elif bias is None and _rounds_often(out, a):
+        _add(out.zero_(), a, b)
+    elif bias is None:
+        torch.mm(a, b, out=out)
+    else:
+        torch.addmm(bias, a, b, out=out)
+
+
+def _rounds_often(out: Tensor, a: Tensor) -> bool:
+    return a.shape[1] > 2 * RUN and out.numel() < FEW
+
+
+def _add(out: Tensor, a: Tensor, b: Tensor) -> None:
+    if _rounds_often(out, a):
+        out += torch.stack([torch.mm(x, y) for x, y in zip(a.split(RUN, 1), b.split(RUN), strict=True)]).sum(0)
+    else:
+        out.addmm_(a, b)
 
 
 def _t(q: Sequence, s: int) -> int:

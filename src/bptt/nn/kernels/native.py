@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bptt.nn.kernels.sequence import Sequence
+from bptt.nn.kernels.sequence import Joint, Sequence
 
 _NUMBERS = {
     "cell": c_int32, "activation": c_int32, "reverse": c_int32, "threads": c_int32,
@@ -29,7 +29,9 @@ class _Product(Structure):
     _fields_ = [
         *((name, c_int32) for name in ("threads", "a_transposed", "b_transposed", "add")),
         *((name, c_int64) for name in ("m", "n", "k", "lda", "ldb", "ldc")),
-        *((name, c_void_p) for name in ("a", "b", "bias", "c", "sums", "packed", "skip")),
+        *((name, c_void_p) for name in ("a", "b", "bias", "c", "sums", "packed")),
+        *((name, c_int64) for name in ("n2", "ld2", "ldc2", "split")),
+        *((name, c_void_p) for name in ("first2", "then2", "skip2", "c2")),
     ]
 
 
@@ -58,35 +60,40 @@ class Native:
 
     def product(
         self,
-        out: Tensor,
+        out: Tensor | None,
         a: Tensor,
-        b: Tensor,
+        b: Tensor | None,
         bias: Tensor | None = None,
         add: bool = False,
         sums: Tensor | None = None,
-        skip: Tensor | None = None,
-    ) -> Tensor:
+        joint: Joint | None = None,
+    ) -> None:
         """`out` (m, n) = a b + bias, or `out` and that; `sums` (m,) gets those of a transposed a over its columns.
 
-        skip: bool (k,), rows of b that count as zeros, whatever they hold.
+        joint: another product with a. out and b may be None then.
         """
-        (m, k), n = a.shape, b.shape[1]
-        a, b = (x if 1 in x.stride() else x.contiguous() for x in (a, b))
-        b = b if skip is None else b.contiguous()  # the kernel skips rows alone
-        a_transposed, b_transposed = a.stride(1) != 1 or sums is not None, b.stride(1) != 1 and n > 1
-        p = _Product(
-            torch.get_num_threads() if m * n * k > 1_000_000 else 1, a_transposed, b_transposed, add, m, n, k,
-            a.stride(int(a_transposed)), b.stride(int(b_transposed)), out.stride(0), a.data_ptr(), b.data_ptr(),
-            None if bias is None else bias.data_ptr(), out.data_ptr(), None if sums is None else sums.data_ptr(),
-        )  # fmt: skip
-        if skip is not None:
-            p.skip = skip.data_ptr()
-        key = (n,)
+        m, k = a.shape
+        n, n2 = 0 if b is None else b.shape[1], 0 if joint is None else joint.out.shape[1]
+        a = a if 1 in a.stride() else a.contiguous()
+        b = b if b is None or 1 in b.stride() else b.contiguous()
+        a_transposed = a.stride(1) != 1 or sums is not None
+        b_transposed = b is not None and b.stride(1) != 1
+        threads = torch.get_num_threads() if m * (n + n2) * k > 1_000_000 else 1
+        p = _Product(threads, a_transposed, b_transposed, add, m, n, k, a.stride(int(a_transposed)), a=a.data_ptr())
+        if b is not None and out is not None:
+            p.ldb, p.ldc, p.b, p.c = b.stride(int(b_transposed)), out.stride(0), b.data_ptr(), out.data_ptr()
+        if bias is not None:
+            p.bias = bias.data_ptr()
+        if sums is not None:
+            p.sums = sums.data_ptr()
+        if joint is not None:
+            p.n2, p.ld2, p.ldc2, p.c2, p.split = n2, n2, joint.out.stride(0), joint.out.data_ptr(), joint.split
+            p.first2, p.then2, p.skip2 = (None if x is None else x.data_ptr() for x in (*joint[1:3], joint.skip))
+        key = (n, n2, 0)
         if key not in self._rooms:
             self._rooms[key] = self.library.bptt_product_packed(self.isa, ctypes.byref(p))
         p.packed = self._scratch(self._rooms[key])
         self.library.bptt_product(self.isa, ctypes.byref(p))
-        return out
 
     def _call(self, function: "ctypes._NamedFuncPointer", sequence: Sequence) -> None:
         weight_rows = int(sequence.weight is not None and sequence.weight.dim() == 2)

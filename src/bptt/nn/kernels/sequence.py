@@ -1,6 +1,7 @@
 """A recurrent layer over a whole sequence: what every implementation of the kernels is given."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,20 @@ GATES = (1, 3, 4)
 SAVED = (1, 4, 4)
 """Arrays (H,) a row that `gates` and `d_gates` hold."""
 ACTIVATIONS = ("identity", "tanh", "relu")
+
+
+class Joint(NamedTuple):
+    """A second product with the same a, which is then read once: `out` (m, n2) = a b2.
+
+    b2 (k, n2) has its first `split` rows in `first`, the others in `then`; None for zeros. Where `skip`, bool (k,), is
+    true, the row counts as zeros, whatever it holds.
+    """
+
+    out: Tensor
+    first: Tensor | None
+    then: Tensor | None
+    split: int
+    skip: Tensor | None = None
 
 
 @dataclass

@@ -40,21 +40,34 @@ template <int TRANSPOSED, size_t... N> constexpr auto product_tiles(std::index_s
 constexpr std::array<std::array<ProductTile, MOST>, 2> TILES{
     product_tiles<0>(std::make_index_sequence<MOST>()), product_tiles<1>(std::make_index_sequence<MOST>())};
 
-// Panel [k][j] of rows [k0, k0 + K) of B, columns from j0, zeros beyond the last.
-void pack_panel(const Product &p, int64_t k0, int64_t K, int64_t j0, float *out) {
-    const int64_t n = std::min<int64_t>(WIDE, p.n - j0);
-    if (!p.b_transposed) {
-        for (int64_t k = 0; k < K; ++k, out += WIDE) {
-            const float *in = p.b + (k0 + k) * p.ldb + j0;
-            const bool used = !(p.skip && p.skip[k0 + k]);
+// The panels of B, and after them those of B2.
+struct Columns {
+    const Product &p;
+    int64_t first = padded(p.n) / WIDE, all = first + padded(p.n2) / WIDE;
+
+    // Panel [k][j] of rows [k0, k0 + K), zeros beyond the last column.
+    void pack(int64_t panel, int64_t k0, int64_t K, float *out) const {
+        const bool second = panel >= first;
+        const int64_t j = (second ? panel - first : panel) * WIDE, n = (second ? p.n2 : p.n) - j;
+        if (!second && p.b_transposed) {
             for (int v = 0; v < WIDTH; ++v)
-                *(V *)(out + v * LANES) = used && n > v * LANES ? load(in + v * LANES, n - v * LANES) : V{};
+                transposed(p.b + (j + v * LANES) * p.ldb + k0, p.ldb, n - v * LANES, K, out + v * LANES, WIDE);
+            return;
         }
-        return;
+        for (int64_t k = k0; k < k0 + K; ++k, out += WIDE) {
+            const float *in = second ? row(k) : p.b + k * p.ldb;
+            for (int v = 0; v < WIDTH; ++v)
+                *(V *)(out + v * LANES) = in && n > v * LANES ? load(in + j + v * LANES, n - v * LANES) : V{};
+        }
     }
-    for (int v = 0; v < WIDTH; ++v)
-        transposed(p.b + (j0 + v * LANES) * p.ldb + k0, p.ldb, n - v * LANES, K, out + v * LANES, WIDE);
-}
+
+    // Row k of B2; null for zeros.
+    const float *row(int64_t k) const {
+        if (p.skip2 && p.skip2[k]) return nullptr;
+        const float *at = k < p.split ? p.first2 : p.then2;
+        return at ? at + (k < p.split ? k : k - p.split) * p.ld2 : nullptr;
+    }
+};
 
 // A chunk of rows of A in tiles, for one block of K: as rows, or where A is transposed as columns [k][row of the tile].
 struct Chunk {
@@ -94,30 +107,33 @@ void multiplication(int thread, int threads, void *data) {
     const Product &p = static_cast<Multiplication *>(data)->p;
     Barrier &barrier = *static_cast<Multiplication *>(data)->barrier;
     const Flush flush;
-    const int64_t first = p.m * thread / threads, last = p.m * (thread + 1) / threads, panels = padded(p.n) / WIDE;
-    const int64_t room = DEPTH * padded(p.n);
+    const Columns columns{p};
+    const int64_t first = p.m * thread / threads, last = p.m * (thread + 1) / threads, panels = columns.all;
     alignas(64) float rows[CHUNK * STRIDE];
     for (int64_t k0 = 0, turn = 0; k0 < p.k; k0 += DEPTH, turn ^= 1) {
         const int64_t K = std::min(DEPTH, p.k - k0);
-        float *packed = p.packed + turn * room;  // the other one may still be read
+        float *packed = p.packed + turn * DEPTH * panels * WIDE;  // the other one may still be read
         for (int64_t panel = panels * thread / threads; panel < panels * (thread + 1) / threads; ++panel)
-            pack_panel(p, k0, K, panel * WIDE, packed + panel * K * WIDE);
+            columns.pack(panel, k0, K, packed + panel * K * WIDE);
         barrier.wait(threads);
         for (int64_t from = first; from < last; from += CHUNK) {
             const int64_t count = std::min(CHUNK, last - from);
             const Chunk chunk{from, count, (count + MOST - 1) / MOST};
             chunk.pack(p, k0, K, rows);
-            for (int64_t panel = 0; panel < panels; ++panel)
+            for (int64_t panel = 0; panel < panels; ++panel) {
+                const bool second = panel >= columns.first;
+                const int64_t j = (second ? panel - columns.first : panel) * WIDE, ldc = second ? p.ldc2 : p.ldc;
+                float *c = (second ? p.c2 : p.c) + from * ldc + j;
                 for (int64_t block = 0; block < chunk.blocks; ++block)
                     TILES[p.a_transposed][chunk.rows(block) - 1](
-                        rows + chunk.edge(block) * STRIDE, packed + panel * K * WIDE, K,
-                        p.c + (from + chunk.edge(block)) * p.ldc + panel * WIDE, p.ldc, p.n - panel * WIDE,
-                        p.bias && k0 == 0 ? p.bias + panel * WIDE : nullptr, p.add || k0 > 0);
+                        rows + chunk.edge(block) * STRIDE, packed + panel * K * WIDE, K, c + chunk.edge(block) * ldc, ldc,
+                        (second ? p.n2 : p.n) - j, p.bias && k0 == 0 && !second ? p.bias + j : nullptr, p.add || k0 > 0);
+            }
         }
     }
 }
 
-int64_t product_packed(const Product &p) { return 2 * DEPTH * padded(p.n); }
+int64_t product_packed(const Product &p) { return 2 * DEPTH * (padded(p.n) + padded(p.n2)); }
 
 void product(const Product &p) {
     Barrier barrier;

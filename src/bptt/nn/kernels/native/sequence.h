@@ -48,7 +48,12 @@ struct Product {
     float *c;
     float *sums;                         // (m,) gets the sums of A over k; null: not wanted; only with a_transposed
     float *packed;                       // scratch of `bptt_product_packed` floats, on a multiple of 64 bytes
-    const uint8_t *skip;                 // (k,) 1: that row of B counts as zeros; null: none does; B not transposed
+    // More columns of B, for one A read once: C2 (m, n2) (+)= A B2, the rows of B2 from two places. n2 = 0: none.
+    int64_t n2, ld2, ldc2;
+    int64_t split;                       // rows [0, split) of B2 lie at first2, the others at then2; null: zeros
+    const float *first2, *then2;
+    const uint8_t *skip2;                // (k,) 1: that row of B2 counts as zeros; null: none does
+    float *c2;
 };
 
 typedef void (*Parallel)(void (*body)(void *), void *data, unsigned threads, unsigned flags);

@@ -114,7 +114,7 @@ INLINE V expm1(V x, V &power) {
 // 1 / x of a finite x, to about one unit in the last place.
 INLINE V inverse(V x) {
 #if defined(__AVX512F__)
-    const V r = (V)_mm512_rcp14_ps((__m512)x);
+    const V r = (V)_mm512_maskz_rcp14_ps(0xffff, (__m512)x);  // without maskz GCC 12 warns of its own header
     return r * (2.f - x * r);
 #else
     return 1.f / x;

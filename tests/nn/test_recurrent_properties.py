@@ -1,0 +1,206 @@
+"""Random calls of random layers, against float64 and torch.nn's own error: every kernel, every gradient."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import bptt
+from layers import CELLS, F64, KERNELS, errors, kernel, tensors, weighted
+from oracle import leaves, tree_map
+
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+LAYOUTS = ["contiguous", "transposed", "strided", "expanded", "offset"]
+
+
+@dataclass
+class Drawn:
+    """A layer and a call of it."""
+
+    name: str
+    sizes: tuple[int, int, int, int]
+    options: dict
+    layout: str
+    lengths: list[int] | None
+    sorted: bool
+    single: bool
+    state: str | None
+    needed: list[bool]
+    seed: int
+    ulps: int = 0  # seed of a random unit in the last place added to every given number; 0: none
+
+    def layer(self, module, dtype):
+        """The same weights in every module and dtype."""
+        torch.manual_seed(self.seed)
+        _, _, size, units = self.sizes
+        layer = getattr(nn, self.name)(size, units, **self.options).to(dtype)
+        for p in layer.parameters():
+            p.data = self._moved(p.data)
+        if module is not nn:
+            fused = getattr(module, self.name)(size, units, **self.options).to(dtype)
+            fused.load_state_dict(layer.state_dict())
+            layer = fused
+        for i, p in enumerate(layer.parameters()):
+            p.requires_grad_(self.needed[(i + 3) % len(self.needed)])
+        return layer
+
+    def inputs(self, dtype):
+        """(input, hx, the leaves among them), rounded to float32 and laid out in memory as drawn."""
+        T, B, size, units = self.sizes
+        g = torch.Generator().manual_seed(self.seed)
+        rows = (B,) if self.single is False else ()
+        first = self.options.get("batch_first") and rows and self.lengths is None
+        shape = (*rows, T, size) if first else (T, *rows, size)
+        leaf = self._laid_out(self._moved(torch.randn(shape, generator=g).to(dtype)))
+        leaf.requires_grad_(self.needed[0])
+        x = leaf
+        if self.lengths is not None:
+            x = pack_padded_sequence(leaf, torch.tensor(self.lengths), enforce_sorted=self.sorted)
+        layers = self.options.get("num_layers", 1) * (1 + self.options.get("bidirectional", False))
+        hx, others = None, []
+        if self.state is not None:
+            widths = [self.options.get("proj_size") or units, units]
+            others = [self._moved(torch.randn(layers, *rows, w, generator=g).to(dtype)) for w in widths]
+            if self.state == "strided":
+                others = [s.repeat_interleave(2, -1)[..., ::2] for s in others]
+            others = [s.requires_grad_(n) for s, n in zip(others, self.needed[1:], strict=False)]
+            others = others[: 2 if self.name == "LSTM" else 1]
+            hx = tuple(others) if self.name == "LSTM" else others[0]
+        return x, hx, [leaf, *others]
+
+    def _moved(self, x):
+        if not self.ulps:
+            return x
+        g = torch.Generator().manual_seed(self.ulps)
+        return x * (1 + torch.finfo(x.dtype).eps * torch.randint(-1, 2, x.shape, generator=g))
+
+    def _laid_out(self, x):
+        if self.layout == "transposed":
+            return x.transpose(0, -1).contiguous().transpose(0, -1)
+        if self.layout == "strided":
+            return x.repeat_interleave(2, -1)[..., ::2]
+        if self.layout == "expanded":
+            return x[..., :1].expand(x.shape)
+        return torch.cat([x[:1], x])[1:] if self.layout == "offset" else x
+
+    def run(self, module, dtype):
+        """Outputs, states and all gradients that were asked for."""
+        layer = self.layer(module, dtype)
+        x, hx, given = self.inputs(dtype)
+        torch.manual_seed(self.seed)  # of the dropout
+        y, last = layer(x, hx)
+        values = tensors((y, last))
+        if self.lengths is not None:
+            assert isinstance(y, PackedSequence)
+            assert torch.equal(y.batch_sizes, x.batch_sizes)
+            for a, b in zip(y[2:], x[2:], strict=True):
+                assert (a is None and b is None) or torch.equal(a, b)
+        wanted = [t for t in [*given, *layer.parameters()] if t.requires_grad]
+        assert all(v.dtype == dtype for v in values)
+        assert all(v.requires_grad for v in values) == bool(wanted)
+        found = torch.autograd.grad(weighted(values), wanted, allow_unused=True) if wanted else []
+        return [*(v.detach() for v in values), *found]
+
+
+@st.composite
+def calls(draw, projections: bool = True):
+    name = draw(st.sampled_from(CELLS))
+    sizes = [draw(st.integers(1, 70)) for _ in range(4)]
+    options = {
+        "num_layers": draw(st.sampled_from([1, 1, 1, 2, 3])),
+        "bidirectional": draw(st.booleans()),
+        "bias": draw(st.sampled_from([True, True, False])),
+        "batch_first": draw(st.booleans()),
+    }
+    if options["num_layers"] > 1:
+        options["dropout"] = draw(st.sampled_from([0.0, 0.5]))
+        sizes = [min(s, 20) for s in sizes]
+    if name == "RNN":
+        options["nonlinearity"] = draw(st.sampled_from(["tanh", "relu"]))
+        if options["nonlinearity"] == "relu":  # where rounding moves a unit over the kink, no gradient is comparable
+            sizes = [min(s, 12) for s in sizes]
+    if name == "LSTM" and sizes[3] > 1 and projections and draw(st.sampled_from([False, False, True])):
+        options["proj_size"] = draw(st.integers(1, sizes[3] - 1))
+    kind = draw(st.sampled_from(["padded", "padded", "single", "packed"]))
+    lengths, in_order = None, draw(st.booleans())
+    if kind == "packed":
+        lengths = [draw(st.integers(1, sizes[0])) for _ in range(sizes[1])]
+        lengths = sorted(lengths, reverse=True) if in_order else lengths
+    return Drawn(
+        name,
+        tuple(sizes),
+        options,
+        draw(st.sampled_from(LAYOUTS)),
+        lengths,
+        in_order,
+        kind == "single",
+        draw(st.sampled_from([None, "contiguous", "strided"])),
+        draw(st.sampled_from([[True] * 7, [False] * 7]) | st.lists(st.booleans(), min_size=7, max_size=7)),
+        draw(st.integers(0, 999)),
+    )
+
+
+def as_exact_as_torchs(drawn, dtype=torch.float32, names=KERNELS):
+    """The largest error over the largest entry at most three times torch.nn's, or 2e-6 (float64: 1e-13).
+
+    A tensor of few numbers is now and then exact by luck, so torch.nn's error is the largest of eight more roundings
+    of the same call where one isn't enough.
+    """
+    exact, floor = drawn.run(nn, F64), 2e-6 if dtype == torch.float32 else 1e-13
+    theirs = errors(drawn.run(nn, dtype), exact, few=16)
+    for name in names:
+        with kernel(name):
+            ours = errors(drawn.run(bptt.nn, dtype), exact, few=16)
+        if not all(a <= max(3 * b, floor) for a, b in zip(ours, theirs, strict=True)):
+            others = [errors(replace(drawn, ulps=i).run(nn, dtype), exact, few=16) for i in range(1, 9)]
+            theirs = [max(column) for column in zip(theirs, *others, strict=True)]
+        assert all(a <= max(3 * b, floor) for a, b in zip(ours, theirs, strict=True)), (name, ours, theirs)
+
+
+@given(calls())
+def test_float32_as_exact_as_torchs(drawn):
+    as_exact_as_torchs(drawn)
+
+
+@given(calls())
+def test_float64_as_exact_as_torchs(drawn):
+    as_exact_as_torchs(drawn, F64, ["eager"])
+
+
+@given(calls())
+def test_without_grad(drawn):
+    """Under no_grad the same outputs as with a graph, and no graph."""
+    with kernel(KERNELS[-2]):
+        with_graph = drawn.run(bptt.nn, torch.float32)
+        layer, (x, hx, _) = drawn.layer(bptt.nn, torch.float32), drawn.inputs(torch.float32)
+        torch.manual_seed(drawn.seed)
+        with torch.no_grad():
+            values = tensors(layer(x, hx))
+    assert not any(v.requires_grad for v in values)
+    for a, b in zip(values, with_graph, strict=False):
+        assert torch.equal(a, b)
+    torch.manual_seed(drawn.seed)
+    with torch.inference_mode():
+        values = tensors(drawn.layer(bptt.nn, torch.float32)(*drawn.inputs(torch.float32)[:2]))
+    assert all(v.is_inference() for v in values)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_width_of_state_and_batch(name, cell):
+    """Each H of 1..70, each B of 1..70: the last panel and the last tile at every fill."""
+    for n in range(1, 71):
+        drawn = Drawn(cell, (3, 71 - n, 1 + n % 5, n), {}, "contiguous", None, True, False, "contiguous", [True] * 7, n)
+        as_exact_as_torchs(drawn, names=[name])
+
+
+def test_leaves_and_trees():
+    """The helpers compare what they say."""
+    assert errors([torch.ones(2)], [torch.ones(2) * 2]) == [0.5]
+    with pytest.raises(AssertionError):
+        errors([torch.tensor([float("nan")])], [torch.ones(1)])
+    assert leaves(tree_map(lambda t: t + 1, (torch.zeros(1),)))[0].item() == 1
