@@ -14,6 +14,7 @@ namespace BPTT_ISA {
 
 constexpr int WIDTH = 2, WIDE = WIDTH * LANES;
 constexpr int MOST = (BPTT_REGISTERS - WIDTH - 1) / WIDTH > 12 ? 12 : (BPTT_REGISTERS - WIDTH - 1) / WIDTH;
+constexpr int64_t FEW = 2;     // panels
 constexpr int64_t AHEAD = 12;  // rows of A that are fetched in advance: too far apart for the machine to guess
 constexpr int64_t DEPTH = 256, CHUNK = 8 * MOST, STRIDE = DEPTH + LANES;  // a power of two would crowd one set of the cache
 
@@ -21,9 +22,9 @@ int64_t padded(int64_t n) { return (n + WIDE - 1) / WIDE * WIDE; }
 
 // c[r][j] (+)= Σ_k a[r][k] panel[k][j] + bias[j] for the n columns of a panel.
 template <int ROWS, int TRANSPOSED>
-void product_tile(const float *a, const float *panel, int64_t K, float *c, int64_t ldc, int64_t n, const float *bias, bool add) {
+void product_tile(const float *a, int64_t lda, const float *panel, int64_t K, float *c, int64_t ldc, int64_t n, const float *bias, bool add) {
     V sum[ROWS][WIDTH];
-    multiply<ROWS, WIDTH, TRANSPOSED ? ROWS : 1>(sum, a, TRANSPOSED ? 1 : STRIDE, panel, K);
+    multiply<ROWS, WIDTH, TRANSPOSED ? ROWS : 1>(sum, a, TRANSPOSED ? 1 : lda, panel, K);
     for (int r = 0; r < ROWS; ++r)
         for (int v = 0; v < WIDTH && n > v * LANES; ++v) {
             V x = sum[r][v];
@@ -33,7 +34,7 @@ void product_tile(const float *a, const float *panel, int64_t K, float *c, int64
         }
 }
 
-using ProductTile = void (*)(const float *, const float *, int64_t, float *, int64_t, int64_t, const float *, bool);
+using ProductTile = void (*)(const float *, int64_t, const float *, int64_t, float *, int64_t, int64_t, const float *, bool);
 template <int TRANSPOSED, size_t... N> constexpr auto product_tiles(std::index_sequence<N...>) {
     return std::array<ProductTile, sizeof...(N)>{product_tile<N + 1, TRANSPOSED>...};
 }
@@ -119,14 +120,17 @@ void multiplication(int thread, int threads, void *data) {
         for (int64_t from = first; from < last; from += CHUNK) {
             const int64_t count = std::min(CHUNK, last - from);
             const Chunk chunk{from, count, (count + MOST - 1) / MOST};
-            chunk.pack(p, k0, K, rows);
+            const bool here = !p.a_transposed && panels <= FEW;  // not worth copying
+            if (!here) chunk.pack(p, k0, K, rows);
+            const float *a = here ? p.a + from * p.lda + k0 : rows;
+            const int64_t lda = here ? p.lda : STRIDE;
             for (int64_t panel = 0; panel < panels; ++panel) {
                 const bool second = panel >= columns.first;
                 const int64_t j = (second ? panel - columns.first : panel) * WIDE, ldc = second ? p.ldc2 : p.ldc;
                 float *c = (second ? p.c2 : p.c) + from * ldc + j;
                 for (int64_t block = 0; block < chunk.blocks; ++block)
                     TILES[p.a_transposed][chunk.rows(block) - 1](
-                        rows + chunk.edge(block) * STRIDE, packed + panel * K * WIDE, K, c + chunk.edge(block) * ldc, ldc,
+                        a + chunk.edge(block) * lda, lda, packed + panel * K * WIDE, K, c + chunk.edge(block) * ldc, ldc,
                         (second ? p.n2 : p.n) - j, p.bias && k0 == 0 && !second ? p.bias + j : nullptr, p.add || k0 > 0);
             }
         }
