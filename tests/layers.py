@@ -15,6 +15,8 @@ CELLS = ["RNN", "GRU", "LSTM"]
 NATIVE = [native.name for native in kernels.natives]
 KERNELS = [*NATIVE, "eager"]
 F64 = torch.float64
+RUNS = [*((name, torch.float32) for name in KERNELS), ("eager", F64)]
+"""What computes, and in what: float64 is PyTorch's whichever kernels are chosen."""
 
 
 @contextlib.contextmanager
@@ -103,12 +105,12 @@ def errors(got: list, exact: list, few: int = 0) -> list[float]:
     return out
 
 
-def assert_equal(got: list, expected: list, tolerance: float | None = None) -> None:
-    """Every tensor within `tolerance` of its largest entry: 2e-6 in float32, 1e-13 in float64."""
+def assert_equal(got: list, expected: list, tolerance: float | None = None, few: int = 0) -> None:
+    """Every tensor within `tolerance` of its largest entry: 2e-6 in float32, 1e-13 in float64. few: see `errors`."""
     if tolerance is None:
         tolerance = 1e-13 if got[0].dtype == F64 else 2e-6
-    worst = max(errors(got, expected))
-    assert worst <= tolerance, f"{worst:.1e} > {tolerance:.0e}: {errors(got, expected)}"
+    found = errors(got, expected, few)
+    assert max(found) <= tolerance, f"{max(found):.1e} > {tolerance:.0e}: {found}"
 
 
 class Gate(torch.autograd.Function):

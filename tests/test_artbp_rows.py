@@ -172,3 +172,10 @@ def test_bad_input():
     case = Case("step", 4, 2)
     with pytest.raises(ValueError, match=r"per_row=True\) cuts each batch row on its own.*state_batch_dim="):
         case.gradient(bptt.ARTBP(LAW, per_row=True), state_batch_dim=None)
+
+
+def test_a_row_that_is_cut_gets_nothing_of_an_infinite_cotangent():
+    state = torch.ones(2, 3, requires_grad=True)
+    gated = bptt.scale_gradient(state, torch.tensor([0.0, 2.0]), 0)
+    gated.backward(torch.tensor([[torch.inf] * 3, [1.0] * 3]))
+    assert torch.equal(state.grad, torch.tensor([[0.0] * 3, [2.0] * 3]))

@@ -22,6 +22,8 @@ class _Scale(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if isinstance(ctx.w, Tensor):  # 0 cuts an infinite cotangent too
+            return torch.where(ctx.w == 0, torch.zeros_like(cotangent), cotangent * ctx.w), None
         return cotangent * ctx.w, None
 
 

@@ -16,12 +16,12 @@ LARGE = buffers.SMALL // 4  # floats
 def fresh(monkeypatch):
     """Nothing free at the beginning."""
     gc.collect()
-    monkeypatch.setattr(buffers, "_free", [])
+    monkeypatch.setattr(buffers, "_free", {})
     monkeypatch.setattr(buffers, "_held", 0)
 
 
 def held() -> int:
-    assert buffers._held == sum(block.numel() for block in buffers._free)
+    assert buffers._held == sum(block.numel() for block in buffers._free.values())
     return buffers._held
 
 
@@ -103,7 +103,7 @@ def test_the_limit(monkeypatch):
     blocks = [buffers.empty(n * LARGE) for n in (2, 4, 3, 5)]
     while blocks:
         blocks.pop(0)
-    assert [block.numel() for block in buffers._free] == [12 * LARGE, 20 * LARGE]
+    assert [block.numel() for block in buffers._free.values()] == [12 * LARGE, 20 * LARGE]
     assert held() == 32 * LARGE
 
 

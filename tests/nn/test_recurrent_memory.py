@@ -7,7 +7,7 @@ import torch
 
 import bptt
 from cases import square
-from layers import CELLS, KERNELS, kernel, state_of
+from layers import CELLS, RUNS, kernel, state_of
 
 T, B, SIZE, H = 16, 8, 7, 24
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
@@ -30,8 +30,7 @@ def saved_bytes(call, apart=()):
     return sum(storages.values())
 
 
-@pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("name", "dtype"), RUNS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_formula(cell, dtype, name):
     """T B H times 1 (RNN), 5 (GRU), 6 (LSTM), beside what was given: inputs, initial states, weights."""

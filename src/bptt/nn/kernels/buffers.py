@@ -1,6 +1,7 @@
 """Large buffers, used again: a fresh one costs a page fault every 4 KiB, a tenth to a quarter of a training step."""
 
 import ctypes
+import itertools
 import threading
 import weakref
 
@@ -15,7 +16,8 @@ LIMIT = 2**29
 LOOSE = 4
 """How many times too large a buffer may be. What it holds too much is not touched."""
 
-_free: list[Tensor] = []  # the last one given back is the last: its memory is in the cache still
+_free: dict[int, Tensor] = {}  # in the order they came back: the memory of the last one is in the cache still
+_turn = itertools.count()
 _held = 0
 _lock = threading.RLock()  # a finalizer may run inside
 
@@ -31,9 +33,8 @@ def empty(*shape: int, like: Tensor | None = None) -> Tensor:
     if nbytes < SMALL or (like is not None and like.device.type != "cpu"):
         return torch.empty(shape, dtype=dtype, device=None if like is None else like.device)
     with _lock:
-        for i in reversed(range(len(_free))):
-            if nbytes <= _free[i].numel() <= LOOSE * nbytes:
-                block = _free.pop(i)
+        for key, block in reversed(list(_free.items())):
+            if nbytes <= block.numel() <= LOOSE * nbytes and _free.pop(key, None) is not None:
                 _held -= block.numel()
                 break
         else:
@@ -46,7 +47,7 @@ def empty(*shape: int, like: Tensor | None = None) -> Tensor:
 def _back(block: Tensor) -> None:
     global _held
     with _lock:
-        _free.append(block)
+        _free[next(_turn)] = block
         _held += block.numel()
         while _held > LIMIT:
-            _held -= _free.pop(0).numel()
+            _held -= _free.pop(next(iter(_free))).numel()
