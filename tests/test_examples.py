@@ -13,7 +13,10 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 QUICK = {
     "influence_balancing": ["--steps", "300"],
     "unbiased": ["--seeds", "1"],
-    **{name: ["--quick"] for name in ("overhead", "long_sequence", "layers", "char_model", "packed", "constant_time")},
+    **{
+        name: ["--quick"]
+        for name in ("overhead", "long_sequence", "layers", "char_model", "packed", "constant_time", "plan")
+    },
 }
 
 

@@ -23,8 +23,8 @@ LAYERS = [  # lowest first; a module imports from layers strictly below its own
     {"strategies"},
     {"engine"},
     {"unroll"},
-    {"spectrum"},
-    {"jacobians"},
+    {"spectrum", "comparison"},
+    {"jacobians", "costs"},
     {"diagnostics", "compare", "plan"},
 ]
 ENGINE = set().union(*LAYERS)

@@ -2,10 +2,13 @@
 
 from bptt import equations, nn
 from bptt.checks import NonFiniteLossError
+from bptt.compare import compare
+from bptt.comparison import Compared, Comparison, Deviation, Estimate
 from bptt.diagnostics import Diagnosis, diagnose
 from bptt.engine import Evaluation, Update
 from bptt.gates import scale_gradient
 from bptt.memory import Checkpoints
+from bptt.plan import Plan, PlanRow, plan
 from bptt.recurrence import per_step, scan
 from bptt.schedules.laws import ConstantLaw, PolynomialLaw
 from bptt.spectrum import lyapunov
@@ -19,21 +22,29 @@ __all__ = [
     "ARTBP",
     "Checkpoints",
     "Chunk",
+    "Compared",
+    "Comparison",
     "ConstantLaw",
+    "Deviation",
     "Diagnosis",
+    "Estimate",
     "Evaluation",
     "FullBPTT",
     "NonFiniteLossError",
+    "Plan",
+    "PlanRow",
     "PolynomialLaw",
     "TruncatedBPTT",
     "Update",
     "backward",
+    "compare",
     "diagnose",
     "equations",
     "evaluate",
     "lyapunov",
     "nn",
     "per_step",
+    "plan",
     "scale_gradient",
     "scan",
     "unroll",
