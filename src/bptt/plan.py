@@ -33,7 +33,8 @@ MARGIN = 1.05
 class PlanRow:
     """What one strategy would take under one memory setting, as `plan` predicts it.
 
-    strategy, memory: to hand to `unroll` or `backward`; memory is None, which stores everything, or `Checkpoints`.
+    strategy, memory: to hand to `unroll` or `backward`; memory is None, which stores everything, or `Checkpoints`. (The
+        budget itself as `memory=` is measured again there, and kept for certain.)
     gradient: "exact", "unbiased" (random weights) or "biased". reach: the mean number of steps that a loss is
         differentiated through, its own included; (steps + 1) / 2 is everything.
     seconds: of all steps, forward and backward. memory_bytes: the most that is held at once, in the sense of
