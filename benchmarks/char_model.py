@@ -2,8 +2,9 @@
 
 Embedding of 64, 256 units, a linear readout, Python's documentation in 32 lanes, windows of 64 characters, Adam, the
 gradient clipped to norm 1, the state carried. Both start from the same weights and read the same text; the largest
-relative difference of their losses over the updates is printed and asserted to be below 1e-3. Both train in turn, ten
-updates of the one and ten of the other; blocks of a busy moment are not counted.
+relative difference of their losses over the updates should stay below 1e-3. Rounding alone can be more: training
+amplifies it, and torch's own LSTM with oneDNN and without differs by 3.9e-3 over the same 500 updates. Both train in
+turn, ten updates of the one and ten of the other; blocks of a busy moment are not counted.
 
     python benchmarks/char_model.py [--cells rnn,gru,lstm] [--updates 500] [--processes 3] [--json FILE] [--quick]
 
@@ -99,7 +100,6 @@ def measure(cell: str, text: Tensor, characters: int, updates: int, samples: int
             run()
     a, b = (torch.stack(curves[name][:updates]).double() for name in ("torch", "bptt"))
     difference = float(((b - a).abs() / a).max())
-    assert difference < DIFFERENCE, f"{cell}: the loss curves differ by {difference:.1e} of the loss"
     print(f"  {cell}: {updates} updates, losses differ by at most {difference:.1e}", file=sys.stderr, flush=True)
     return {"cell": cell, "difference": difference, "last_loss": float(a[-50:].mean()), **vars(found)}
 
@@ -138,6 +138,8 @@ def main() -> int:
             missed.append(f"{cell}: {ratio:.2f} times the plain loop, target {TARGETS[cell]}")
         thousands = [f"{statistics.median(rates[who]) / 1e3:.0f}k" for who in ("torch", "bptt")]
         spread, difference = " ".join(f"{r:.2f}" for r in ratios), max(r["difference"] for r in same)
+        if not difference < DIFFERENCE:
+            missed.append(f"{cell}: the losses differ by {difference:.1e} of the loss, target {DIFFERENCE}")
         kept = min(len(values) for r in quiet for values in r["seconds"].values())
         dropped = f"{statistics.mean(r['dropped'] for r in same):.0%}"
         target = f">= {TARGETS[cell]}"
