@@ -46,7 +46,7 @@ from bptt.nn.kernels import eager
 for one in [*kernels.natives, eager]:
     forward = one.forward
     setattr(one, "forward", lambda q, one=one, forward=forward: (used.append(one.name), forward(q))[1])
-bptt.nn.LSTM(3, 4)(torch.zeros(9, 2, 3))
+bptt.nn.GRU(3, 4)(torch.zeros(9, 2, 3))
 print(used, kernels.reason, "|", kernels.describe())
 """
 

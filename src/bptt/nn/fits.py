@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
+from bptt.nn import kernels
+
 _PLAIN = (Tensor, nn.Parameter)
 
 
@@ -76,11 +78,14 @@ def _weights_fit(layer: nn.RNNBase, x: Tensor) -> bool:
 
 
 def _long(layer: nn.RNNBase, input: Any, packed: bool) -> bool:
-    """Whether there are steps enough to pay for packing the weights; measured. A single one is torch.nn's."""
+    """Whether the kernels are the faster ones, as measured: for steps enough to pay for packing the weights."""
     if packed:
         return True
+    graph = torch.is_grad_enabled()
+    if kernels.implementation(input) is kernels.eager:  # step by step torch's LSTM is faster, and any without a graph
+        return graph and layer.mode != "LSTM"
     steps = input.shape[1 if layer.batch_first and input.dim() == 3 else 0]
-    return steps >= (4 if torch.is_grad_enabled() else 8)
+    return steps >= (4 if graph else 8)
 
 
 def checked(layer: nn.RNNBase, x: Tensor, states: Any, sizes: Tensor | None) -> tuple[Tensor, ...]:
