@@ -1,11 +1,11 @@
-"""The kernels in PyTorch, step by step: for float64, other devices, and where there is no compiler."""
+"""The kernels in PyTorch, step by step: for float64, and where there was no compiler."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from bptt.nn.kernels.sequence import ACTIVATIONS, GATES, GRU, LSTM, RNN, SAVED, Joint, Sequence
+from bptt.nn.kernels.sequence import ACTIVATIONS, GATES, GRU, LSTM, RNN, Joint, Sequence
 
 name = "pytorch"
 FEW, RUN = 4096, 256
@@ -185,5 +185,3 @@ def _copy_ended(q: Sequence, s: int, n: int, h: Tensor, c: Tensor | None) -> Non
 def _zeros(q: Sequence) -> Tensor:
     return q.outputs.new_zeros(q.rows, q.units)
 
-
-__all__ = ["SAVED", "backward", "forward", "name"]
