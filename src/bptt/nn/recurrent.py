@@ -150,8 +150,9 @@ class RNN(_Fused, nn.RNN):
     cotangent_weight: (T,) or (T, B): entry t multiplies the cotangent that comes to h_t from step t+1, the last entry
         that of the returned state, and never that of the outputs: w_t of c_t = ∂l_t/∂h_t + w_t c_{t+1} ∂h_{t+1}/∂h_t.
 
-    The kernels serve float32 on the CPU, batched or not, packed sequences, all layers and directions; for a few steps, other devices, autocast, `torch.func`, or `proj_size`, torch.nn's own code runs. The
-    backward pass can be differentiated again, in plain operators then. `bptt doctor` says which kernels run.
+    The kernels serve float32 on the CPU, batched or not, packed sequences, all layers and directions. For a few steps,
+    other devices, autocast, `torch.func`, or `proj_size`, torch.nn's own code runs. The backward pass can be
+    differentiated again, in plain operators then. `bptt doctor` says which kernels run.
     Raises: what torch.nn.RNN raises; ValueError for keywords of another shape, with a PackedSequence, or bidirectional.
     Cost: the multiplications of torch.nn, the input's and those of the weight gradients for all steps at once. Saved
     for the backward pass: the inputs and 1 (RNN), 5 (GRU) or 6 (LSTM) numbers a unit, row and step.

@@ -184,4 +184,3 @@ def _copy_ended(q: Sequence, s: int, n: int, h: Tensor, c: Tensor | None) -> Non
 
 def _zeros(q: Sequence) -> Tensor:
     return q.outputs.new_zeros(q.rows, q.units)
-
