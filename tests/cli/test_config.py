@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from bptt.cli.config import TrainConfig, parse_train
 from bptt.cli.printing import UserError
+from bptt.cli.train_config import TrainConfig, parse_train
 
 
 def config(folder, text, *words):

@@ -33,12 +33,14 @@ BAD_TRAIN = [
     (["--seed", "-1"], "--seed -1"),
     (["--device", "abacus"], "--device abacus: torch cannot use it here"),
     (["--device", "meta"], "--device meta: torch cannot use it here"),
-    (["--strategy", "foo"], "the strategies are tbptt:K1, tbptt:K1:K2, artbp:L or full"),
+    (["--strategy", "foo"], "the strategies are full, tbptt:K1, tbptt:K1:K2, artbp:L, random:L and adaptive:TOL"),
     (["--strategy", "tbptt"], "the strategies are"),
     (["--strategy", "tbptt:1:2:3"], "the strategies are"),
     (["--strategy", "tbptt:x"], "'x' is not a whole number"),
     (["--strategy", "tbptt:0"], "k1"),
     (["--strategy", "tbptt:20:5"], "k2 must be at least k1"),
+    (["--strategy", "full:3"], "the strategies are"),
+    (["--strategy", "random"], "the strategies are"),
     (["--strategy", "artbp:inf"], "'inf' is not a number"),
     (["--strategy", "artbp:1"], "above 1"),
     (["--strategy", "artbp:50", "--alpha", "0.5"], "alpha"),
@@ -118,7 +120,9 @@ def test_commands(bptt_):
     assert bptt_("--version").out.startswith("bptt ")
     result = bptt_("tarin")
     assert result.code == 2
-    assert result.error.startswith("bptt: no command 'tarin'; there are train, sample, diagnose, explain, doctor")
+    assert result.error.startswith(
+        "bptt: no command 'tarin'; there are train, sample, compare, plan, diagnose, explain, doctor"
+    )
     assert bptt_("doctor", "--gpu").error.startswith("bptt doctor: takes no options")
 
 
@@ -135,7 +139,8 @@ def test_help_of_a_command(capsys, command):
 def test_every_option_has_a_text_that_says_what_it_does(capsys):
     import dataclasses
 
-    from bptt.cli.config import TrainConfig, flag
+    from bptt.cli.config import flag
+    from bptt.cli.train_config import TrainConfig
 
     with pytest.raises(SystemExit):
         main(["train", "--help"])

@@ -14,6 +14,8 @@ from bptt.cli.printing import UserError, one_line
 COMMANDS = {
     "train": "train a character model on a text and write a run folder",
     "sample": "let a trained model write text",
+    "compare": "train the same model by several strategies: a report of what each one costs and misses",
+    "plan": "predict time and memory of each strategy, and name the one to take",
     "diagnose": "how far back a model's credit reaches, and what truncation drops",
     "explain": "a worked example: every number of the gradients of a small network",
     "doctor": "versions, threads, devices, and what is missing",
@@ -29,12 +31,13 @@ commands:
 
   bptt train                                 the default model on Python's own documentation
   bptt train --data book.txt --minutes 10    on your own text
+  bptt compare --out report                  what truncation costs, as a page
   bptt diagnose runs/DIR                     how far back its credit reaches
   bptt explain --out explain.html            the equations with numbers, as a page
   bptt COMMAND --help                        all options of a command
   bptt --version"""
 
-EXTRAS = {"tyro", "rich", "matplotlib", "safetensors", "yaml", "numpy", "jinja2"}
+EXTRAS = {"tyro", "rich", "matplotlib", "safetensors", "yaml", "numpy", "jinja2", "markupsafe"}
 """Import names of the packages that the `cli` extra brings."""
 
 

@@ -5,25 +5,73 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
 
 import bptt
-from bptt.cli.config import DiagnoseConfig, TrainConfig, parse, parse_train
+from bptt.cli.config import PLAIN, at_least_one, flag, parse
 from bptt.cli.diagnosis import Measured, Screen, ladder
 from bptt.cli.folder import CONFIG, load, replace
 from bptt.cli.model import CharModel, build, loss
 from bptt.cli.plots import diagnosis_plot
 from bptt.cli.printing import UserError, one_line, user_errors
-from bptt.cli.strategies import plan
+from bptt.cli.reading import reading
 from bptt.cli.train import describe, device_of, parameters
+from bptt.cli.train_config import TrainConfig, parse_train
 from bptt.data import PYTHON_DOCS, Vocabulary, lanes, load_text, split
 
 PLOT = "diagnosis.png"
 LENGTH, LANES = 200, 8
 CHAINS = {1: 1024, 10: 1024, 100: 256}
 """Lags of the products of Jacobians -> up to how many numbers of state they are taken; beyond, it takes minutes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DiagnoseConfig:
+    """Measure how far back a character model's credit reaches, whether it fades or grows, and what truncation drops.
+
+    The model is that of a run folder, or one with --cell as it is before training. It reads the end of the text, which
+    training keeps for validation, from the zero state. The plot is diagnosis.png in the run folder.
+
+    Exit codes: 0 done; 1 the loss is not finite or the plot cannot be written; 2 wrong use.
+    """
+
+    run: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Run folder that `bptt train` wrote; or else give --cell."""
+    cell: Annotated[Literal["rnn", "gru", "lstm"] | None, PLAIN] = None
+    """Without DIR: kind of recurrent layer of a model with its first weights."""
+    hidden: Annotated[int | None, PLAIN] = None
+    """With --cell: units of a layer. 256 if not given."""
+    layers: Annotated[int | None, PLAIN] = None
+    """With --cell: recurrent layers, one on top of the other. 1 if not given."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="FILE|python-docs", help_behavior_hint="")] = None
+    """Text to read. The run's own if not given; with --cell, Python's own documentation."""
+    length: Annotated[int | None, PLAIN] = None
+    """Characters of the sequence; lags up to half of it are measured. 200, or what the text has, if not given."""
+    batch: Annotated[int | None, PLAIN] = None
+    """Sequences to read side by side. 8, or what the text has, if not given."""
+    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|...")] = "cpu"
+    """Where to measure. An accelerator pays off for thousands of units."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png", help_behavior_hint="")] = None
+    """Where to draw the plot instead, a new file. With --cell there is no plot if not given."""
+
+    def check(self) -> None:
+        """Raise `UserError` for options that don't go together, and for a number or file that cannot be."""
+        if (self.run is None) == (self.cell is None):
+            raise UserError("give a run folder, or --cell for a model before training: one of the two")
+        for name in ("hidden", "layers"):
+            if self.run is not None and getattr(self, name) is not None:
+                raise UserError(f"{flag(name)} applies only to --cell: {self.run} has a model")
+        at_least_one(self, "hidden", "layers", "length", "batch")
+        if self.out is not None:
+            if self.out.suffix != ".png":
+                raise UserError(f"--out {self.out}: must end with .png")
+            if self.out.exists():
+                raise UserError(f"--out {self.out}: exists already. Choose another name")
+            if not self.out.parent.is_dir():
+                raise UserError(f"--out {self.out}: there is no folder {self.out.parent}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +184,7 @@ def _measure(model: CharModel, chunk: bptt.Chunk, trained: TrainConfig | None) -
                 singular_lags=[k for k, largest in CHAINS.items() if k <= most and size <= largest],
             )
             strategies: list[Any] = [bptt.TruncatedBPTT(tau) for tau in taus]
-            own = None if trained is None else plan(trained).strategy
+            own = None if trained is None else reading(trained).strategy
             if isinstance(own, bptt.TruncatedBPTT):
                 strategies.append(own)
             shares = _dropped(model, chunk, state, strategies)

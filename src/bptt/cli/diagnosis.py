@@ -175,7 +175,9 @@ def advice(measured: Measured) -> list[str]:
     """What follows for `--strategy`, in a sentence or two."""
     steps, name, own = measured.found.steps, measured.own_name, measured.own
     said = []
-    if isinstance(own, bptt.ARTBP):
+    if isinstance(own, bptt.ARTBP) and not own.compensate:
+        said.append(f"{name}, this run's strategy, is biased: what its cuts drop, no factors make up for.")
+    elif isinstance(own, bptt.ARTBP):
         said.append(f"{name}, this run's strategy, drops nothing on average, at the price of noise.")
     elif isinstance(own, bptt.FullBPTT):
         said.append(f"{name}, this run's strategy, drops nothing within a sequence.")
@@ -183,6 +185,8 @@ def advice(measured: Measured) -> list[str]:
         said.append(f"{name}, this run's strategy, cuts nothing in {steps} steps; give a larger --length.")
     elif isinstance(own, bptt.TruncatedBPTT):
         said.append(f"{name}, this run's strategy, drops {share(measured.own_dropped)} of this gradient.")
+    elif own is not None:
+        said.append(f"{name}, this run's strategy, chose its length on the way.")
     known = {tau: value for tau, value in measured.found.dropped.items() if not math.isnan(value)}
     if not known:
         return [*said, "The gradient is zero, so there is nothing to drop."]

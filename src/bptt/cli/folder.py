@@ -16,9 +16,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save
 
-from bptt.cli.config import TrainConfig
 from bptt.cli.model import CharModel, build
 from bptt.cli.printing import UserError
+from bptt.cli.train_config import TrainConfig
 from bptt.data import Vocabulary
 
 WEIGHTS, CONFIG, VOCABULARY = "weights.safetensors", "config.yaml", "vocabulary.json"

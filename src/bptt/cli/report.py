@@ -6,9 +6,9 @@ import textwrap
 
 import yaml
 
-from bptt.cli.config import TrainConfig
 from bptt.cli.history import History
 from bptt.cli.printing import bits, duration, printable
+from bptt.cli.train_config import TrainConfig
 
 
 def report(

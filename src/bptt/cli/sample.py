@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
 
 import torch
+import tyro
 
-from bptt.cli.config import SampleConfig, parse
+from bptt.cli.config import at_least_one, is_seed, parse
 from bptt.cli.folder import load
 from bptt.cli.model import write
-from bptt.cli.printing import printable, user_errors
+from bptt.cli.printing import UserError, printable, user_errors
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """Let a trained model write text: the prompt and what the model makes of it.
+
+    Exit codes: 0 done; 2 wrong use.
+    """
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """Run folder that `bptt train` wrote."""
+    prompt: str = ""
+    """Text to go on from; every character must occur in the training text."""
+    temperature: float = 0.8
+    """Below 1 bolder about likely characters, above 1 more varied; 0 always takes the likeliest."""
+    length: int = 500
+    """Characters to write."""
+    seed: int = 0
+    """Another seed writes another text."""
+
+    def check(self) -> None:
+        """Raise `UserError` for a number that cannot be."""
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"--temperature {self.temperature}: must be positive, or 0 for the likeliest character")
+        at_least_one(self, "length")
+        is_seed(self.seed)
 
 
 def run(words: Sequence[str]) -> int:

@@ -1,63 +1,75 @@
-"""`--strategy` and the options that belong to it, as a strategy of the library and a way to cut the text."""
+"""Strategies as text: one grammar for `--strategy` and `--strategies` of every command."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any, TypeVar
 
 import bptt
-from bptt.cli.config import TrainConfig, flag
 from bptt.cli.printing import UserError, user_errors
 
 N = TypeVar("N", int, float)
-FORMS = "tbptt:K1, tbptt:K1:K2, artbp:L or full"
+GRAMMAR = "full, tbptt:K1, tbptt:K1:K2, artbp:L, random:L and adaptive:TOL"
+LAWFUL = ("artbp", "random")
+"""Kinds with a law of where to cut."""
+NUMBERS = {"full": (0,), "tbptt": (1, 2), "artbp": (1,), "random": (1,), "adaptive": (1,)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """How a run reads its text: the strategy, steps a chunk, and whether each chunk is a sequence of its own."""
+def parse_strategy(text: str, where: str, law: str | None = None, alpha: float | None = None, every: int = 1) -> Any:
+    """The strategy that `text` names.
 
-    strategy: Any
-    chunk_length: int
-    sequences: bool = False
+    full                the exact gradient
+    tbptt:K1[:K2]       truncated: an update every K1 steps, through the last K2
+    artbp:L             cut at random, L steps apart on average, with the factors that make it unbiased
+    random:L            cut so, without the factors: biased
+    adaptive:TOL        truncated where the relative error is estimated to stay below TOL
 
+    Arguments:
+        where: the option it comes from, to name in an error.
+        law: of artbp and random, "polynomial" if None, or "constant". alpha: of the polynomial law.
+        every: of artbp and random.
 
-def plan(config: TrainConfig) -> Plan:
-    """Read `--strategy` and its options.
-
-    Raises: UserError for a strategy that doesn't exist or can't be, and for options that don't apply to it.
+    Raises: UserError, which names the grammar where the text is none of these.
     """
-    kind, *numbers = config.strategy.split(":")
-    shown = f"--strategy {config.strategy}"
-    belongs = {"artbp": ("law", "alpha", "every"), "full": ("sequence_length",), "tbptt": ()}
-    counts = {"artbp": (1,), "full": (0,), "tbptt": (1, 2)}
-    if kind not in belongs or len(numbers) not in counts[kind]:
-        raise UserError(f"{shown}: the strategies are {FORMS}, with numbers for K1, K2 and L, such as tbptt:64")
-    for owner, names in belongs.items():
-        for name in names:
-            if owner != kind and getattr(config, name) is not None:
-                raise UserError(f"{flag(name)} applies only to --strategy {owner}, not to {config.strategy}")
+    kind, *numbers = text.split(":")
+    shown = f"{where} {text}"
+    if len(numbers) not in NUMBERS.get(kind, ()):
+        raise UserError(f"{shown}: the strategies are {GRAMMAR}, with numbers for K1, K2, L and TOL, such as tbptt:64")
     with user_errors(prefix=f"{shown}: "):
+        if kind == "full":
+            return bptt.FullBPTT()
         if kind == "tbptt":
-            k1, *k2 = [_number(number, int) for number in numbers]
-            return Plan(bptt.TruncatedBPTT(k1, *k2), k1)
-        if kind == "artbp":
-            return _artbp(config, _number(numbers[0], float))
-    if config.sequence_length is None:
-        raise UserError("--strategy full takes finite sequences: give --sequence-length too, such as 500")
-    return Plan(bptt.FullBPTT(), config.sequence_length, sequences=True)
+            return bptt.TruncatedBPTT(*(_number(number, int) for number in numbers))
+        number = _number(numbers[0], float)
+        if kind == "adaptive":
+            return bptt.AdaptiveTruncatedBPTT(number)
+        options = {} if alpha is None else {"alpha": alpha}
+        hazard = bptt.ConstantLaw(number) if law == "constant" else bptt.PolynomialLaw(mean_length=number, **options)
+        return bptt.ARTBP(hazard, every=every, compensate=kind == "artbp")
 
 
-def _artbp(config: TrainConfig, mean_length: float) -> Plan:
-    if config.law == "constant":
-        if config.alpha is not None:
-            raise UserError("--alpha applies only to --law polynomial, not to constant")
-        law = bptt.ConstantLaw(mean_length=mean_length)
-    else:
-        law = bptt.PolynomialLaw(mean_length=mean_length, **({} if config.alpha is None else {"alpha": config.alpha}))
-    every = config.every or 1
-    return Plan(bptt.ARTBP(law=law, every=every), max(every, math.ceil(mean_length)))
+def parse_strategies(text: str, where: str = "--strategies") -> dict[str, Any]:
+    """Strategies by their texts, which commas separate: "full,tbptt:20" -> {"full": FullBPTT(), "tbptt:20": ...}.
+
+    Raises: UserError for what `parse_strategy` refuses, and for none at all or one listed twice.
+
+    >>> list(parse_strategies("full, tbptt:5:50"))
+    ['full', 'tbptt:5:50']
+    """
+    names = [name.strip() for name in text.split(",")]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise UserError(f"{where} {text}: {name} is listed twice")
+    return {name: parse_strategy(name, where) for name in names}
+
+
+def labelled(name: str) -> str:
+    """The text of a strategy with what everybody should know of it.
+
+    >>> labelled("random:50"), labelled("artbp:50")
+    ('random:50 (biased)', 'artbp:50')
+    """
+    return f"{name} (biased)" if name.startswith("random") else name
 
 
 def _number(word: str, kind: type[N]) -> N:

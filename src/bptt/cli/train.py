@@ -10,15 +10,16 @@ from functools import partial
 import torch
 
 import bptt
-from bptt.cli.config import TrainConfig, parse_train
 from bptt.cli.folder import LOSS_PLOT, NORM_PLOT, PART, REPORT, RunFolder
 from bptt.cli.interrupt import Interrupt
 from bptt.cli.model import CharModel, build, write
 from bptt.cli.plots import loss_plot, norm_plot
 from bptt.cli.printing import UserError, bits, duration, one_line, user_errors
 from bptt.cli.progress import Display
+from bptt.cli.reading import Reading, reading
 from bptt.cli.report import report
-from bptt.cli.strategies import Plan, plan
+from bptt.cli.strategies import labelled
+from bptt.cli.train_config import TrainConfig, parse_train
 from bptt.cli.training import NonFinite, Training
 from bptt.data import PYTHON_DOCS, Vocabulary, lanes, load_text, split
 
@@ -28,13 +29,13 @@ SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 400, 0.6
 def run(words: Sequence[str]) -> int:
     """Train as `words` say; the exit code."""
     config = parse_train(words)
-    strategy = plan(config)
+    read = reading(config)
     device = device_of(config.device)
     folder = RunFolder(config.out, config.overwrite)  # before anything that takes time
     training = None
     try:
         with Interrupt() as interrupt, Display() as display:
-            training = _prepare(config, strategy, device, folder, display)
+            training = _prepare(config, read, device, folder, display)
             return _train(training, display, interrupt)
     except UserError as error:
         if error.code == 2 and (training is None or training.history.step == 0):
@@ -46,9 +47,7 @@ def run(words: Sequence[str]) -> int:
         folder.close()
 
 
-def _prepare(
-    config: TrainConfig, strategy: Plan, device: torch.device, folder: RunFolder, display: Display
-) -> Training:
+def _prepare(config: TrainConfig, read: Reading, device: torch.device, folder: RunFolder, display: Display) -> Training:
     with user_errors(prefix="--data "):
         text = load_text(config.data)
     vocabulary = Vocabulary.of(text)
@@ -74,7 +73,7 @@ def _prepare(
     display.say(f"run folder  {one_line(str(folder.path))}")
     if not folder.held:
         folder.publish(config, vocabulary)
-    return Training(config, strategy, model, vocabulary, train, validation, folder)
+    return Training(config, read, model, vocabulary, train, validation, folder)
 
 
 def _train(training: Training, display: Display, interrupt: Interrupt) -> int:
@@ -142,7 +141,9 @@ def _sample(training: Training) -> str:
 def describe(config: TrainConfig) -> str:
     """The model and how it is trained, in one phrase."""
     layers = f"{config.layers} layers of " if config.layers > 1 else ""
-    return f"{config.cell} of {layers}{config.hidden} units, {config.strategy}, {config.optimizer} {config.lr:g}"
+    return (
+        f"{config.cell} of {layers}{config.hidden} units, {labelled(config.strategy)}, {config.optimizer} {config.lr:g}"
+    )
 
 
 def parameters(model: CharModel) -> int:

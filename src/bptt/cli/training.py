@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 import bptt
-from bptt.cli.config import TrainConfig
 from bptt.cli.folder import RunFolder
 from bptt.cli.history import LN2, History, Validation
 from bptt.cli.interrupt import Interrupt
 from bptt.cli.model import CharModel, loss
 from bptt.cli.printing import bits, duration, user_errors
 from bptt.cli.progress import Display
-from bptt.cli.strategies import Plan
+from bptt.cli.reading import Reading
+from bptt.cli.train_config import TrainConfig
 from bptt.data import Vocabulary, chunks, continuous
 
 VALIDATIONS = 8
@@ -45,14 +45,14 @@ class Training:
     def __init__(
         self,
         config: TrainConfig,
-        plan: Plan,
+        reading: Reading,
         model: CharModel,
         vocabulary: Vocabulary,
         train: torch.Tensor,
         validation: torch.Tensor,
         folder: RunFolder,
     ) -> None:
-        self.config, self.plan, self.model, self.vocabulary = config, plan, model, vocabulary
+        self.config, self.reading, self.model, self.vocabulary = config, reading, model, vocabulary
         self.lanes, self.validation, self.folder = train, validation, folder
         self.history = History(config.clip)
         self.device = model.decoder.weight.device
@@ -91,14 +91,14 @@ class Training:
     def _updates(self) -> Iterator[Any]:
         """The updates of the run; every chunk of `--strategy full` is a sequence of its own."""
         options: dict[str, Any] = {
-            "strategy": self.plan.strategy,
+            "strategy": self.reading.strategy,
             "memory": self.config.memory,
             "initial_state": self.model.initial_state(self.lanes.shape[1]),
             "generator": torch.Generator().manual_seed(self.config.seed),
         }
-        stream = self._on_device(continuous(chunks(self.lanes, self.plan.chunk_length, self.config.epochs)))
+        stream = self._on_device(continuous(chunks(self.lanes, self.reading.chunk_length, self.config.epochs)))
         # A sequence starts from the initial state as it is; marking that as a reset would cut its last cotangent off.
-        sequences = ([chunk._replace(is_start=None)] for chunk in stream) if self.plan.sequences else [stream]
+        sequences = ([chunk._replace(is_start=None)] for chunk in stream) if self.reading.sequences else [stream]
         with user_errors():
             for sequence in sequences:
                 updates = bptt.unroll(self.model, loss, sequence, **options)

@@ -1,0 +1,173 @@
+"""The options of `bptt train`: flags, YAML keys and what a run folder records are all these."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+import yaml
+
+from bptt.cli.config import PLAIN, at_least_one, flag, is_seed, parse
+from bptt.cli.printing import UserError
+from bptt.cli.strategies import LAWFUL
+
+_HOW_LONG = tyro.conf.create_mutex_group(required=False, title="how long (one of them; 1500 updates if none is given)")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Train a character model on a text by back-propagation through time, and write a run folder.
+
+    The folder gets weights.safetensors, config.yaml, vocabulary.json, metrics.jsonl, loss.png, gradient_norm.png and
+    report.md. The last tenth of the text is kept for validation; weights are saved at each validation.
+
+    Exit codes: 0 done; 1 a loss or gradient became non-finite (the last good weights stay); 2 wrong use; 130 stopped
+    with Ctrl-C, everything saved.
+    """
+
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """YAML file with any of these options as keys; flags go before it. A run's own config.yaml will do."""
+    data: Annotated[str, tyro.conf.arg(metavar="FILE|python-docs")] = "python-docs"
+    """UTF-8 text file, or Python's own documentation (about 465,000 characters)."""
+    cell: Literal["rnn", "gru", "lstm"] = "lstm"
+    """Kind of recurrent layer."""
+    hidden: int = 256
+    """Units of a recurrent layer."""
+    layers: int = 1
+    """Recurrent layers, one on top of the other."""
+    strategy: Annotated[str, tyro.conf.arg(metavar="tbptt:K1[:K2]|artbp:L|full|...")] = "tbptt:64"
+    """Which gradient.
+    tbptt:K1[:K2] updates every K1 characters, through the last K2 (truncated).
+    artbp:L cuts at random, L characters apart on average (unbiased).
+    full takes the exact gradient of finite sequences.
+    adaptive:TOL truncates where the gradient's relative error stays below TOL, as estimated on the way.
+    random:L cuts like artbp without its factors (biased), to see what they are for."""
+    law: Annotated[Literal["polynomial", "constant"] | None, PLAIN] = None
+    """artbp, random: chance of a cut as a function of the characters since the last one. Polynomial if not given."""
+    alpha: Annotated[float | None, PLAIN] = None
+    """artbp, random with the polynomial law: its exponent, above 1. 3 if not given."""
+    every: Annotated[int | None, PLAIN] = None
+    """artbp, random: cuts only after multiples of this many characters. 1 if not given, as in the paper."""
+    sequence_length: Annotated[int | None, PLAIN] = None
+    """full: characters a sequence; each starts from the zero state."""
+    memory: Annotated[str | None, tyro.conf.arg(metavar="SIZE", help_behavior_hint="")] = None
+    """Memory budget for what the backward pass needs, such as 512MiB: same gradient, more time."""
+    batch: int = 32
+    """The text is cut into this many lanes that are read side by side."""
+    steps: Annotated[int | None, _HOW_LONG, PLAIN] = None
+    """Stop after this many updates of the weights."""
+    epochs: Annotated[int | None, _HOW_LONG, PLAIN] = None
+    """Stop after reading the training text this many times."""
+    minutes: Annotated[float | None, _HOW_LONG, PLAIN] = None
+    """Stop after this many minutes, validation included."""
+    optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
+    """Rule of torch.optim that makes a step of a gradient."""
+    lr: float = 3e-3
+    """Learning rate of the optimizer."""
+    clip: float = 1.0
+    """Largest norm of the gradient, larger ones are scaled down to it; 0 never clips."""
+    seed: int = 0
+    """Seed of the first weights and of artbp's cuts."""
+    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|...")] = "auto"
+    """Where to train; auto takes an accelerator if torch sees one."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Run folder. A new dated folder under runs/ if not given."""
+    overwrite: Annotated[tyro.conf.FlagCreatePairsOff[bool], PLAIN] = False
+    """Allow a folder that holds a run; its files are replaced once this run has weights to save."""
+
+    def check(self) -> None:
+        """Raise `UserError` for a number that no run can have."""
+        at_least_one(self, "hidden", "layers", "batch", "steps", "epochs", "every", "sequence_length")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise UserError(f"--minutes {self.minutes}: must be a positive number")
+        if not 0 < self.lr <= 1e30:  # beyond that an optimizer's step has no place in a float32
+            raise UserError(f"--lr {self.lr}: must be a positive number, and at most 1e30")
+        if not 0 <= self.clip < math.inf:
+            raise UserError(f"--clip {self.clip}: must be a positive number, or 0 to never clip")
+        is_seed(self.seed)
+
+    def resolved(self) -> TrainConfig:
+        """With the defaults that depend on other options filled in, so that a record of the run names them."""
+        values: dict[str, Any] = {}
+        if self.steps is None and self.epochs is None and self.minutes is None:
+            values["steps"] = 1500
+        if self.strategy.split(":")[0] in LAWFUL:
+            values["law"] = self.law or "polynomial"
+            values["every"] = 1 if self.every is None else self.every
+            if values["law"] == "polynomial":
+                values["alpha"] = 3.0 if self.alpha is None else self.alpha
+        return dataclasses.replace(self, **values)
+
+    def recorded(self) -> dict[str, Any]:
+        """What a run folder keeps: every option that has a value, but where the run is written to."""
+        where = ("config", "out", "overwrite")
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k not in where}
+
+
+def parse_train(words: Sequence[str]) -> TrainConfig:
+    """The configuration of a training run: flags before the `--config` file before the defaults.
+
+    The file's options become words in front of the user's own, so that both are checked alike and the last one wins.
+
+    Raises: UserError; SystemExit(0) after `--help`.
+    """
+    prog = "bptt train"
+    config = parse(TrainConfig, words, prog)
+    if config.config is not None:
+        given = {word.split("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
+        values = _read(config.config)
+        try:
+            parse(TrainConfig, _words(values), prog)
+        except UserError as error:
+            raise UserError(f"{config.config}: {error}") from None
+        config = parse(TrainConfig, [*_words(_overruled(values, given)), *words], prog)
+    config.check()
+    return config.resolved()
+
+
+def _overruled(values: dict[str, Any], given: set[str]) -> dict[str, Any]:
+    """The file's values without those that a flag makes pointless: `--minutes` sets aside the file's steps."""
+    how_long = ("steps", "epochs", "minutes")
+    sets_aside = {
+        **dict.fromkeys(how_long, how_long),
+        "strategy": ("law", "alpha", "every", "sequence_length"),
+        "law": ("alpha",),
+    }
+    gone = {name for flag_ in given for name in sets_aside.get(flag_, ())}
+    return {name: value for name, value in values.items() if name not in gone}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"--config {path}: not a YAML file ({error})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: must hold lines like `hidden: 256`")
+    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name != "config"]
+    for key, value in values.items():
+        if key not in names:
+            raise UserError(f"--config {path}: unknown key {key!r}; the keys are {', '.join(names)}")
+        if isinstance(value, list | dict):
+            raise UserError(f"--config {path}: {key} must be one value, not a {type(value).__name__}")
+    return values
+
+
+def _words(values: dict[str, Any]) -> list[str]:
+    """Command line words for the values of a file; null and `overwrite: false` say nothing."""
+    switches = [field.name for field in dataclasses.fields(TrainConfig) if isinstance(field.default, bool)]
+    words = []
+    for name, value in values.items():
+        if name in switches and isinstance(value, bool):
+            words += [flag(name)] * value
+        elif value is not None:
+            words.append(f"{flag(name)}={value}")
+    return words
