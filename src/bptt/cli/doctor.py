@@ -15,7 +15,7 @@ from bptt.cli.printing import UserError, one_line, size
 from bptt.data import PYTHON_DOCS, load_text
 from bptt.nn import kernels
 
-PACKAGES = ("tyro", "rich", "matplotlib", "safetensors", "PyYAML", "numpy", "Jinja2")
+PACKAGES = ("tyro", "rich", "matplotlib", "safetensors", "PyYAML", "numpy", "Jinja2", "tensorboard")
 HELP = """\
 usage: bptt doctor
 

@@ -7,6 +7,7 @@ import datetime
 import json
 import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -16,14 +17,17 @@ import torch
 import yaml
 from safetensors.torch import load_file, save
 
+from bptt.cli.events import Events
 from bptt.cli.model import CharModel, build
-from bptt.cli.printing import UserError
+from bptt.cli.printing import UserError, block
 from bptt.cli.train_config import TrainConfig
 from bptt.data import Vocabulary
 
 WEIGHTS, CONFIG, VOCABULARY = "weights.safetensors", "config.yaml", "vocabulary.json"
 METRICS, LOSS_PLOT, NORM_PLOT, REPORT = "metrics.jsonl", "loss.png", "gradient_norm.png", "report.md"
-FILES = (WEIGHTS, CONFIG, VOCABULARY, METRICS, LOSS_PLOT, NORM_PLOT, REPORT)
+EVENTS = "events.out.tfevents.bptt"
+"""For TensorBoard, which knows its files by the middle of this name; missing where TensorBoard isn't installed."""
+FILES = (WEIGHTS, CONFIG, VOCABULARY, METRICS, EVENTS, LOSS_PLOT, NORM_PLOT, REPORT)
 PART = METRICS + ".part"
 
 
@@ -53,6 +57,8 @@ class RunFolder:
                 f"{self.path}: no run can be written here ({error.strerror}). Choose another --out"
             ) from None
         self.published = False
+        self._began = time.time()
+        self._events: Events | None = None
 
     def _open(self, name: str, mode: str) -> IO[str]:
         return open(self.path / name, mode, encoding="utf-8", buffering=1)  # by line: a killed run keeps its metrics
@@ -61,6 +67,13 @@ class RunFolder:
         """Add one line to the metrics; a number that JSON can't hold (NaN, infinity) becomes null."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         self._metrics.write(json.dumps(clean) + "\n")
+        if self._events is not None:
+            self._events.add(clean)
+
+    def note(self, name: str, text: str, step: int) -> None:
+        """Show a text, in Markdown, beside the curves."""
+        if self._events is not None:
+            self._events.text(name, text, step)
 
     def publish(self, config: TrainConfig, vocabulary: Vocabulary) -> None:
         """Make this the run that the folder holds: its metrics, config, vocabulary, and nothing of the run before."""
@@ -72,9 +85,19 @@ class RunFolder:
         self._metrics.close()
         os.replace(self.path / PART, self.path / METRICS)
         self._metrics = self._open(METRICS, "a")
-        self.write(CONFIG, yaml.safe_dump(config.recorded(), sort_keys=False))
+        settings = yaml.safe_dump(config.recorded(), sort_keys=False)
+        self._publish_events(settings)
+        self.write(CONFIG, settings)
         self.write(VOCABULARY, json.dumps(vocabulary.characters) + "\n")
         self.published = True
+
+    def _publish_events(self, settings: str) -> None:
+        """Events from here on, and of what the metrics hold already: no file of them lies about before."""
+        with contextlib.suppress(ImportError):
+            self._events = Events(self.path / EVENTS, self._began)
+            self._events.text("settings", block(settings), 0)
+            for line in (self.path / METRICS).read_text(encoding="utf-8").splitlines():
+                self._events.add(json.loads(line))
 
     def save_weights(self, model: CharModel, config: TrainConfig, vocabulary: Vocabulary) -> bool:
         """Replace the weights by the model's; False, and nothing replaced, if one of them isn't finite."""
@@ -94,12 +117,14 @@ class RunFolder:
         replace(self.path / name, write)
 
     def close(self) -> None:
-        """Close the metrics; nothing more can be logged."""
+        """Close metrics and events; nothing more can be logged."""
         self._metrics.close()
+        if self._events is not None:
+            self._events.close()
 
     def discard(self) -> None:
         """Take back what was made: the run never began. A run that was held, and anything else here, stays."""
-        self._metrics.close()
+        self.close()
         for name in (PART,) if self.held else (PART, *FILES):
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):

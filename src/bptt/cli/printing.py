@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Iterator
 
 import torch
@@ -48,6 +49,11 @@ def one_line(text: str) -> str:
     'no file a\\x07b'
     """
     return " ".join(printable(text).split())
+
+
+def block(text: str) -> str:
+    """`printable` as an indented block of Markdown: unlike a fence, no text can end it, and nothing in it is markup."""
+    return textwrap.indent(printable(text).rstrip("\n"), "    ", lambda line: True)
 
 
 def quantity(value: float, unit: str = "") -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import yaml
 
 from bptt.cli.history import History
-from bptt.cli.printing import bits, duration, printable
+from bptt.cli.printing import bits, block, duration
 from bptt.cli.train_config import TrainConfig
 
 
@@ -45,12 +43,7 @@ def report(
         )
         parts += ["## Validation", f"| update | characters | bits per character | time |\n|--:|--:|--:|--:|\n{lines}"]
     if sample:
-        parts += ["## Sample", _block(sample)]
+        parts += ["## Sample", block(sample)]
     settings = yaml.safe_dump(config.recorded(), sort_keys=False)
-    parts += ["## Settings", _block(settings), "`bptt train --config config.yaml` runs them again."]
+    parts += ["## Settings", block(settings), "`bptt train --config config.yaml` runs them again."]
     return "\n\n".join(parts) + "\n"
-
-
-def _block(text: str) -> str:
-    """An indented block: unlike a fence, no text can end it, and nothing in it is markup."""
-    return textwrap.indent(printable(text).rstrip("\n"), "    ", lambda line: True)

@@ -10,11 +10,11 @@ from functools import partial
 import torch
 
 import bptt
-from bptt.cli.folder import LOSS_PLOT, NORM_PLOT, PART, REPORT, RunFolder
+from bptt.cli.folder import EVENTS, LOSS_PLOT, NORM_PLOT, PART, REPORT, RunFolder
 from bptt.cli.interrupt import Interrupt
 from bptt.cli.model import CharModel, build, write
 from bptt.cli.plots import loss_plot, norm_plot
-from bptt.cli.printing import UserError, bits, duration, one_line, user_errors
+from bptt.cli.printing import UserError, bits, block, duration, one_line, user_errors
 from bptt.cli.progress import Display
 from bptt.cli.reading import Reading, reading
 from bptt.cli.report import report
@@ -96,7 +96,10 @@ def _train(training: Training, display: Display, interrupt: Interrupt) -> int:
     display.say(f"\nsample at temperature {SAMPLE_TEMPERATURE}:\n\n{sample}\n")
     display.say(f"{ended} Took {duration(seconds)}.")
     display.say(f"Weights, report.md, plots and metrics are in {path}")
-    display.say(f"More text:  bptt sample {one_line(shlex.quote(str(folder.path)))} --temperature {SAMPLE_TEMPERATURE}")
+    quoted = one_line(shlex.quote(str(folder.path)))
+    if (folder.path / EVENTS).exists():
+        display.say(f"Curves:     tensorboard --logdir {quoted}")
+    display.say(f"More text:  bptt sample {quoted} --temperature {SAMPLE_TEMPERATURE}")
     return 130 if interrupt.asked else 0
 
 
@@ -128,6 +131,8 @@ def _write_results(training: Training, ended: str, sample: str, seconds: float) 
         "versions": f"bptt {bptt.__version__}, torch {torch.__version__}",
     }
     folder.write(REPORT, report(config, history, ended, facts, sample, seconds))
+    if sample:
+        folder.note("sample", block(sample), history.step)
 
 
 def _sample(training: Training) -> str:
@@ -141,9 +146,8 @@ def _sample(training: Training) -> str:
 def describe(config: TrainConfig) -> str:
     """The model and how it is trained, in one phrase."""
     layers = f"{config.layers} layers of " if config.layers > 1 else ""
-    return (
-        f"{config.cell} of {layers}{config.hidden} units, {labelled(config.strategy)}, {config.optimizer} {config.lr:g}"
-    )
+    strategy = labelled(config.strategy)
+    return f"{config.cell} of {layers}{config.hidden} units, {strategy}, {config.optimizer} {config.lr:g}"
 
 
 def parameters(model: CharModel) -> int:

@@ -22,8 +22,9 @@ _HOW_LONG = tyro.conf.create_mutex_group(required=False, title="how long (one of
 class TrainConfig:
     """Train a character model on a text by back-propagation through time, and write a run folder.
 
-    The folder gets weights.safetensors, config.yaml, vocabulary.json, metrics.jsonl, loss.png, gradient_norm.png and
-    report.md. The last tenth of the text is kept for validation; weights are saved at each validation.
+    The folder gets weights.safetensors, config.yaml, vocabulary.json, metrics.jsonl, loss.png, gradient_norm.png,
+    report.md, and events that TensorBoard shows. The last tenth of the text is kept for validation; weights are saved
+    at each validation.
 
     Exit codes: 0 done; 1 a loss or gradient became non-finite (the last good weights stay); 2 wrong use; 130 stopped
     with Ctrl-C, everything saved.
