@@ -154,7 +154,7 @@ def test_a_missing_package_is_one_line_that_says_what_to_install(environment):
     code = """if True:
         import sys
         from bptt.cli import main
-        for package, command in (("yaml", "sample"), ("tyro", "train")):
+        for package, command in (("yaml", "sample"), ("tyro", "explain")):
             sys.modules[package] = None
             print(main([command, "x"]), main(["doctor"]) == 0)
     """
@@ -162,7 +162,7 @@ def test_a_missing_package_is_one_line_that_says_what_to_install(environment):
     assert {"yaml", "tyro"} <= EXTRAS
     assert done.stderr.splitlines() == [
         "bptt sample: the package yaml is missing. Run: pip install 'bptt[cli]'",
-        "bptt train: the package tyro is missing. Run: pip install 'bptt[cli]'",
+        "bptt explain: the package tyro is missing. Run: pip install 'bptt[cli]'",
     ]
     assert done.stdout.count("2 True") == 2
 
