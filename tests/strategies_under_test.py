@@ -1,7 +1,7 @@
 """The table of strategies: every common test runs each of its rows, and a new strategy adds one.
 
-`windows` gives the oracle's windows of a run, from the definition; a random strategy's cuts are read off the run's
-updates, everything else about them (the weights, their k) is worked out again.
+`windows` gives the oracle's windows of a run, from the definition; a random strategy's cuts, and an adaptive one's
+lengths, are read off the run's updates, everything else (the weights, their k, what is kept) is worked out again.
 """
 
 import itertools
@@ -18,6 +18,7 @@ STRATEGIES = {
     "tbptt-2-5": bptt.TruncatedBPTT(k1=2, k2=5),
     "tbptt-4-99": bptt.TruncatedBPTT(k1=4, k2=99),
     "tbptt-99": bptt.TruncatedBPTT(k1=99),
+    "adaptive": bptt.AdaptiveTruncatedBPTT(tolerance=0.3, k_min=1, k_max=9, probe_every=2, window=4),
     "artbp-constant": bptt.ARTBP(law=bptt.ConstantLaw(mean_length=4)),
     "artbp-polynomial-3": bptt.ARTBP(law=bptt.PolynomialLaw(alpha=3, mean_length=5), every=3),
     "artbp-function-2": bptt.ARTBP(law=lambda k: 0.5 / k, every=2),
@@ -33,8 +34,21 @@ def windows(strategy, length: int, updates=()) -> list[oracle.Window]:
         return oracle.full(length)
     if isinstance(strategy, bptt.TruncatedBPTT):
         return oracle.truncated(strategy.k1, strategy.k2 or strategy.k1, length)
+    if isinstance(strategy, bptt.AdaptiveTruncatedBPTT):
+        return adaptive([update.decision.k for update in updates], length)
     cuts = {update.t1 for update in updates if update.t1 < length}
     return oracle.randomised(strategy.law, strategy.every, length, cuts)[0]
+
+
+def adaptive(lengths, length: int) -> list[oracle.Window]:
+    """Blocks of K losses that reach K - 1 steps further back, as far as a state was kept."""
+    table, a, start = [], 0, 0
+    for k, following in itertools.pairwise([*lengths, lengths[-1]]):
+        b = min(a + k, length)
+        keep = min(b, max(start, b - following + 1))
+        table.append(oracle.Window(start, a, b, keep, {}))
+        a, start = b, keep
+    return table
 
 
 class Table:

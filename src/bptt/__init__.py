@@ -5,14 +5,15 @@ from bptt.checks import NonFiniteLossError
 from bptt.compare import compare
 from bptt.comparison import Compared, Comparison, Deviation, Estimate
 from bptt.diagnostics import Diagnosis, diagnose
-from bptt.engine import Evaluation, Update
 from bptt.gates import scale_gradient
 from bptt.memory import Checkpoints
 from bptt.plan import Plan, PlanRow, plan
 from bptt.recurrence import per_step, scan
+from bptt.results import Evaluation, Update
+from bptt.schedules.decay import Decision
 from bptt.schedules.laws import ConstantLaw, PolynomialLaw
 from bptt.spectrum import lyapunov
-from bptt.strategies import ARTBP, FullBPTT, TruncatedBPTT
+from bptt.strategies import ARTBP, AdaptiveTruncatedBPTT, FullBPTT, TruncatedBPTT
 from bptt.stream import Chunk
 from bptt.unroll import backward, evaluate, unroll
 
@@ -20,11 +21,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ARTBP",
+    "AdaptiveTruncatedBPTT",
     "Checkpoints",
     "Chunk",
     "Compared",
     "Comparison",
     "ConstantLaw",
+    "Decision",
     "Deviation",
     "Diagnosis",
     "Estimate",

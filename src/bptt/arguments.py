@@ -41,6 +41,21 @@ def truncation(strategy: Any) -> None:
         )
 
 
+def adaptive(strategy: Any) -> None:
+    """A tolerance above 0, whole numbers, and k_min <= k_max."""
+    tolerance = strategy.tolerance
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance < math.inf:
+        raise ValueError(
+            f"{strategy!r}: tolerance is the relative bias to allow, a number above 0 such as 0.5, not {tolerance!r}."
+        )
+    for name in ("k_min", "k_max", "probe_every", "window"):
+        count(getattr(strategy, name), f"{strategy!r}: {name}")
+    if strategy.k_max < strategy.k_min:
+        raise ValueError(f"{strategy!r}: no K lies between them: use k_max={strategy.k_min} or more.")
+    if strategy.window < 3:
+        raise ValueError(f"{strategy!r}: a slope needs lags to be measured at: use window=3 or more.")
+
+
 def hazard(law: Callable[[int], float], k: int) -> float:
     """law(k), in [0, 1)."""
     p = float(law(k))
@@ -66,6 +81,16 @@ def strategy(value: Any, reduction: str) -> Any:
         raise TypeError(f"strategy={value!r} is no strategy: pass a value such as {hint}.")
     if reduction == "mean" and hasattr(value, "law"):
         mean_length(value.law)
+    return value
+
+
+def plannable(value: Any) -> Any:
+    """A strategy whose windows don't depend on what is found during training."""
+    if hasattr(strategy(value, "sum"), "tolerance"):
+        raise ValueError(
+            f"{value!r} sets its lengths by what it finds during training, which no plan knows: plan "
+            f"TruncatedBPTT(k1=K, k2=2 * K - 1) for the K that you expect."
+        )
     return value
 
 

@@ -108,6 +108,15 @@ def finite(total: Tensor, losses: Iterable[Tensor], first: int) -> None:
         first += len(values)
 
 
+def probe_fits(needed: int, budget: int | None, probe: Any) -> None:
+    """What a probe of credit by lag holds within a budget in bytes."""
+    if budget is not None and needed > budget:
+        raise ValueError(
+            f"memory={budget} bytes don't hold the states of a probe of {probe.stop - probe.start} steps, which takes "
+            f"{needed}: give that much, or AdaptiveTruncatedBPTT a smaller window=."
+        )
+
+
 def some_gradient(differentiable: bool) -> None:
     """Losses with a graph."""
     if not differentiable:

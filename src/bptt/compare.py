@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from bptt import arguments, checks
 from bptt.comparison import Compared, Comparison, Draws
-from bptt.engine import Update
 from bptt.memory import Memory
 from bptt.recurrence import Loss, Recurrence, unwrapped
 from bptt.replay import isolated
+from bptt.results import Update
 from bptt.state import Tree, leaves, map_leaves
 from bptt.strategies import FullBPTT, Strategy
 from bptt.stream import Chunk

@@ -1,9 +1,8 @@
 """Vanishing and exploding made visible: how far back a recurrence's credit reaches, and how fast it grows or fades."""
 
 import math
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from bptt import arguments, checks, state
 from bptt.engine import Run
 from bptt.jacobians import Sweep, tapes
+from bptt.pullback import batchable
 from bptt.recurrence import Loss, Recurrence, unwrapped
 from bptt.replay import isolated
 from bptt.spectrum import Spectrum, spectral_radius
@@ -154,7 +154,7 @@ def diagnose(
     with ExitStack() as stack:
         stack.enter_context(isolated(model, _tensors(theta, chunk, run)))
         stack.enter_context(isolated(loss, []))
-        stack.enter_context(_batchable(model))
+        stack.enter_context(batchable(model))
         graphs, rows = tapes(run, steps)
         chosen = [1, 10, 100] if rows.size <= 256 else []
         singular = _within(singular_lags, [k for k in chosen if k <= lags], lags, "singular_lags")
@@ -202,19 +202,6 @@ def _detached(sequence: Any, time_dim: int) -> Chunk:
             f"sequence has no step (T = 0): its inputs have shape {checks.shape(leaf)}; pass at least one."
         )
     return Chunk(state.detach(inputs), state.detach(targets), is_start, mask)
-
-
-@contextmanager
-def _batchable(model: Any) -> Iterator[None]:
-    """torch.nn's layers without cuDNN and oneDNN: these take no batch of cotangents, nor cuDNN any in eval mode."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="There is a performance drop")  # vmap's own fallback to a loop
-        if not (isinstance(model, nn.Module) and any(isinstance(m, nn.RNNBase) for m in model.modules())):
-            yield
-            return
-        warnings.filterwarnings("ignore", message=".*TF32")  # what setting the flags says of other hardware
-        with torch.backends.cudnn.flags(enabled=False), torch.backends.mkldnn.flags(enabled=False):
-            yield
 
 
 def _tensors(theta: list[Tensor], chunk: Chunk, run: Run) -> list[Tensor]:

@@ -2,71 +2,24 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from bptt import arguments, checks, recurrence, reverse, state
+from bptt import arguments, checks, probing, recurrence, reverse, state
 from bptt.budget import Budget
 from bptt.memory import Memory, Meter, parse
 from bptt.recurrence import Loss, Recurrence, StepLoss
 from bptt.replay import isolated, noise_restored
-from bptt.schedules.windows import Window
+from bptt.results import Evaluation, Update, mean
+from bptt.schedules.windows import Credit, Probe, Window
 from bptt.segment import Initial, Problem, Segment
 from bptt.state import Tree
 from bptt.strategies import Strategy
 from bptt.stream import Chunk, Timeline
-
-
-@dataclass(frozen=True)
-class Update:
-    """What a window gave, its gradient being in `.grad`; nothing of it holds a graph.
-
-    t0, t1: the losses are those of steps t0 .. t1-1 since the stream's start. start: first step of the graph.
-    loss: 0-d tensor, the sum over steps of the losses averaged over all other axes. mean_loss: that by valid step,
-        0 where none is valid.
-    steps: t1 - t0. state: pytree, detached, after step t1-1: where to go on from.
-    cotangent_norm: 0-d tensor, the 2-norm of ∂L/∂(state before `start`), in the units of the gradient without `scale`.
-    aux: what the loss returned beside the losses, joined over the steps, or None.
-    forward_steps: steps of the recurrence that were run, replays included.
-    memory_bytes: the most bytes that saved tensors, stored states and cotangents took at once.
-    """
-
-    t0: int
-    t1: int
-    start: int
-    loss: Tensor
-    steps: int
-    state: Any
-    aux: Any
-    forward_steps: int
-    memory_bytes: int
-    _valid: Any = field(repr=False)
-    _norm: Callable[[], Tensor] = field(repr=False)
-
-    @cached_property
-    def mean_loss(self) -> Tensor:
-        """`loss` by valid step."""
-        return mean(self.loss, self._valid)
-
-    @cached_property
-    def cotangent_norm(self) -> Tensor:
-        """The norm of the cotangent of the state before `start`, computed when first asked for."""
-        return self._norm()
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate` returns: loss, mean_loss, steps, state and aux as in `Update`, over the whole stream."""
-
-    loss: Tensor
-    mean_loss: Tensor
-    steps: int
-    state: Any
-    aux: Any
 
 
 class Run:
@@ -93,7 +46,8 @@ class Run:
         arguments.model(model, time_dim)
         arguments.callable_(loss, "loss")
         checks.tensors(state, "state")
-        self.state, self.initial_state = state, initial_state
+        self.state = self.carried = state
+        self.initial_state = initial_state
         self.reduction, self.generator, self.scale = (
             arguments.reduction(reduction),
             arguments.generator(generator),
@@ -126,16 +80,17 @@ class Run:
         self.valid: Any = 0
         self.factor: Any = 1
         self._fitting: Any = None
+        self._probed = (0, 0)  # forward steps and bytes of the probe before a window
         self.owed: list[tuple[Tensor, Tensor]] = []
         self.owed_at_start: list[Tensor | None] = []
 
     def updates(self, strategy: Strategy, merge: bool = False) -> Iterator[Update]:
         """The updates of a strategy; for `merged`, with one divisor and what is owed to inputs and states kept back."""
-        time, carried = self.problem.time, self.state
+        time = self.problem.time
         steps = time.upto(math.inf) if merge else 0
-        for window in strategy.windows(time.upto, self._draw):
-            initial = self.initial(window, carried)
-            begin = self.begin(window, carried, initial)
+        for window in self._windows(strategy):
+            initial = self.initial(window, self.carried)
+            begin = self.begin(window, self.carried, initial)
             over = 1 if self.reduction == "sum" else steps or strategy.divisor(window)
             self.factor = factor = self._factor(begin)
             problem = (
@@ -143,10 +98,10 @@ class Run:
             )
             outcome = reverse.run(problem, window, begin, initial, self.memory, self.meter, factor, over)
             self.valid += outcome.valid
-            self._owe(window, carried, initial, outcome.cotangent)
+            self._owe(window, self.carried, initial, outcome.cotangent)
             if not merge:
                 self.pass_on()
-            carried = outcome.kept if window.keep > 0 else carried
+            self.carried = outcome.kept if window.keep > 0 else self.carried
             time.drop(window.keep)
             yield Update(
                 t0=window.first,
@@ -156,12 +111,36 @@ class Run:
                 steps=window.steps,
                 state=outcome.after,
                 aux=outcome.aux,
-                forward_steps=outcome.forward_steps,
-                memory_bytes=outcome.memory_bytes,
+                forward_steps=outcome.forward_steps + self._probed[0],
+                memory_bytes=max(outcome.memory_bytes, self._probed[1]),
+                decision=window.decision,
                 _valid=outcome.valid,
                 _norm=partial(state.norm, outcome.cotangent, begin, factor),
             )
             torch.clear_autocast_cache()  # the casts of weights that have been stepped since
+
+    def _windows(self, strategy: Strategy) -> Iterator[Window]:
+        """The windows of a strategy, its probes answered from the state that is carried then."""
+        windows, answer = strategy.windows(self.problem.time.upto, self._draw), None
+        while True:
+            try:
+                item = next(windows) if answer is None else cast(Any, windows).send(answer)
+            except StopIteration:
+                return
+            if isinstance(item, Probe):
+                answer = self._answer(item)
+                continue
+            yield item
+            answer, self._probed = None, (0, 0)
+
+    def _answer(self, probe: Probe) -> Credit:
+        window = Window(probe.start, probe.start, probe.stop, probe.stop)
+        initial = self.initial(window, self.carried)
+        budget = self.memory.size if isinstance(self.memory, Budget) else None
+        begin = self.begin(window, self.carried, initial)
+        answer, held = probing.credit(self.problem, probe, begin, initial, self.meter, budget)
+        self._probed = (2 * (probe.stop - probe.start), held)
+        return answer
 
     def merged(self, strategy: Strategy) -> Update:
         """The updates of one finite sequence as one."""
@@ -281,10 +260,3 @@ class Run:
                     carried = carried()
         zeros = recurrence.zero_state(p.model, inputs, p.time_dim)
         return checks.row_count(zeros if carried is None else carried, p.batch_dim, zeros is not None, inputs)
-
-
-def mean(total: Tensor, valid: Any) -> Tensor:
-    """`total` by valid step; 0 where no step is valid."""
-    if isinstance(valid, Tensor):
-        return torch.where(valid > 0, total / valid, torch.zeros_like(total))
-    return total / valid

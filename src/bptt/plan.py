@@ -162,7 +162,7 @@ def plan(
     budget = parse(memory)
     if isinstance(budget, Checkpoints):
         raise ValueError(f'memory={memory!r}: plan chooses checkpoints itself. Give the size to keep to, as "512MiB".')
-    wanted = _ladder(steps) if strategies is None else [arguments.strategy(s, "sum") for s in strategies]
+    wanted = _ladder(steps) if strategies is None else [arguments.plannable(s) for s in strategies]
     if not wanted:
         raise ValueError("strategies is empty: leave it out to consider the usual ones.")
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from bptt import arguments, checks
-from bptt.engine import Evaluation, Run, Update
+from bptt.engine import Run
 from bptt.memory import Memory
 from bptt.recurrence import Loss, Recurrence
+from bptt.results import Evaluation, Update
 from bptt.state import Tree
 from bptt.strategies import FullBPTT, Strategy
 from bptt.stream import Chunk

@@ -1,8 +1,8 @@
-"""A window: the stretch of time that one update's gradient is taken through."""
+"""What a strategy yields, as plain data: windows, each the stretch of time of one update's gradient, and probes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class Window:
     keep: the state before this step starts the next window, start <= keep <= stop.
     weights: w of equation (1) by boundary, the weight at t multiplying the cotangent that goes from step t back to
         step t - 1; 1 where absent. A number, or a tensor (B,) of one weight a batch row.
+    decision: why the window is as long as it is, for the update's record; None for lengths that nothing decided.
 
     >>> Window(start=0, first=2, stop=4, keep=2).steps
     2
@@ -24,8 +25,36 @@ class Window:
     stop: int
     keep: int
     weights: Mapping[int, Any] = field(default_factory=dict)
+    decision: Any = None
 
     @property
     def steps(self) -> int:
         """The number of losses."""
         return self.stop - self.first
+
+
+class Probe(NamedTuple):
+    """A question instead of a window: how the credit of the last `losses` of the steps [start, stop) fades with lag.
+
+    start is that of the window to come. The answer, a `Credit`, is sent back into the generator of windows.
+    """
+
+    start: int
+    stop: int
+    losses: int
+
+    @property
+    def lags(self) -> int:
+        """How many lags each of the losses reaches back."""
+        return self.stop - self.start - self.losses + 1
+
+
+class Credit(NamedTuple):
+    """What a probe found, lag by lag; lag k of loss l_s belongs to step s - k, seen at the state it starts from.
+
+    norms[k]: φ_k, the norm of ∂l_s/∂s_{s-k-1}, its mean over losses and batch rows.
+    sums[k]: the norm of the mean over losses and rows of Σ_{j<=k} ∂l_s/∂s_{s-j-1}.
+    """
+
+    norms: list[float]
+    sums: list[float]

@@ -1,8 +1,9 @@
 """Strategies: which gradient is wanted, each a frozen value that yields windows."""
 
+from bptt.strategies.adaptive import AdaptiveTruncatedBPTT
 from bptt.strategies.artbp import ARTBP
 from bptt.strategies.base import Strategy
 from bptt.strategies.full import FullBPTT
 from bptt.strategies.truncated import TruncatedBPTT
 
-__all__ = ["ARTBP", "FullBPTT", "Strategy", "TruncatedBPTT"]
+__all__ = ["ARTBP", "AdaptiveTruncatedBPTT", "FullBPTT", "Strategy", "TruncatedBPTT"]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from bptt.schedules.windows import Window
+from bptt.schedules.windows import Probe, Window
 
 Upto = Callable[[float], int]
 """`upto(t)`: read on until t steps exist or the stream ends; how far it then reaches, at most t."""
@@ -15,8 +15,11 @@ Draw = Callable[..., Any]
 class Strategy(Protocol):
     """A frozen dataclass with these two methods; running values are their locals, never fields."""
 
-    def windows(self, upto: Upto, draw: Draw) -> Iterator[Window]:
-        """The windows of a stream, one an update, each yielded before more of the stream is read."""
+    def windows(self, upto: Upto, draw: Draw) -> Iterator[Window | Probe]:
+        """The windows of a stream, one an update, each yielded before more of the stream is read.
+
+        A generator may yield a `Probe` that starts where its next window will; it is sent a `Credit` back.
+        """
         ...
 
     def divisor(self, window: Window) -> float:

@@ -1,0 +1,149 @@
+"""Credit carried back a step: the state as one real vector a row, and many cotangents pulled back at once."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bptt import arguments, checks, state
+from bptt.recurrence import default_batch_dim
+from bptt.segment import Problem, Tape
+from bptt.state import Tree
+
+
+class Rows:
+    """A state as (rows, size): each batch row's floating leaves in one real vector, a complex number being two."""
+
+    def __init__(self, carried: Tree, batch_dim: Any) -> None:
+        pairs = zip(state.leaves(carried), state.by_leaf(batch_dim, carried), strict=True)
+        kept = [(i, x, d) for i, (x, d) in enumerate(pairs) if state.carries_cotangent(x)]
+        self.which = [i for i, _, _ in kept]
+        self.leaves = [(x.shape, x.dtype, None if d is None else d % x.dim()) for _, x, d in kept]
+        self.sizes: list[int] = []
+        self.count = 1
+        self.dtype, self.device = torch.float32, None
+        for _, x, d in kept:
+            self.count = 1 if d is None else x.shape[d]
+            self.sizes.append(x.numel() // max(1, self.count) * (2 if x.is_complex() else 1))
+            self.dtype = torch.promote_types(self.dtype, x.dtype.to_real())
+            self.device = x.device if self.device is None else self.device
+        self.size = sum(self.sizes)
+
+    @classmethod
+    def of(cls, problem: Problem, carried: Tree, purpose: str) -> "Rows":
+        """Those of a run's state, told apart where the axis of the batch is known."""
+        axis = default_batch_dim(problem.model)
+        unbatched = axis is not None and state.leaves(carried)[0].dim() < 2 + axis
+        dims = None if unbatched else problem.batch_dim
+        arguments.batch_dim(dims, carried, None)
+        rows = cls(carried, dims)
+        if not rows.size:
+            raise ValueError(
+                f"the state of {checks.named(problem.model)} has no floating leaf, so no credit goes back through it: "
+                f"there is nothing to {purpose}."
+            )
+        return rows
+
+    def gather(self, values: Sequence[Tensor | None], n: int) -> Tensor:
+        """(n, rows, size) from the n cotangents (n, *leaf) of each floating leaf; None is zero."""
+        parts: list[Tensor] = []
+        for value, (_, _, dim), size in zip(values, self.leaves, self.sizes, strict=True):
+            if value is None:
+                parts.append(torch.zeros(n, self.count, size, dtype=self.dtype, device=self.device))
+                continue
+            value = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+            value = value if dim is None else value.movedim(1 + dim, 1)
+            parts.append(value.reshape(n, self.count, size).to(self.device, self.dtype))
+        return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
+
+    def scatter(self, vectors: Tensor) -> list[Tensor]:
+        """The inverse of `gather`."""
+        found: list[Tensor] = []
+        for part, (sizes, dtype, dim) in zip(vectors.split(self.sizes, 2), self.leaves, strict=True):
+            n, pair = len(part), [2] if dtype.is_complex else []
+            if dim is None:
+                value = part.reshape(n, *sizes, *pair)
+            else:
+                rest = [*sizes[:dim], *sizes[dim + 1 :]]
+                value = part.reshape(n, self.count, *rest, *pair).movedim(1, 1 + dim)
+            value = value.to(dtype.to_real())
+            found.append(torch.view_as_complex(value.contiguous()) if pair else value)
+        return found
+
+
+class Vjps:
+    """Many vjps of one graph, which is kept: one vectorised call while every operator allows it, else a loop."""
+
+    def __init__(self) -> None:
+        self.together = True
+
+    def __call__(self, roots: list[Tensor], cotangents: list[Tensor], inputs: list[Tensor]) -> list[Tensor | None]:
+        """(n, *input) for each input, from cotangents (n, *root); None where nothing reaches an input."""
+        given = [(root, c) for root, c in zip(roots, cotangents, strict=True) if root.requires_grad]
+        if not given or not inputs:
+            return [None] * len(inputs)
+        n = len(given[0][1])
+        kept = [root for root, _ in given]
+        if self.together:
+            try:
+                return list(
+                    torch.autograd.grad(
+                        kept,
+                        inputs,
+                        [c for _, c in given],
+                        retain_graph=True,
+                        is_grads_batched=True,
+                        allow_unused=True,
+                    )
+                )
+            except RuntimeError:  # an operator without a rule for batches of cotangents; a real fault comes again
+                self.together = False
+        each = [
+            torch.autograd.grad(kept, inputs, [c[i] for _, c in given], retain_graph=True, allow_unused=True)
+            for i in range(n)
+        ]
+        return [None if column[0] is None else torch.stack(column) for column in zip(*each, strict=True)]
+
+
+class Pullback:
+    """The vjp of one step: (1) of `diagnose` for many cotangents at once, and (2) of `backward` for parameters."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        self.vjps = Vjps()
+
+    def _roots(self, tape: Tape, vectors: Tensor, seeds: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        ends = state.leaves(tape.end)
+        roots, cotangents = [ends[i] for i in self.rows.which], self.rows.scatter(vectors)
+        if tape.losses is not None:
+            roots.append(tape.losses)
+            seed = tape.seed()
+            cotangents.append(seeds.to(seed).reshape(-1, *[1] * seed.dim()) * seed)
+        return roots, cotangents
+
+    def to_state(self, tape: Tape, vectors: Tensor, seeds: Tensor) -> Tensor:
+        """vectors · ∂s_t/∂s_{t-1} + seeds · ∂l_t/∂s_{t-1}, as (n, rows, size)."""
+        roots, cotangents = self._roots(tape, vectors, seeds)
+        begin = state.leaves(tape.begin)
+        found = self.vjps(roots, cotangents, [begin[i] for i in self.rows.which])
+        return self.rows.gather(found, len(vectors))
+
+    def to_params(self, tape: Tape, vectors: Tensor, seeds: Tensor, params: list[Tensor]) -> list[Tensor | None]:
+        """vectors · ∂F_t/∂θ + seeds · ∂l_t/∂θ, one (n, *parameter) for each."""
+        return self.vjps(*self._roots(tape, vectors, seeds), params)
+
+
+@contextmanager
+def batchable(model: Callable[..., Any]) -> Iterator[None]:
+    """torch.nn's layers without cuDNN and oneDNN: these take no batch of cotangents, nor cuDNN any in eval mode."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")  # vmap's own fallback to a loop
+        if not (isinstance(model, nn.Module) and any(isinstance(m, nn.RNNBase) for m in model.modules())):
+            yield
+            return
+        warnings.filterwarnings("ignore", message=".*TF32")  # what setting the flags says of other hardware
+        with torch.backends.cudnn.flags(enabled=False), torch.backends.mkldnn.flags(enabled=False):
+            yield

@@ -1,0 +1,97 @@
+"""Truncated back-propagation through time whose length follows a tolerance on the gradient's bias."""
+
+import math
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass
+from itertools import count
+from statistics import fmean
+from typing import Any
+
+from bptt import arguments
+from bptt.schedules.decay import Decay, Decision
+from bptt.schedules.windows import Probe, Window
+from bptt.strategies.base import Draw, Upto
+
+LOSSES = 8
+"""Losses of a probe, the last ones of its steps."""
+AVERAGED = 5
+"""Estimates whose mean is K."""
+
+
+@dataclass(frozen=True)
+class AdaptiveTruncatedBPTT:
+    """Truncate where the credit that is dropped stays below a share of the gradient, measured during training.
+
+        losses [a, a + K) through the graph of [a - (K - 1), a + K),  a -> a + K          (1)
+        K = the smallest with δ(K) < tolerance, δ as in `bptt.schedules.decay`            (2)
+
+    tolerance: the relative bias to allow, > 0; below 1 the truncated gradient still points downhill.
+    k_min, k_max: bounds on K, in steps; k_max is also taken where credit doesn't fade.
+    probe_every: updates between two probes. window: lags that a probe measures, at least 3.
+
+    A probe runs the next window + 7 steps one by one without training on them, and pulls its last 8 losses back;
+    buffers, noise and `.grad` are left alone. K is the mean of the last 5 estimates, and holds from the update after a
+    probe. A probe with too few steps ahead or without credit is left out; before any, K is k_max. Where K grows to more
+    than double, one window reaches back only as far as states are kept. `Update.decision` records what was decided.
+    One update for each K steps and one for the tail; `reduction="mean"` divides by K.
+
+    Raises ValueError for bounds that no K meets, and under a byte budget that a probe's states exceed.
+    Cost: (2K - 1) / K forwards and backwards of each step; a probe's two forwards and 8 backwards of its steps, one by
+    one; memory for 2K - 1 steps, or a probe's states. The stream is read ahead by a probe's steps.
+
+    >>> import bptt, torch
+    >>> fade = bptt.scan(lambda x, s: (0.9 * s + x, 0.9 * s + x))
+    >>> x = torch.ones(200, requires_grad=True)
+    >>> strategy = bptt.AdaptiveTruncatedBPTT(tolerance=0.5)
+    >>> update = next(bptt.unroll(fade, lambda y, _: y, [(x, None)], torch.zeros(()), strategy=strategy))
+    >>> update.t0, update.t1, round(update.decision.decay, 4), round(update.decision.bias, 4)
+    (0, 7, 0.9, 0.4783)
+
+    Source: Aicher, Foti & Fox 2019, "Adaptively truncating backpropagation through time to control gradient bias",
+    https://arxiv.org/abs/1905.07473. Deviations: the cotangent of step t is measured at the state it starts from, since
+    of a black box no other can be seen, which multiplies all lags alike where credit fades evenly; one denominator in
+    δ for all K; several losses a probe.
+    """
+
+    tolerance: float = 0.5
+    k_min: int = 2
+    k_max: int = 100
+    probe_every: int = 50
+    window: int = 100
+
+    def __post_init__(self) -> None:
+        arguments.adaptive(self)
+
+    def windows(self, upto: Upto, draw: Draw) -> Generator[Window | Probe, Any, None]:
+        """Windows (1), the state for the next one kept where its K asks for it; a probe before each that is due one."""
+        a = start = 0
+        recent: deque[int] = deque(maxlen=AVERAGED)
+        decision: Decision | None = None
+        for number in count():
+            if upto(a + 1) == a:
+                return
+            following = decision
+            if number % self.probe_every == 0:
+                steps = upto(start + self.window + LOSSES - 1) - start
+                if decision is None or steps >= self.window:
+                    found = Decay((yield Probe(start, start + steps, max(1, steps - self.window + 1))))
+                    following = self._decide(found, start, recent) or decision
+            following = following or Decision(self.k_max, start, self.k_max, math.nan, math.nan)
+            decision = decision or following
+            b = upto(a + decision.k)
+            keep = min(b, max(start, b - following.k + 1))
+            yield Window(start, a, b, keep, decision=decision)
+            a, start, decision = b, keep, following
+
+    def _decide(self, found: Decay, step: int, recent: deque[int]) -> Decision | None:
+        """Equation (2), averaged."""
+        if not found.known:
+            return None
+        recent.append(found.smallest(self.tolerance, self.k_min, self.k_max))
+        k = round(fmean(recent))
+        return Decision(k, step, recent[-1], found.bias(k), found.beta, tuple(found.credit.norms))
+
+    def divisor(self, window: Window) -> float:
+        """K, for a short last block too."""
+        return window.decision.k
