@@ -47,9 +47,13 @@ class CharModel(nn.Module):
 
     def initial_state(self, batch: int) -> State:
         """Zeros (layers, batch, hidden); for an LSTM two of them."""
-        layer = self.recurrent
-        zeros = self.decoder.weight.new_zeros(layer.num_layers, batch, layer.hidden_size)
-        return (zeros, zeros.clone()) if isinstance(layer, nn.LSTM) else zeros
+        return zeros(self.recurrent, batch)
+
+
+def zeros(layer: Any, batch: int) -> State:
+    """The state (layers, batch, H) that a recurrent layer starts from; for an LSTM two of them."""
+    state = layer.weight_hh_l0.new_zeros(layer.num_layers, batch, layer.hidden_size)
+    return (state, state.clone()) if isinstance(layer, nn.LSTM) else state
 
 
 def build(characters: int, cell: str, hidden: int, layers: int) -> CharModel:

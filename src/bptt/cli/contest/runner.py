@@ -1,0 +1,237 @@
+"""One run: a model trained by one strategy until its budget is used up, measured on the way."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+import bptt
+from bptt.cli.contest.config import Budget
+from bptt.cli.contest.settings import Setting
+from bptt.cli.printing import UserError, user_errors
+
+POINTS = 25
+"""Validations of a run, evenly over its budget, besides the one before training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A validation: updates, time steps and seconds of training so far; mean loss; the model's parameter if it has one.
+
+    training: the mean loss of the updates since the point before, None at the start.
+    """
+
+    updates: int
+    steps: int
+    seconds: float
+    loss: float
+    training: float | None
+    parameter: float | None
+
+
+@dataclasses.dataclass
+class Run:
+    """What a run gave.
+
+    windows: steps differentiated in an update -> how many updates. forward_steps: all that were run, replays included.
+    decisions: of an adaptive strategy, (update, K) whenever K changed. diverged: how, or None.
+    """
+
+    strategy: str
+    seed: int
+    points: list[Point] = dataclasses.field(default_factory=list)
+    windows: Counter[int] = dataclasses.field(default_factory=Counter)
+    decisions: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    updates: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    forward_steps: int = 0
+    memory_bytes: int = 0
+    diverged: str | None = None
+
+    @property
+    def last(self) -> Point:
+        """The last validation, whose loss is a number."""
+        return self.points[-1]
+
+
+class Diverged(Exception):
+    """A loss, gradient or parameter that leads nowhere any more; the message says which."""
+
+
+class Runner:
+    """Trains `strategy` of `setting` from the first weights and the data of `seed`.
+
+    Arguments:
+        show: called after each update with the part of the budget that is used up, and the run so far.
+        stopping: asked after each update.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        name: str,
+        strategy: Any,
+        seed: int,
+        budget: Budget,
+        lr: float,
+        clip: float,
+        memory: str | None,
+        show: Callable[[float, Run], object],
+        stopping: Callable[[], bool],
+    ) -> None:
+        self.setting, self.strategy, self.seed, self.budget = setting, strategy, seed, budget
+        self.clip, self.memory, self.show, self.stopping = clip, memory, show, stopping
+        torch.manual_seed(seed)
+        self.model = setting.build()
+        self.optimizer: Any = setting.optimizer(self.model.parameters(), lr=lr)  # pyright: ignore[reportCallIssue]
+        self.run = Run(name, seed)
+        self._losses: list[float] = []
+
+    def train(self) -> Run | None:
+        """The run; None if it was asked to stop before its end. The model is then that of the end.
+
+        Raises: UserError for what the library refuses.
+        """
+        run = self.run
+        try:
+            self._validate()
+            began = time.perf_counter()
+            for update in self._updates():
+                self._step(update)
+                run.seconds += time.perf_counter() - began
+                fraction = self.budget.fraction(run.steps, run.seconds)
+                self.show(fraction, run)
+                if fraction * POINTS >= len(run.points):
+                    self._validate()
+                if self.stopping():
+                    return None
+                if fraction >= 1:
+                    break
+                began = time.perf_counter()
+            if run.last.updates < run.updates:
+                self._validate()
+        except (Diverged, bptt.NonFiniteLossError) as error:
+            run.diverged = f"after {run.steps:,} steps and {run.updates:,} updates: {str(error).rstrip('.')}"
+        return run
+
+    def _updates(self) -> Iterator[Any]:
+        """Those of the stream, or of one sequence after another for the full gradient."""
+        setting = self.setting
+        if not isinstance(self.strategy, bptt.FullBPTT):
+            yield from self._unroll(_limited(setting.stream(self.seed), self.budget.steps))
+            return
+        for chunk in setting.sequences(self.seed):
+            yield from self._unroll([chunk])
+            if self.budget.steps is not None and self.run.steps + setting.sequence > self.budget.steps:
+                return
+
+    def _unroll(self, stream: Any) -> Iterator[Any]:
+        with user_errors():
+            yield from unroll(self.setting, self.model, stream, self.strategy, self.memory, self.seed)
+
+    def _step(self, update: Any) -> None:
+        run, setting = self.run, self.setting
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf).item()
+        if not math.isfinite(norm):
+            raise Diverged(f"a gradient is not finite (norm {norm})")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        run.updates += 1
+        run.steps += update.steps
+        run.forward_steps += update.forward_steps
+        run.memory_bytes = max(run.memory_bytes, update.memory_bytes)
+        run.windows[update.t1 - update.start] += 1
+        decision = update.decision
+        if decision is not None and (not run.decisions or run.decisions[-1][1] != decision.k):
+            run.decisions.append((run.updates, decision.k))
+        self._losses.append(update.mean_loss.item())
+        value = self._parameter()
+        if setting.lost is not None and value is not None and abs(value) > setting.lost:
+            self._validate()
+            raise Diverged(f"{setting.parameter} is {value:.4g}, beyond {setting.lost:g}")
+
+    def _parameter(self) -> float | None:
+        if self.setting.parameter is None:
+            return None
+        return next(self.model.parameters()).item()
+
+    def _validate(self) -> None:
+        loss = validation_loss(self.setting, self.model)
+        if not math.isfinite(loss):
+            raise Diverged(f"the validation loss is not finite ({loss})")
+        run, losses = self.run, self._losses
+        training = sum(losses) / len(losses) if losses else None
+        run.points.append(Point(run.updates, run.steps, run.seconds, loss, training, self._parameter()))
+        self._losses = []
+
+
+def unroll(setting: Setting, model: Any, stream: Any, strategy: Any, memory: str | None, seed: int) -> Iterator[Any]:
+    """The updates of `model` on a stream that begins at the start state."""
+    return bptt.unroll(
+        model,
+        setting.loss,
+        stream,
+        strategy=strategy,
+        memory=memory,
+        initial_state=setting.start(model, setting.rows),
+        state_batch_dim=1,
+        reduction=setting.reduction,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def validation_loss(setting: Setting, model: Any) -> float:
+    """Mean loss of a valid step of the held-out data."""
+    chunks = setting.validation
+    rows = chunks[0].inputs.shape[1] if chunks[0].inputs.dim() > 1 else 1
+    start = setting.start(model, rows)
+    return bptt.evaluate(model, setting.loss, chunks, initial_state=start, state_batch_dim=1).mean_loss.item()
+
+
+def must_fit(setting: Setting, strategies: dict[str, Any], memory: str | None) -> None:
+    """Make an update by each strategy, thrown away.
+
+    Raises: UserError for a memory budget that is too little, with the least that isn't.
+    """
+    torch.manual_seed(0)
+    model = setting.build()
+    least: dict[str, int] = {}
+    for name, strategy in strategies.items():
+        try:
+            with user_errors():
+                stream = itertools.islice(setting.sequences(0), 1)  # full reads a stream to its end
+                stream = stream if isinstance(strategy, bptt.FullBPTT) else setting.stream(0)
+                next(unroll(setting, copy.deepcopy(model), stream, strategy, memory, seed=0))
+        except UserError as error:
+            found = re.search(r"the least that works here is memory=(\d+)|, which takes (\d+):", str(error))
+            if not found:
+                raise UserError(f"{error}") from None
+            least[name] = int(found[1] or found[2])
+    if not least:
+        return
+    if len(least) == len(strategies):
+        name = min(least, key=least.__getitem__)
+        raise UserError(f"--memory {memory}: no strategy fits. The least that would is {least[name]}B, for {name}")
+    needs = ", ".join(f"{name} (the least is {count}B)" for name, count in least.items())
+    raise UserError(f"--memory {memory}: too little for {needs}. Give more, or leave these out of --strategies")
+
+
+def _limited(stream: Iterator[bptt.Chunk], steps: int | None) -> Iterator[bptt.Chunk]:
+    """The first so many steps of a stream."""
+    left = math.inf if steps is None else steps
+    for chunk in stream:
+        if len(chunk.inputs) >= left:
+            yield bptt.Chunk(*(None if value is None else value[: int(left)] for value in chunk))
+            return
+        left -= len(chunk.inputs)
+        yield chunk

@@ -1,0 +1,214 @@
+"""What is learned in a comparison: the model, its loss, the data, and where a gradient is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import bptt
+from bptt.cli import model as text_model
+from bptt.cli.contest.config import CompareConfig
+from bptt.cli.printing import one_line, user_errors
+from bptt.data import PYTHON_DOCS, Vocabulary, chunks, lanes, load_text, split
+from bptt.data.tasks import Adding, BernoulliAdd, CopyMemory, DelayedCopy, InfluenceBalancing, Task
+
+TASKS: dict[str, Any] = {"copy": CopyMemory, "delayed": DelayedCopy, "adding": Adding, "bernoulli": BernoulliAdd}
+HELD_OUT = 10**9
+"""Seed of the data that nothing is trained on."""
+CHUNK = 64
+VALIDATION_STEPS, VALIDATION_ROWS = 500, 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Everything that the strategies of a comparison have in common.
+
+    title: the task in a phrase. facts: what is known of it, by name, to show.
+    build: the model with its first weights, from torch's default generator. loss: as `bptt.unroll` takes it.
+    stream: seed -> the training data, without an end. start: model, rows -> the state before it, or None for zeros.
+    validation, measured: the held-out data, as chunks; the sequence whose gradient is measured, from the start state.
+    sequence: steps of what `full` takes for a sequence. lag: steps back at which a sequence's losses begin to count.
+    unit: what a step of one row is called. marks: lines to draw through the losses, by name.
+    reduction, optimizer: as the task wants them. parameter, optimum: of a model with a single one, its name and what it
+        should become. lost: beyond this |parameter| a run counts as diverged.
+    """
+
+    title: str
+    facts: dict[str, str]
+    build: Callable[[], nn.Module]
+    loss: Any
+    stream: Callable[[int], Iterator[bptt.Chunk]]
+    start: Callable[[Any, int], Any]
+    rows: int
+    validation: list[bptt.Chunk]
+    measured: bptt.Chunk
+    sequence: int
+    lag: int = 0
+    unit: str = "step"
+    marks: dict[str, float] = dataclasses.field(default_factory=dict)
+    reduction: str = "mean"
+    optimizer: type[torch.optim.Optimizer] = torch.optim.Adam
+    parameter: str | None = None
+    optimum: float | None = None
+    lost: float | None = None
+
+    def sequences(self, seed: int) -> Iterator[bptt.Chunk]:
+        """The training data as sequences of their own, each from the start state, and no loss without its inputs."""
+        for chunk in self.stream(seed):
+            steps = len(chunk.inputs)
+            mask = chunk.mask
+            if self.lag:
+                known = torch.arange(steps) >= self.lag
+                mask = known if mask is None else known & mask
+            yield chunk._replace(is_start=None, mask=mask)
+
+
+class TaskModel(nn.Module):
+    """A recurrent layer and a linear readout: (inputs (T, B, I), state) -> (outputs (T, B, O), state)."""
+
+    state_batch_dim = 1
+
+    def __init__(self, inputs: int, cell: str, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.recurrent = text_model.CELLS[cell](inputs, hidden)
+        self.decoder = nn.Linear(hidden, outputs)
+
+    def zero_state(self, inputs: Tensor) -> Any:
+        """Where a sequence starts."""
+        return text_model.zeros(self.recurrent, inputs.shape[1])
+
+    def forward(
+        self, inputs: Tensor, state: Any, is_start: Tensor | None = None, cotangent_weight: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """Both keywords are handed on to the layer, so that a window is one call whatever happens in it."""
+        hidden, last = self.recurrent(inputs, state, is_start=is_start, cotangent_weight=cotangent_weight)
+        return self.decoder(hidden), last
+
+
+def setting(config: CompareConfig) -> Setting:
+    """The setting of a resolved configuration.
+
+    Raises: UserError for a task's parameter out of range, and for a text that cannot be.
+    """
+    if config.task == "text":
+        return _of_text(config)
+    if config.task == "influence":
+        return _of_influence(config)
+    fields = {field.name for field in dataclasses.fields(TASKS[config.task])}
+    given = {name: value for name in fields if (value := getattr(config, name)) is not None}
+    with user_errors(prefix=f"--task {config.task}: "):
+        return _of_task(config, TASKS[config.task](**given))
+
+
+def _of_task(config: CompareConfig, task: Task) -> Setting:
+    rows, loss = config.batch or 1, task.loss
+    sequence = task.sequence or config.sequence_length or 1
+    held_out = task.stream(VALIDATION_ROWS, sequence, seed=HELD_OUT)
+    count = max(1, VALIDATION_STEPS // sequence)
+    described = _described(task)
+    return Setting(
+        title=f"{config.task} task ({described})",
+        facts={
+            "task": f"{type(task).__name__}({described})",
+            "dependencies": f"reach back {task.lag} steps at most",
+            "sequences": f"of {task.sequence} steps" if task.sequence else "without an end",
+            "model": f"{config.cell} of {config.hidden} units and a linear readout, batch {rows}",
+            "optimizer": f"Adam, learning rate {config.lr:g}, {_clipping(config)}",
+        },
+        build=lambda: TaskModel(task.inputs, config.cell or "", config.hidden or 1, task.outputs),
+        loss=loss,
+        stream=lambda seed: task.stream(rows, sequence, seed=seed),
+        start=lambda model, rows: None,
+        rows=rows,
+        validation=list(itertools.islice(held_out, count)),
+        measured=next(task.stream(rows, sequence, seed=HELD_OUT + 1)),
+        sequence=sequence,
+        lag=0 if task.sequence else task.lag,
+        marks={"without memory": task.baseline} | ({"best possible": task.floor} if task.floor else {}),
+    )
+
+
+def _of_text(config: CompareConfig) -> Setting:
+    source, rows, sequence = config.data or PYTHON_DOCS, config.batch or 1, config.sequence_length or 1
+    with user_errors(prefix="--data "):
+        text = load_text(source)
+    vocabulary = Vocabulary.of(text)
+    with user_errors(prefix=f"--batch {rows}: "):
+        training, held_out = split(vocabulary.encode(text))
+        read = lanes(training, rows)
+        kept = lanes(held_out, max(1, min(VALIDATION_ROWS, len(held_out) // VALIDATION_STEPS)))
+    sequence = min(sequence, len(read) - 1)
+    measured = lanes(held_out, max(1, min(rows, len(held_out) // (sequence + 1))))[: sequence + 1]
+    shown = "Python documentation" if source == PYTHON_DOCS else one_line(source)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def stream(seed: int) -> Iterator[bptt.Chunk]:
+        """The lanes over and over, each seed from another place."""
+        begin = torch.randint(len(read) - 1, (), generator=torch.Generator().manual_seed(seed)).item()
+        return chunks(read.roll(-int(begin), 0), sequence, epochs=None)
+
+    return Setting(
+        title=f"characters of {shown}",
+        facts={
+            "text": f"{shown}, {len(text):,} characters, {len(vocabulary)} of them distinct, SHA-256 {digest}...",
+            "dependencies": "of unknown length",
+            "model": f"{config.cell} of {config.hidden} units on an embedding of {text_model.EMBEDDING}, batch {rows}",
+            "optimizer": f"Adam, learning rate {config.lr:g}, {_clipping(config)}",
+        },
+        build=lambda: text_model.build(len(vocabulary), config.cell or "", config.hidden or 1, 1),
+        loss=text_model.loss,
+        stream=stream,
+        start=lambda model, rows: model.initial_state(rows),
+        rows=rows,
+        validation=list(chunks(kept[: VALIDATION_STEPS + 1], CHUNK)),
+        measured=bptt.Chunk(measured[:-1], measured[1:]),
+        sequence=sequence,
+        unit="character",
+    )
+
+
+def _of_influence(config: CompareConfig) -> Setting:
+    given = {name: value for name in ("size", "positive") if (value := getattr(config, name)) is not None}
+    with user_errors(prefix="--task influence: "):
+        task = InfluenceBalancing(**given)
+    sequence = config.sequence_length or 1
+
+    def endless(seed: int = 0) -> Iterator[bptt.Chunk]:
+        return (next(task.stream(sequence, sequence)) for _ in itertools.count())
+
+    return Setting(
+        title=f"influence balancing ({_described(task)})",
+        facts={
+            "task": f"InfluenceBalancing({_described(task)}), one parameter, no data",
+            "dependencies": f"a window of {task.lag + 1} steps or more sees the right sign",
+            "optimum": f"{task.optimum:.6g}",
+            "optimizer": f"SGD, learning rate {config.lr:g}, a window's losses summed, no clipping",
+        },
+        build=task.model,
+        loss=task.loss,
+        stream=endless,
+        start=lambda model, rows: task.start(),
+        rows=1,
+        validation=[next(endless())],
+        measured=next(endless()),
+        sequence=sequence,
+        reduction="sum",
+        optimizer=torch.optim.SGD,
+        parameter="θ",
+        optimum=task.optimum,
+        lost=1e4,
+    )
+
+
+def _described(task: Any) -> str:
+    return ", ".join(f"{field.name}={getattr(task, field.name)}" for field in dataclasses.fields(task))
+
+
+def _clipping(config: CompareConfig) -> str:
+    return f"gradient norm at most {config.clip:g}" if config.clip else "gradient never clipped"
