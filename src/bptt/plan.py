@@ -208,6 +208,7 @@ class _Forecast:
         assert run.generator is not None
         run.generator.manual_seed(0)
         for window in strategy.windows(lambda t: int(min(t, steps)), run._draw):
+            assert isinstance(window, Window)  # a strategy that probes is refused: `arguments.plannable`
             self._shapes[Shape.of(window)] += 1
             if window.stop - window.start >= self._longest.stop - self._longest.start:
                 self._longest = window
