@@ -12,12 +12,13 @@ import tyro
 
 import bptt
 from bptt.cli.config import PLAIN, at_least_one, flag, parse
-from bptt.cli.diagnosis import Measured, Screen, ladder
+from bptt.cli.diagnosis import Measured, ladder, show
 from bptt.cli.folder import CONFIG, load, replace
 from bptt.cli.model import CharModel, build, loss
 from bptt.cli.plots import diagnosis_plot
 from bptt.cli.printing import UserError, one_line, user_errors
 from bptt.cli.reading import reading
+from bptt.cli.screen import Screen
 from bptt.cli.train import describe, device_of, parameters
 from bptt.cli.train_config import TrainConfig, parse_train
 from bptt.data import PYTHON_DOCS, Vocabulary, lanes, load_text, split
@@ -105,7 +106,7 @@ def run(words: Sequence[str]) -> int:
     with screen.waiting("measuring credit, exponents and truncations"):
         chunk = bptt.Chunk(chunk.inputs.to(device), chunk.targets.to(device))
         measured = _measure(model, chunk, subject.trained)
-    screen.show(measured)
+    show(screen, measured)
     out = config.out if config.run is None or config.out is not None else config.run / PLOT
     if out is not None:
         _draw(out, lambda path: diagnosis_plot(measured, subject.title, path))

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from typing import Any
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 import bptt
-from bptt.cli.printing import printable
+from bptt.cli.screen import Screen
 
 ENOUGH = 0.1
 """A truncation that drops less than this share of the gradient is named."""
@@ -45,45 +40,23 @@ class Measured:
         return found.rows * torch.cat([found.mean[None], found.quantiles])
 
 
-class Screen:
-    """Where a diagnosis is printed; nothing that comes from outside is markup."""
-
-    def __init__(self) -> None:
-        self.console = Console(markup=False, highlight=False, emoji=False)
-
-    def say(self, text: str) -> None:
-        """Print text as it is, control characters escaped."""
-        self.console.print(Text(printable(text)), soft_wrap=True)
-
-    def waiting(self, text: str) -> contextlib.AbstractContextManager[object]:
-        """A sign of life on a terminal, gone at the end."""
-        return self.console.status(Text(text)) if self.console.is_terminal else contextlib.nullcontext()
-
-    def show(self, measured: Measured) -> None:
-        """Print the whole diagnosis."""
-        found = measured.found
-        for name, text in _summary(found).items():
-            self.say(f"{name:<12}{text}")
-        self.say("\ncredit by lag: norm of a loss's gradient at the state so many steps before")
-        levels = ["median" if level == 0.5 else f"{level:.0%}" for level in found.levels]
-        self._table(["lag", "mean", *levels, "of lag 1"], _credit(measured))
-        self.say("\nshare of the gradient that a truncation drops")
-        names = ["K", "tbptt:1:K, each loss through K steps", "tbptt:K, windows of K steps"]
-        self._table(names, [[str(k), share(found.dropped[k]), share(measured.windows[k])] for k in measured.windows])
-        if found.singular_values:
-            self.say(f"\nsingular values of the state's Jacobian over so many steps, {found.state_size} directions")
-            self._table(["steps", "largest", "above 1", "above 0.1", "above 0.01"], _singular(found))
-        self.say("")
-        for sentence in advice(measured):
-            self.say(sentence)
-
-    def _table(self, names: list[str], rows: list[list[str]]) -> None:
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for name in names:
-            table.add_column(Text(name), justify="right")
-        for row in rows:
-            table.add_row(*map(Text, row))
-        self.console.print(table)
+def show(screen: Screen, measured: Measured) -> None:
+    """Print the whole diagnosis."""
+    found = measured.found
+    for name, text in _summary(found).items():
+        screen.say(f"{name:<12}{text}")
+    screen.say("\ncredit by lag: norm of a loss's gradient at the state so many steps before")
+    levels = ["median" if level == 0.5 else f"{level:.0%}" for level in found.levels]
+    screen.table(["lag", "mean", *levels, "of lag 1"], _credit(measured))
+    screen.say("\nshare of the gradient that a truncation drops")
+    names = ["K", "tbptt:1:K, each loss through K steps", "tbptt:K, windows of K steps"]
+    screen.table(names, [[str(k), share(found.dropped[k]), share(measured.windows[k])] for k in measured.windows])
+    if found.singular_values:
+        screen.say(f"\nsingular values of the state's Jacobian over so many steps, {found.state_size} directions")
+        screen.table(["steps", "largest", "above 1", "above 0.1", "above 0.01"], _singular(found))
+    screen.say("")
+    for sentence in advice(measured):
+        screen.say(sentence)
 
 
 def ladder(most: int) -> list[int]:

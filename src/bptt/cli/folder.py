@@ -44,7 +44,7 @@ class RunFolder:
     """
 
     def __init__(self, out: Path | None, overwrite: bool) -> None:
-        self.path = out if out is not None else _dated()
+        self.path = out if out is not None else dated()
         try:
             self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.held = [name for name in FILES if (self.path / name).exists()]
@@ -65,7 +65,7 @@ class RunFolder:
 
     def log(self, record: dict[str, Any]) -> None:
         """Add one line to the metrics; a number that JSON can't hold (NaN, infinity) becomes null."""
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        clean = jsonable(record)
         self._metrics.write(json.dumps(clean) + "\n")
         if self._events is not None:
             self._events.add(clean)
@@ -142,7 +142,21 @@ def replace(target: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _dated() -> Path:
+def jsonable(value: Any) -> Any:
+    """`value` with null for every number that JSON can't hold.
+
+    >>> jsonable({"loss": [1.5, float("nan")]})
+    {'loss': [1.5, None]}
+    """
+    if isinstance(value, dict):
+        return {k: jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def dated() -> Path:
+    """A new folder under runs/, named after the time."""
     name = f"{datetime.datetime.now():%Y-%m-%d_%H%M%S}"
     paths = (Path("runs") / (name + (f"-{n}" if n else "")) for n in range(10**6))
     return next(path for path in paths if not path.exists())

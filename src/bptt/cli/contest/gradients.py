@@ -1,0 +1,50 @@
+"""Each strategy's gradient of a held-out sequence against the exact one, by `bptt.compare`, as plain numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import bptt
+from bptt.cli.contest.settings import Setting
+from bptt.cli.printing import user_errors
+
+WHEN = ("start", "end")
+
+
+def measure(setting: Setting, model: Any, strategy: Any, draws: int, memory: str | None) -> dict[str, Any]:
+    """What `bptt.compare` finds for one strategy: [value, low, high] of each estimate, and the costs.
+
+    Raises: UserError for what the library refuses; bptt.NonFiniteLossError.
+    """
+    rows = setting.measured.inputs.shape[1] if setting.measured.inputs.dim() > 1 else 1
+    with user_errors():
+        found = bptt.compare(
+            model,
+            setting.loss,
+            setting.measured,
+            strategies=[strategy],
+            draws=draws,
+            memory=memory,
+            initial_state=setting.start(model, rows),
+            state_batch_dim=1,
+            generator=torch.Generator().manual_seed(0),
+        )
+    (entry,) = found.entries
+    return {
+        "steps": found.steps,
+        "norm": found.norm,
+        "draws": entry.draws,
+        **_estimates(entry),
+        "parameters": {name: _estimates(each) for name, each in entry.parameters.items()},
+        "seconds": entry.seconds,
+        "memory_bytes": entry.memory_bytes,
+        "updates": entry.updates,
+        "forward_steps": entry.forward_steps,
+        "backward_steps": entry.backward_steps,
+    }
+
+
+def _estimates(deviation: Any) -> dict[str, list[float]]:
+    return {name: list(getattr(deviation, name)) for name in ("bias", "signed_bias", "cosine", "variance")}

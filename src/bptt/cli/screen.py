@@ -1,0 +1,37 @@
+"""Tables and lines of a command that measures something, nothing of what comes from outside being markup."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bptt.cli.printing import printable
+
+
+class Screen:
+    """Where a command prints what it found."""
+
+    def __init__(self) -> None:
+        self.console = Console(markup=False, highlight=False, emoji=False)
+
+    def say(self, text: str) -> None:
+        """Print text as it is, control characters escaped."""
+        self.console.print(Text(printable(text)), soft_wrap=True)
+
+    def waiting(self, text: str) -> contextlib.AbstractContextManager[object]:
+        """A sign of life on a terminal, gone at the end."""
+        return self.console.status(Text(text)) if self.console.is_terminal else contextlib.nullcontext()
+
+    def table(self, names: Sequence[str], rows: Sequence[Sequence[str]], words: int = 0) -> None:
+        """Print a table, its first columns, as many as `words`, aligned to the left, the others to the right."""
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for i, name in enumerate(names):
+            table.add_column(Text(name), justify="left" if i < words else "right")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        self.console.print(table)
