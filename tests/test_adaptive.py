@@ -1,6 +1,7 @@
 """Adaptive truncation: the rule as a table, the credit by lag against plain autograd, what a run decides."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -241,16 +242,23 @@ def test_it_takes_part_in_backward_and_compare(name):
     assert entry.bias.value == pytest.approx((off / whole).sqrt().item(), rel=1e-9)
 
 
-def test_budgets():
+@pytest.mark.parametrize("memory", [bptt.Checkpoints(1, 1), bptt.Checkpoints(5, 3), 0.99, 0.7])
+def test_a_probe_keeps_within_the_budget_too(memory):
+    """With the states in between run again, its answer and the gradient are the same; the least that is named works."""
     case = make("lstm", 200)
-    free = list(unroll(case, ADAPTIVE(window=50)))
-    probed = free[0].memory_bytes
-    assert probed >= 57 * 2 * 2 * 4 * 8  # the states of a probe
-    kept = list(unroll(case, ADAPTIVE(window=50), memory=probed))
-    assert max(u.memory_bytes for u in kept) <= probed
-    with pytest.raises(ValueError, match=r"window=") as error:
-        list(unroll(case, ADAPTIVE(window=50), memory=probed // 2))
-    assert "\n" not in str(error.value)
+    want, free = gradient(case, ADAPTIVE(window=50))
+    most = max(u.memory_bytes for u in free)
+    assert most >= 57 * 2 * 2 * 4 * 8  # the states of a probe
+    memory = int(memory * most) if isinstance(memory, float) else memory
+    got, kept = gradient(case, ADAPTIVE(window=50), memory=memory)
+    oracle.assert_close(got, want)
+    assert [u.decision.k for u in kept] == [u.decision.k for u in free]
+    assert kept[0].memory_bytes < most
+    assert kept[0].forward_steps > free[0].forward_steps
+    with pytest.raises(ValueError, match=r"the least that works here is memory=\d+") as error:
+        gradient(case, ADAPTIVE(window=50), memory=64)
+    least = int(re.findall(r"\d+", str(error.value))[-1])
+    assert max(u.memory_bytes for u in gradient(case, ADAPTIVE(window=50), memory=least)[1]) <= least
 
 
 def test_plan_says_what_to_plan_instead():

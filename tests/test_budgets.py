@@ -43,8 +43,11 @@ def test_what_is_reported_is_what_was_used(strategy, memory):
     """No less than autograd held, and no more than that and a few states and cotangents."""
     _, meter, updates, _ = metered("lstm", 60, strategy, memory)
     one = 2 * 4 * 13 * 8
+    few = 6
+    if isinstance(strategy, bptt.AdaptiveTruncatedBPTT):  # a probe has the cotangents of 8 losses, and its 11 states
+        few += 3 * 8 + (0 if memory else 11)
     reported, slots = max(u.memory_bytes for u in updates), 1 if memory is None else memory.slots
-    assert meter.peak <= reported <= meter.peak + (slots + 6) * one
+    assert meter.peak <= reported <= meter.peak + (slots + few) * one
 
 
 @pytest.mark.parametrize("name", ["gru", "lstm"])

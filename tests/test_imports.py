@@ -17,7 +17,7 @@ LAYERS = [  # lowest first; a module imports from layers strictly below its own
     {"replay", "results"},
     {"recurrence", "stream", "gates"},
     {"segment"},
-    {"memory", "pullback"},
+    {"memory", "pullback", "rewind"},
     {"budget", "probing"},
     {"reverse"},
     {"strategies"},
@@ -28,7 +28,7 @@ LAYERS = [  # lowest first; a module imports from layers strictly below its own
     {"diagnostics", "compare", "plan"},
 ]
 ENGINE = set().union(*LAYERS)
-FREE = {"equations"}  # imports nothing of ours
+FREE = {"equations", "models"}  # import nothing of ours
 OUTSIDE = {"cli", "data"}  # see `import bptt` alone, beside their own files
 SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if "__pycache__" not in p.parts)
 
@@ -106,7 +106,7 @@ def test_pytrees_are_the_business_of_state_alone():
 @pytest.mark.parametrize("folder", ["src/bptt/cli", "src/bptt/data", "examples", "benchmarks"])
 def test_the_outside_sees_the_public_package_alone(folder):
     """`import bptt`, its public names, and files of the same folder; never a module of the engine."""
-    allowed = OUTSIDE | {"nn", *bptt.__all__}
+    allowed = OUTSIDE | {"nn", "models", *bptt.__all__}
     for path in sorted((ROOT / folder).rglob("*.py")):
         for name in imports(path):
             assert name[0] != "bptt" or len(name) == 1 or name[1] in allowed, f"{path.name}: {'.'.join(name)}"
@@ -114,7 +114,7 @@ def test_the_outside_sees_the_public_package_alone(folder):
 
 @pytest.mark.parametrize("folder", ["src", "tests", "examples", "benchmarks"])
 def test_files_are_short(folder):
-    limits = {"src": 300, "tests": 300, "examples": 80, "benchmarks": 300}
+    limits = {"src": 300, "tests": 300, "examples": 150, "benchmarks": 300}  # see test_examples.py too
     for path in sorted((ROOT / folder).rglob("*.py")):
         count = len(path.read_text(encoding="utf-8").splitlines())
         limit = 150 if path.parent.name == "strategies" and folder == "src" else limits[folder]

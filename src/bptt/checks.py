@@ -108,13 +108,14 @@ def finite(total: Tensor, losses: Iterable[Tensor], first: int) -> None:
         first += len(values)
 
 
-def probe_fits(needed: int, budget: int | None, probe: Any) -> None:
-    """What a probe of credit by lag holds within a budget in bytes."""
-    if budget is not None and needed > budget:
+def probe_fits(size: int, fixed: int, one: int, probe: Any) -> int:
+    """How many states of `one` byte count a probe may keep beside what is fixed, within a budget of `size` bytes."""
+    if fixed + one > size:
         raise ValueError(
-            f"memory={budget} bytes don't hold the states of a probe of {probe.stop - probe.start} steps, which takes "
-            f"{needed}: give that much, or AdaptiveTruncatedBPTT a smaller window=."
+            f"memory={size} can't hold a probe of AdaptiveTruncatedBPTT, which pulls {probe.losses} losses back: the "
+            f"least that works here is memory={fixed + one}."
         )
+    return (size - fixed) // one
 
 
 def some_gradient(differentiable: bool) -> None:

@@ -80,7 +80,7 @@ class Run:
         self.valid: Any = 0
         self.factor: Any = 1
         self._fitting: Any = None
-        self._probed = (0, 0)  # forward steps and bytes of the probe before a window
+        self._probed = [0, 0]  # forward steps and bytes of the probe before a window
         self.owed: list[tuple[Tensor, Tensor]] = []
         self.owed_at_start: list[Tensor | None] = []
 
@@ -131,15 +131,14 @@ class Run:
                 answer = self._answer(item)
                 continue
             yield item
-            answer, self._probed = None, (0, 0)
+            answer, self._probed = None, [0, 0]
 
     def _answer(self, probe: Probe) -> Credit:
         window = Window(probe.start, probe.start, probe.stop, probe.stop)
         initial = self.initial(window, self.carried)
-        budget = self.memory.size if isinstance(self.memory, Budget) else None
         begin = self.begin(window, self.carried, initial)
-        answer, held = probing.credit(self.problem, probe, begin, initial, self.meter, budget)
-        self._probed = (2 * (probe.stop - probe.start), held)
+        memory = self.memory.size if isinstance(self.memory, Budget) else self.memory
+        answer, *self._probed = probing.credit(self.problem, probe, begin, initial, self.meter, memory)
         return answer
 
     def merged(self, strategy: Strategy) -> Update:

@@ -12,7 +12,7 @@ from torch import Tensor
 from bptt import checks, state
 from bptt.budget import Budget
 from bptt.memory import Checkpoints, Meter
-from bptt.schedules.checkpoint import Advance, Free, Restore, Store, Vjp, actions
+from bptt.rewind import Rewind
 from bptt.schedules.windows import Window
 from bptt.segment import Initial, Losses, Problem, Segment
 from bptt.state import Tree
@@ -58,47 +58,27 @@ def run(
     key = None if plan else (len(segments[0].calls), tuple(x.shape for x in state.leaves(begin)))
     one = state.nbytes(begin)
     floating = sum(state.nbytes(leaf) for leaf in state.leaves(begin) if state.carries_cotangent(leaf))
-    stored, versions = {0: begin}, {0: [] if whole else _versions(begin)}
-    working, at = begin, 0
-    kept = begin if window.keep == window.start else None
+    between = window.start < window.keep < window.stop
+    rewind = Rewind(segments, plan.slots if plan else 1, begin)
     after: Tree = None
     cotangent: list[Tensor | None] | None = None
     found: list[Losses] = []
     total: Tensor | None = None
-    forward_steps = memory_bytes = 0
+    memory_bytes = 0
     differentiable = False
 
-    for action in actions(len(segments), plan.slots if plan else 1):
-        match action:
-            case Advance(first, last):
-                for segment in segments[first:last]:
-                    working = segment.advance(working)
-                    forward_steps += segment.stop - segment.start
-                    kept = segment.kept if kept is None else kept
-                at = last
-            case Store(step):
-                stored[step], versions[step] = working, _versions(working)
-            case Restore(step):
-                working, at = stored[step], step
-                checks.unchanged(versions[step], _versions(working))
-            case Vjp(step):
-                segment = segments[step]
-                tape, saved = meter.tape(segment, working, key)
-                if tape.losses is not None:
-                    found.append(tape.found(brief=not whole))
-                    differentiable |= tape.losses.requires_grad
-                    if whole:
-                        total = checked_total(found, window.first)
-                after = tape.after if after is None else after
-                kept = segment.kept if kept is None else kept
-                cotangent = tape.pull(cotangent, factor, divisor)
-                forward_steps += segment.stop - segment.start
-                states = len(stored) + (at not in stored) + (window.start < window.keep < window.stop) + 1
-                cotangents = 1 if step == len(segments) - 1 else 2
-                memory_bytes = max(memory_bytes, saved + states * one + cotangents * floating)
-                del tape
-            case Free(step):
-                del stored[step]
+    for segment, carried in rewind:
+        tape, saved = meter.tape(segment, carried, key)
+        if tape.losses is not None:
+            found.append(tape.found(brief=not whole))
+            differentiable |= tape.losses.requires_grad
+            if whole:
+                total = checked_total(found, window.first)
+        cotangents = 1 if cotangent is None else 2
+        after = tape.after if cotangent is None else after
+        cotangent = tape.pull(cotangent, factor, divisor)
+        memory_bytes = max(memory_bytes, saved + (rewind.states + between + 1) * one + cotangents * floating)
+        del tape
 
     checks.some_gradient(differentiable)
     found.reverse()
@@ -106,10 +86,10 @@ def run(
         loss=checked_total(found, window.first) if total is None else total,
         valid=sum(losses.valid for losses in found),
         aux=state.join([losses.aux for losses in found], problem.time_dim),
-        kept=kept,
+        kept=begin if window.keep == window.start else next(s.kept for s in segments if s.kept is not None),
         after=after,
         cotangent=cotangent or [],
-        forward_steps=forward_steps,
+        forward_steps=rewind.forward_steps + window.stop - window.start,
         memory_bytes=memory_bytes,
     )
 
@@ -119,7 +99,3 @@ def checked_total(found: list[Losses], first: int) -> Tensor:
     total = found[0].total() if len(found) == 1 else torch.stack([losses.total() for losses in found]).sum()
     checks.finite(total, (losses.values for losses in found), first)
     return total
-
-
-def _versions(carried: Tree) -> list[int]:
-    return [leaf._version for leaf in state.leaves(carried)]
