@@ -66,7 +66,7 @@ def diagnosis_plot(measured: Measured, title: str, path: Path) -> None:
     credit, dropped, exponents = panels["c"], panels["d"], panels["e"]
 
     values = measured.credit.numpy()
-    _style(credit, "lag: steps back from a loss to the state", "norm of its gradient there")
+    style(credit, "lag: steps back from a loss to the state", "norm of its gradient there")
     if values.any():
         credit.set_yscale("log")
         values = np.where(values > 0, values, np.nan)  # zero has no place on a logarithmic axis
@@ -82,7 +82,7 @@ def diagnosis_plot(measured: Measured, title: str, path: Path) -> None:
         credit.axvline(found.memory_length, color=ORANGE, linestyle="--", linewidth=1.2, label=label)
     credit.legend(frameon=False, fontsize=9)
 
-    _style(dropped, "K", "share of the gradient dropped")
+    style(dropped, "K", "share of the gradient dropped")
     each, windows = "tbptt:1:K, each loss through K steps", "tbptt:K, windows of K steps"
     for shares, label, color in ((measured.windows, windows, BLUE), (found.dropped, each, ORANGE)):
         dropped.plot(list(shares), list(shares.values()), "o-", color=color, markersize=4, label=label)
@@ -96,7 +96,7 @@ def diagnosis_plot(measured: Measured, title: str, path: Path) -> None:
     values = found.exponents.numpy()
     values = np.where(np.isfinite(values), values, np.nan)  # -inf where a direction is lost at once
     places = np.arange(1, values.shape[1] + 1)
-    _style(exponents, f"place, of {found.state_size}", "Lyapunov exponent, nats a step")
+    style(exponents, f"place, of {found.state_size}", "Lyapunov exponent, nats a step")
     lanes = exponents.plot(places, values.T, color=PALE, linewidth=0.8)
     lanes[0].set_label("each lane")
     exponents.plot(places, values.mean(0), "o-", color=BLUE, markersize=3, label="mean")
@@ -110,12 +110,12 @@ def _axes(title: str, label: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, fontsize=11, loc="left", parse_math=False)
-    _style(axes, "characters read in training", label)
+    style(axes, "characters read in training", label)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     return figure, axes
 
 
-def _style(axes: Axes, across: str, up: str) -> None:
+def style(axes: Axes, across: str, up: str) -> None:
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     axes.grid(color="#dddddd", linewidth=0.6)

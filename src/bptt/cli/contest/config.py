@@ -31,9 +31,11 @@ BELONGS = {
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "delayed": {
-        "strategies": "full,tbptt:5,tbptt:5:20,artbp:10,random:10,adaptive:0.5",
-        "budget": "12000",
-        "sequence_length": 100,
+        "strategies": "full,tbptt:3,tbptt:3:12,artbp:6,random:6,adaptive:0.5",
+        "budget": "10000",
+        "sequence_length": 50,
+        "delay": 5,
+        "lr": 0.01,
     },
     "copy": {"strategies": "full,tbptt:10,tbptt:10:60,artbp:20,adaptive:0.5", "budget": "40000", "delay": 30},
     "adding": {"strategies": "full,tbptt:10,tbptt:10:60,artbp:20,adaptive:0.5", "budget": "40000", "length": 50},
@@ -106,7 +108,7 @@ class CompareConfig:
     draws: int = 60
     """Draws of a random strategy, for the bias and variance of its gradient; at least 3."""
     delay: Annotated[int | None, PLAIN] = None
-    """copy, delayed: steps from an input to its repetition. 30 for copy, 10 for delayed, if not given."""
+    """copy, delayed: steps from an input to its repetition. 30 for copy, 5 for delayed, if not given."""
     length: Annotated[int | None, PLAIN] = None
     """copy: symbols to repeat, 10 if not given. adding: steps of a sequence, 50 if not given."""
     symbols: Annotated[int | None, PLAIN] = None
@@ -122,8 +124,8 @@ class CompareConfig:
     data: Annotated[str | None, tyro.conf.arg(metavar="FILE|python-docs", help_behavior_hint="")] = None
     """text: a UTF-8 file. Python's own documentation if not given."""
     sequence_length: Annotated[int | None, PLAIN] = None
-    """Steps of the sequences that full takes of data without an end; the others read it as it comes. 100 if not given,
-    200 for text, 1000 for influence."""
+    """Steps of the sequences that full takes of data without an end; the others read it as it comes. 50 for delayed,
+    100 for bernoulli, 200 for text, 1000 for influence, if not given."""
     cell: Annotated[Literal["rnn", "gru", "lstm"] | None, PLAIN] = None
     """Kind of recurrent layer. lstm if not given."""
     hidden: Annotated[int | None, PLAIN] = None
@@ -131,7 +133,8 @@ class CompareConfig:
     batch: Annotated[int | None, PLAIN] = None
     """Rows, or lanes of a text, read side by side. 16 if not given, 32 for text."""
     lr: Annotated[float | None, PLAIN] = None
-    """Learning rate of Adam, for influence of SGD. 0.003 if not given, 1e-5 for influence."""
+    """Learning rate of Adam, for influence of SGD. 0.003 if not given, 0.01 for
+    delayed, 1e-5 for influence."""
     clip: Annotated[float | None, PLAIN] = None
     """Largest norm of the gradient; 0 never clips. 1 if not given."""
     memory: Annotated[str | None, tyro.conf.arg(metavar="SIZE", help_behavior_hint="")] = None

@@ -8,13 +8,15 @@ import torch
 
 import bptt
 from bptt.cli.contest.settings import Setting
+from bptt.cli.folder import jsonable
 from bptt.cli.printing import user_errors
 
 WHEN = ("start", "end")
+"""Where gradients are measured: at the first weights of seed 0, and at the end of the run with the lowest loss."""
 
 
 def measure(setting: Setting, model: Any, strategy: Any, draws: int, memory: str | None) -> dict[str, Any]:
-    """What `bptt.compare` finds for one strategy: [value, low, high] of each estimate, and the costs.
+    """What `bptt.compare` finds for one strategy: [value, low, high] of each estimate, and the costs; None for NaN.
 
     Raises: UserError for what the library refuses; bptt.NonFiniteLossError.
     """
@@ -32,7 +34,7 @@ def measure(setting: Setting, model: Any, strategy: Any, draws: int, memory: str
             generator=torch.Generator().manual_seed(0),
         )
     (entry,) = found.entries
-    return {
+    numbers = {
         "steps": found.steps,
         "norm": found.norm,
         "draws": entry.draws,
@@ -44,6 +46,7 @@ def measure(setting: Setting, model: Any, strategy: Any, draws: int, memory: str
         "forward_steps": entry.forward_steps,
         "backward_steps": entry.backward_steps,
     }
+    return jsonable(numbers)
 
 
 def _estimates(deviation: Any) -> dict[str, list[float]]:

@@ -37,6 +37,7 @@ class Setting:
     unit: what a step of one row is called. marks: lines to draw through the losses, by name.
     reduction, optimizer: as the task wants them. parameter, optimum: of a model with a single one, its name and what it
         should become. lost: beyond this |parameter| a run counts as diverged.
+    digest: of the text that is read.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Setting:
     parameter: str | None = None
     optimum: float | None = None
     lost: float | None = None
+    digest: str = ""
 
     def sequences(self, seed: int) -> Iterator[bptt.Chunk]:
         """The training data as sequences of their own, each from the start state, and no loss without its inputs."""
@@ -146,7 +148,7 @@ def _of_text(config: CompareConfig) -> Setting:
     sequence = min(sequence, len(read) - 1)
     measured = lanes(held_out, max(1, min(rows, len(held_out) // (sequence + 1))))[: sequence + 1]
     shown = "Python documentation" if source == PYTHON_DOCS else one_line(source)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    digest = hashlib.sha256(text.encode()).hexdigest()
 
     def stream(seed: int) -> Iterator[bptt.Chunk]:
         """The lanes over and over, each seed from another place."""
@@ -156,7 +158,7 @@ def _of_text(config: CompareConfig) -> Setting:
     return Setting(
         title=f"characters of {shown}",
         facts={
-            "text": f"{shown}, {len(text):,} characters, {len(vocabulary)} of them distinct, SHA-256 {digest}...",
+            "text": f"{shown}, {len(text):,} characters, {len(vocabulary)} of them distinct, SHA-256 {digest[:12]}...",
             "dependencies": "of unknown length",
             "model": f"{config.cell} of {config.hidden} units on an embedding of {text_model.EMBEDDING}, batch {rows}",
             "optimizer": f"Adam, learning rate {config.lr:g}, {_clipping(config)}",
@@ -170,6 +172,7 @@ def _of_text(config: CompareConfig) -> Setting:
         measured=bptt.Chunk(measured[:-1], measured[1:]),
         sequence=sequence,
         unit="character",
+        digest=digest,
     )
 
 

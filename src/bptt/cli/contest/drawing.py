@@ -1,0 +1,61 @@
+"""Panels as SVG for the page, and side by side as PNG."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure  # a Figure of its own draws with Agg and needs no display
+from matplotlib.lines import Line2D
+
+from bptt.cli.contest.panels import INK, RULE, Panel, looks
+from bptt.cli.contest.results import Standing
+from bptt.cli.strategies import labelled
+
+STYLE: Any = {
+    "font.size": 8.5,
+    "svg.fonttype": "none",  # text stays text: it can be read out, searched, and takes the page's colour
+    "svg.hashsalt": "bptt",
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+WIDTH, HEIGHT = 4.1, 2.9
+
+
+def svg(panel: Panel) -> Markup:
+    """The panel as an element of a page, in the page's colours, as wide as it may be."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        panel.draw(figure.add_subplot())
+        written = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(written, format="svg", transparent=True, metadata=nothing)
+    text = written.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor").replace(RULE, "var(--rule)")
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{panel.name}-", text)  # several on one page
+    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1)
+    return Markup(text.replace("xlink:href", "href"))
+
+
+def png(panels: Sequence[Panel], placed: Sequence[Standing], title: str, path: Path) -> None:
+    """The panels in a row, with a legend."""
+    with rc_context({**STYLE, "font.size": 9}):
+        figure = Figure(figsize=(4.6 * len(panels), 4), dpi=110, layout="constrained")
+        figure.suptitle(title, fontsize=11, x=0.01, ha="left", parse_math=False)
+        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            panel.draw(axes)
+            axes.set_title(panel.title, fontsize=10, loc="left")
+        lines = [
+            Line2D([], [], color=look.colour, linestyle=look.dash, label=labelled(name))  # pyright: ignore[reportArgumentType]
+            for name, look in looks([each.name for each in placed]).items()
+        ]
+        figure.legend(handles=lines, loc="outside lower center", ncols=min(8, len(lines)), frameon=False)
+        figure.savefig(path)

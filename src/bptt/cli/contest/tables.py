@@ -1,0 +1,94 @@
+"""The tables of a comparison, as texts, for the page and for the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from bptt.cli.contest.contest import Found
+from bptt.cli.contest.results import Standing, equal_time, standings
+from bptt.cli.contest.verdict import spread
+from bptt.cli.diagnosis import number
+from bptt.cli.printing import duration, quantity, size
+from bptt.cli.strategies import labelled
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Names of the columns, and rows of texts; the first column is what the row is about."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def results(found: Found) -> Table:
+    """What each strategy reached, and what it took."""
+    placed = standings(found)
+    together = equal_time(placed)
+    parameter = found.setting.parameter
+    columns = ["strategy", f"loss after {found.budget}", "at equal time"] + ([parameter] if parameter else [])
+    columns += ["updates", "time", "s / 1,000 steps", "memory", "window"]
+    rows = []
+    for each in placed:
+        early = None if together is None else each.loss_at(together)
+        end = [number(each.parameter)] if parameter and each.parameter is not None else [""] * bool(parameter)
+        rows.append(
+            [
+                labelled(each.name),
+                _diverged(each) if each.loss is None else spread(each.loss),
+                "" if early is None else spread(early),
+                *end,
+                f"{each.updates:,.0f}",
+                duration(each.seconds),
+                f"{1e3 * each.pace:.3g}",
+                size(each.memory_bytes),
+                _window(each),
+            ]
+        )
+    return Table("Results", columns, rows)
+
+
+def gradients(found: Found, when: str) -> Table:
+    """What `bptt.compare` measured."""
+    columns = ["strategy", "bias", "signed", "cosine", "variance", "forward", "backward", "memory", "time"]
+    rows = []
+    for each in standings(found):
+        measured = each.gradients.get(when)
+        if measured is None:
+            continue
+        estimates = [estimate(each.value(when, name)) for name in ("bias", "signed_bias", "cosine", "variance")]
+        counts = [quantity(measured[name]) for name in ("forward_steps", "backward_steps")]
+        cost = [size(measured["memory_bytes"]), f"{1e3 * measured['seconds']:.3g} ms"]
+        rows.append([labelled(each.name), *estimates, *counts, *cost])
+    return Table(f"At the {when}", columns, rows)
+
+
+def by_parameter(found: Found, when: str) -> Table:
+    """The relative bias of each parameter's gradient."""
+    placed = [each for each in standings(found) if when in each.gradients]
+    names = list(placed[0].gradients[when]["parameters"]) if placed else []
+    rows = [[name, *(estimate(each.gradients[when]["parameters"][name]["bias"]) for each in placed)] for name in names]
+    return Table(f"At the {when}", ["parameter", *(labelled(each.name) for each in placed)], rows)
+
+
+def estimate(found: Sequence[float | None] | None) -> str:
+    """A value with its interval if it has one.
+
+    >>> estimate([0.5, 0.41, 0.6]), estimate([0.25, 0.25, 0.25]), estimate(None)
+    ('0.5 [0.41, 0.6]', '0.25', '')
+    """
+    if found is None or None in found:
+        return ""
+    value, low, high = (0.0 if value is None or abs(value) < 1e-12 else value for value in found)
+    return number(value) if low == high else f"{number(value)} [{low:.2g}, {high:.2g}]"
+
+
+def _window(each: Standing) -> str:
+    """The range of its lengths."""
+    low, high = each.window(0), each.window(1)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _diverged(each: Standing) -> str:
+    return f"diverged ({len(each.diverged)} of {len(each.runs)})"
