@@ -34,7 +34,7 @@ def run(words: Sequence[str]) -> int:
     config = config.resolved()
     strategies, budget = parse_strategies(config.strategies or ""), parse_budget(config.budget or "")
     chosen = setting(config)
-    must_fit(chosen, strategies, config.memory)
+    must_fit(chosen, strategies, budget, config.memory)
     folder = ContestFolder(config, chosen.digest)
     again = shlex.join(["bptt", "compare", *words, *([] if config.out else ["--out", str(folder.path)])])
     interrupt = Interrupt()
@@ -58,16 +58,16 @@ def run(words: Sequence[str]) -> int:
 
 
 def _write(found: Found, folder: ContestFolder, again: str) -> None:
-    placed, title = standings(found), found.setting.title
+    placed = standings(found)
     panels = loss_panels(found, placed), gradient_panels(placed), cost_panels(placed)
     for name, row in zip(("loss.png", "gradients.png", "windows.png"), panels, strict=True):
-        folder.replace(name, partial(png, row, placed, title))
+        folder.replace(name, partial(png, row, found))
     folder.write(RESULTS, json.dumps(jsonable(numbers(found)), indent=1) + "\n")
     folder.write(PAGE, page(found, again))
 
 
 def _show(found: Found, screen: Screen, path: str) -> None:
-    table = tables.results(found)
+    table = tables.brief(found)
     screen.say("")
     screen.table(table.columns, table.rows, words=1)
     screen.say("")

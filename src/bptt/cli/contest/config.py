@@ -31,10 +31,11 @@ BELONGS = {
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "delayed": {
-        "strategies": "full,tbptt:3,tbptt:3:12,artbp:6,random:6,adaptive:0.5",
-        "budget": "10000",
+        "strategies": "full,tbptt:4,tbptt:4:16,artbp:10,random:10,adaptive:0.5",
+        "budget": "8000",
         "sequence_length": 50,
-        "delay": 5,
+        "delay": 6,
+        "cell": "gru",
         "lr": 0.01,
     },
     "copy": {"strategies": "full,tbptt:10,tbptt:10:60,artbp:20,adaptive:0.5", "budget": "40000", "delay": 30},
@@ -108,7 +109,7 @@ class CompareConfig:
     draws: int = 60
     """Draws of a random strategy, for the bias and variance of its gradient; at least 3."""
     delay: Annotated[int | None, PLAIN] = None
-    """copy, delayed: steps from an input to its repetition. 30 for copy, 5 for delayed, if not given."""
+    """copy, delayed: steps from an input to its repetition. 30 for copy, 6 for delayed, if not given."""
     length: Annotated[int | None, PLAIN] = None
     """copy: symbols to repeat, 10 if not given. adding: steps of a sequence, 50 if not given."""
     symbols: Annotated[int | None, PLAIN] = None
@@ -127,7 +128,7 @@ class CompareConfig:
     """Steps of the sequences that full takes of data without an end; the others read it as it comes. 50 for delayed,
     100 for bernoulli, 200 for text, 1000 for influence, if not given."""
     cell: Annotated[Literal["rnn", "gru", "lstm"] | None, PLAIN] = None
-    """Kind of recurrent layer. lstm if not given."""
+    """Kind of recurrent layer. lstm if not given, gru for delayed."""
     hidden: Annotated[int | None, PLAIN] = None
     """Units of the layer. 32 if not given, 64 for text."""
     batch: Annotated[int | None, PLAIN] = None

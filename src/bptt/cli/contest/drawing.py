@@ -13,8 +13,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure  # a Figure of its own draws with Agg and needs no display
 from matplotlib.lines import Line2D
 
-from bptt.cli.contest.panels import INK, RULE, Panel, looks
-from bptt.cli.contest.results import Standing
+from bptt.cli.contest.contest import Found
+from bptt.cli.contest.panels import INK, MARK, RULE, Panel, looks, marks
 from bptt.cli.strategies import labelled
 
 STYLE: Any = {
@@ -45,17 +45,18 @@ def svg(panel: Panel) -> Markup:
     return Markup(text.replace("xlink:href", "href"))
 
 
-def png(panels: Sequence[Panel], placed: Sequence[Standing], title: str, path: Path) -> None:
+def png(panels: Sequence[Panel], found: Found, path: Path) -> None:
     """The panels in a row, with a legend."""
     with rc_context({**STYLE, "font.size": 9}):
         figure = Figure(figsize=(4.6 * len(panels), 4), dpi=110, layout="constrained")
-        figure.suptitle(title, fontsize=11, x=0.01, ha="left", parse_math=False)
+        figure.suptitle(found.setting.title, fontsize=11, x=0.01, ha="left", parse_math=False)
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             panel.draw(axes)
             axes.set_title(panel.title, fontsize=10, loc="left")
         lines = [
-            Line2D([], [], color=look.colour, linestyle=look.dash, label=labelled(name))  # pyright: ignore[reportArgumentType]
-            for name, look in looks([each.name for each in placed]).items()
+            Line2D([], [], color=look.colour, linestyle=look.dash, label=labelled(name))
+            for name, look in looks(found.names).items()
         ]
+        lines += [Line2D([], [], **MARK, label=told) for told in marks(found)]
         figure.legend(handles=lines, loc="outside lower center", ncols=min(8, len(lines)), frameon=False)
         figure.savefig(path)

@@ -30,22 +30,23 @@ class ContestFolder:
     """A folder made for one comparison, or found with the finished parts of the very same one.
 
     Arguments:
-        config: resolved; its `out` is the folder, None makes a new dated one under runs/.
+        config: resolved; its `out` is the folder. None goes on in the last one under runs/ that holds the same one
+            without its report, or makes a new dated one.
         digest: of a text that is read, "" without: the data belong to what makes a comparison the same.
 
     Raises: UserError if it holds another comparison or a run of `bptt train`, or can't be written to.
     """
 
     def __init__(self, config: CompareConfig, digest: str) -> None:
-        self.path = config.out if config.out is not None else dated()
         identity = {**config.recorded(), "bptt": bptt.__version__}
         if digest:
             identity["sha256"] = digest
         try:
-            held = self._held()
+            self.path = config.out if config.out is not None else _unfinished(identity) or dated()
+            held = _held(self.path)
             if held is not None and held != identity and not config.overwrite:
                 raise UserError(f"{self.path} holds another comparison ({_difference(held, identity)})" + _OTHERWISE)
-            if held is None and any((self.path / name).exists() for name in (*RUN_FILES, PAGE, RESULTS)):
+            if held is None and any((self.path / name).exists() for name in (*RUN_FILES, PAGE, RESULTS, *PLOTS)):
                 raise UserError(f"{self.path} holds something else, such as a run of bptt train. Choose another --out")
             (self.path / PARTS).mkdir(parents=True, exist_ok=True)
             if held != identity:
@@ -55,16 +56,6 @@ class ContestFolder:
             raise UserError(
                 f"{self.path}: no comparison can be written here ({error.strerror}). Choose another --out"
             ) from None
-
-    def _held(self) -> dict[str, Any] | None:
-        """What identifies the comparison that the folder holds."""
-        if not (self.path / CONFIG).exists() or not (self.path / PARTS).is_dir():
-            return None
-        try:
-            held = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError):
-            held = None
-        return held if isinstance(held, dict) else {"config": "damaged"}
 
     def _clear(self) -> None:
         for path in (self.path / PARTS).iterdir():
@@ -127,6 +118,23 @@ class ContestFolder:
 
 
 _OTHERWISE = ". Give the same options to go on with it, another --out, or --overwrite to delete it"
+
+
+def _held(path: Path) -> dict[str, Any] | None:
+    """What identifies the comparison that a folder holds; None if it holds none."""
+    if not (path / CONFIG).exists() or not (path / PARTS).is_dir():
+        return None
+    try:
+        held = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        held = None
+    return held if isinstance(held, dict) else {"config": "damaged"}
+
+
+def _unfinished(identity: dict[str, Any]) -> Path | None:
+    """The last folder under runs/ that holds this comparison, stopped before its end."""
+    folders = sorted(Path("runs").glob("*/" + PARTS), reverse=True)
+    return next((f.parent for f in folders if _held(f.parent) == identity and not (f.parent / PAGE).exists()), None)
 
 
 def _difference(held: dict[str, Any], wanted: dict[str, Any]) -> str:

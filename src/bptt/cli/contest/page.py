@@ -12,7 +12,7 @@ from bptt.cli.contest import tables
 from bptt.cli.contest.contest import Found
 from bptt.cli.contest.drawing import svg
 from bptt.cli.contest.gradients import WHEN
-from bptt.cli.contest.panels import cost_panels, gradient_panels, looks, loss_panels
+from bptt.cli.contest.panels import cost_panels, gradient_panels, looks, loss_panels, marks
 from bptt.cli.contest.results import standings
 from bptt.cli.contest.verdict import verdict
 from bptt.cli.printing import printable
@@ -48,6 +48,7 @@ def page(found: Found, command: str) -> str:
             ("Windows and cost", cost_panels(placed)),
         ],
         svg=svg,
+        marks=marks(found),
         results=tables.results(found),
         gradients=[tables.gradients(found, when) for when in WHEN],
         parameters=[tables.by_parameter(found, when) for when in WHEN],

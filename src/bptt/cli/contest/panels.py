@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,8 +14,9 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 
 from bptt.cli.contest.contest import Found
 from bptt.cli.contest.gradients import WHEN
-from bptt.cli.contest.results import Standing
-from bptt.cli.contest.runner import Point
+from bptt.cli.contest.results import Standing, between
+from bptt.cli.contest.runner import Point, Run
+from bptt.cli.diagnosis import number
 from bptt.cli.plots import style
 from bptt.cli.printing import size
 from bptt.cli.strategies import labelled
@@ -23,6 +25,8 @@ INK, RULE = "#1b1f24", "#dddddd"
 """Of text and axes, and of the grid; the page puts its own colours in their place."""
 COLOURS = ("#1f77c4", "#d55e00", "#10976b", "#c2609f", "#b8860b", "#7a6ff0", "#8c6d5f", "#7f8790")
 """Legible on white and on black; then again, dashed."""
+MARK: Any = {"color": INK, "linewidth": 0.8, "linestyle": (0, (2, 2))}
+"""A value that is known beforehand."""
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
 
@@ -31,7 +35,7 @@ class Look:
     """How a strategy is drawn everywhere."""
 
     colour: str
-    dash: object
+    dash: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +51,13 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
     """Of each strategy one that no other has, for the first 32."""
     pairs = itertools.cycle((dash, colour) for dash in DASHES for colour in COLOURS)
     return {name: Look(colour, dash) for name, (dash, colour) in zip(names, pairs, strict=False)}
+
+
+def marks(found: Found) -> list[str]:
+    """What the dotted lines are."""
+    setting = found.setting
+    told = [f"{name}: loss {number(value)}" for name, value in setting.marks.items()]
+    return told + ([f"optimum: {setting.parameter} = {setting.optimum:.4g}"] if setting.optimum is not None else [])
 
 
 def loss_panels(found: Found, placed: Sequence[Standing]) -> list[Panel]:
@@ -93,23 +104,17 @@ def _curves(
         for each, look in zip(placed, looks([e.name for e in placed]).values(), strict=True):
             for run in each.runs:
                 points = [point for point in run.points if not log or axis(point) > 0]
-                losses = [point.loss for point in points]
-                axes.plot(
-                    [axis(point) for point in points],
-                    losses,
-                    color=look.colour,
-                    linestyle=look.dash,
-                    linewidth=1.2,
-                    alpha=1 if len(each.runs) == 1 else 0.75,
-                )
+                across, losses = [axis(point) for point in points], [point.loss for point in points]
+                faint = 1.0 if len(each.runs) == 1 or run.diverged else 0.35
+                axes.plot(across, losses, color=look.colour, linestyle=look.dash, linewidth=1, alpha=faint)
                 if run.diverged and points:
-                    axes.plot(axis(points[-1]), losses[-1], "x", color=look.colour, markersize=5)
+                    axes.plot(across[-1], losses[-1], "x", color=look.colour, markersize=5)
                 shown += losses
-        for name, value in found.setting.marks.items():
-            axes.axhline(value, color=INK, linewidth=0.7, linestyle=(0, (2, 2)))
-            axes.annotate(
-                name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7, color=INK
-            )
+            if len(each.runs) > 1 and not each.diverged:
+                across, losses = mean_curve(each.runs, axis, log)
+                axes.plot(across, losses, color=look.colour, linestyle=look.dash, linewidth=1.8)
+        for value in found.setting.marks.values():
+            axes.axhline(value, **MARK)
         positive = [value for value in shown if value > 0]
         if positive and max(positive) > 30 * min(positive):
             axes.set_yscale("log")
@@ -122,6 +127,15 @@ def _curves(
     return draw
 
 
+def mean_curve(runs: Sequence[Run], axis: Callable[[Point], float], log: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The mean loss of runs along an axis, as far as all of them go."""
+    spans = [[axis(point) for point in run.points if not log or axis(point) > 0] for run in runs]
+    first, last = max(span[0] for span in spans), min(span[-1] for span in spans)
+    across = np.geomspace(first, last, 80) if log else np.linspace(first, last, 80)
+    losses = np.mean([[between(run, axis, at) for at in across] for run in runs], axis=0)
+    return across, losses
+
+
 def _parameter(found: Found, placed: Sequence[Standing]) -> Callable[[Axes], None]:
     setting = found.setting
     optimum = setting.optimum or 0.0
@@ -132,10 +146,7 @@ def _parameter(found: Found, placed: Sequence[Standing]) -> Callable[[Axes], Non
             for run in each.runs:
                 values = [math.nan if p.parameter is None else p.parameter for p in run.points]
                 axes.plot([p.steps for p in run.points], values, color=look.colour, linestyle=look.dash, linewidth=1.2)
-        axes.axhline(optimum, color=INK, linewidth=0.7, linestyle=(0, (2, 2)))
-        axes.annotate(
-            "optimum", (1, optimum), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7, color=INK
-        )
+        axes.axhline(optimum, **MARK)
         axes.set_yscale("symlog", linthresh=1)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlim(left=0)

@@ -198,11 +198,17 @@ def validation_loss(setting: Setting, model: Any) -> float:
     return bptt.evaluate(model, setting.loss, chunks, initial_state=start, state_batch_dim=1).mean_loss.item()
 
 
-def must_fit(setting: Setting, strategies: dict[str, Any], memory: str | None) -> None:
+def must_fit(setting: Setting, strategies: dict[str, Any], budget: Budget, memory: str | None) -> None:
     """Make an update by each strategy, thrown away.
 
-    Raises: UserError for a memory budget that is too little, with the least that isn't.
+    Raises: UserError for a budget of steps or memory that is too little, with the least that isn't.
     """
+    whole = [name for name, strategy in strategies.items() if isinstance(strategy, bptt.FullBPTT)]
+    if whole and budget.steps is not None and budget.steps < setting.sequence:
+        raise UserError(
+            f"--budget {budget.steps}: full needs at least the {setting.sequence} steps of a sequence. Give that or "
+            f"more, or leave full out of --strategies"
+        )
     torch.manual_seed(0)
     model = setting.build()
     least: dict[str, int] = {}

@@ -19,6 +19,7 @@ from bptt.data import PYTHON_DOCS, Vocabulary, chunks, lanes, load_text, split
 from bptt.data.tasks import Adding, BernoulliAdd, CopyMemory, DelayedCopy, InfluenceBalancing, Task
 
 TASKS: dict[str, Any] = {"copy": CopyMemory, "delayed": DelayedCopy, "adding": Adding, "bernoulli": BernoulliAdd}
+TITLES = {"copy": "copy memory", "delayed": "delayed copy", "adding": "adding", "bernoulli": "Bernoulli add"}
 HELD_OUT = 10**9
 """Seed of the data that nothing is trained on."""
 CHUNK = 64
@@ -115,7 +116,7 @@ def _of_task(config: CompareConfig, task: Task) -> Setting:
     count = max(1, VALIDATION_STEPS // sequence)
     described = _described(task)
     return Setting(
-        title=f"{config.task} task ({described})",
+        title=f"{TITLES[config.task]} ({described})",
         facts={
             "task": f"{type(task).__name__}({described})",
             "dependencies": f"reach back {task.lag} steps at most",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from bptt.cli.contest.contest import Found
 from bptt.cli.contest.results import Standing, equal_time, standings
 from bptt.cli.contest.verdict import spread
-from bptt.cli.diagnosis import number
+from bptt.cli.diagnosis import number, share
 from bptt.cli.printing import duration, quantity, size
 from bptt.cli.strategies import labelled
 
@@ -47,6 +47,19 @@ def results(found: Found) -> Table:
             ]
         )
     return Table("Results", columns, rows)
+
+
+def brief(found: Found) -> Table:
+    """What fits a terminal of 80 columns."""
+    parameter = found.setting.parameter
+    columns = ["strategy", "loss", *([parameter] if parameter else []), "updates", "time", "memory"]
+    rows = []
+    for each in standings(found):
+        end = [number(each.parameter)] if parameter and each.parameter is not None else [""] * bool(parameter)
+        told = "diverged" if each.loss is None else spread(each.loss)
+        cost = [f"{each.updates:,.0f}", duration(each.seconds), size(each.memory_bytes)]
+        rows.append([labelled(each.name), told, *end, *cost, share(each.bias)])
+    return Table("", [*columns, "bias"], rows)
 
 
 def gradients(found: Found, when: str) -> Table:

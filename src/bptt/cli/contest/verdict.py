@@ -53,9 +53,10 @@ def _least_biased(placed: Sequence[Standing]) -> str:
     covered = best.drawn and all(
         found[1] <= 0 <= found[2] for when in best.gradients if (found := best.value(when, "signed_bias")) is not None
     )
+    if not covered:
+        return f"{labelled(best.name)}, off by {share(best.bias)} of the gradient's norm"
     draws = max(found["draws"] for found in best.gradients.values())
-    noise = f" ({draws} draws can't tell it from none)" if covered else ""
-    return f"{labelled(best.name)}, off by {share(best.bias)} of the gradient's norm at most{noise}"
+    return f"{labelled(best.name)}, whose bias {draws} draws can't tell from none"
 
 
 def _cheapest(placed: Sequence[Standing]) -> str:
@@ -99,9 +100,14 @@ def _ends(placed: Sequence[Standing], optimum: float, parameter: str) -> dict[st
 
 
 def spread(value: Spread) -> str:
-    """Mean and deviation.
+    """Mean and deviation, with the same decimals.
 
-    >>> spread(Spread(0.1234567, 0.0123)), spread(Spread(2.0))
-    ('0.123 ± 0.012', '2')
+    >>> spread(Spread(0.1234567, 0.0123)), spread(Spread(2.0)), spread(Spread(14.25, 30.0)), spread(Spread(0.0, 0.0))
+    ('0.123 ± 0.012', '2', '14.2 ± 30.0', '0 ± 0')
     """
-    return number(value.mean) + ("" if value.deviation is None else f" ± {value.deviation:.2g}")
+    if value.deviation is None or not value.mean:
+        return number(value.mean) + ("" if value.deviation is None else f" ± {number(value.deviation)}")
+    decimals = max(0, 2 - math.floor(math.log10(abs(value.mean))))
+    if decimals > 5:
+        return f"{value.mean:.2e} ± {value.deviation:.1e}"
+    return f"{value.mean:.{decimals}f} ± {value.deviation:.{decimals}f}"
