@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(INDEX),--extra-index-url $(INDEX))
 ARGS ?=
+SPREAD := -n auto --dist worksteal
 BUILT := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/bptt/nn/kernels/native/*)
 
 .PHONY: train test test-deep sanitize bench docs help
@@ -19,10 +20,10 @@ test: $(VENV)/test.stamp  ## all checks: pytest with doctests, ruff, basedpyrigh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 test-deep: $(VENV)/test.stamp  ## the same property tests on many more cases
-	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest $(ARGS)
+	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 sanitize:        ## the C++ kernels under the address, undefined-behaviour and thread sanitizers; needs cmake and a compiler
 	@for kind in address,undefined thread; do \

@@ -25,7 +25,7 @@ STRATEGIES = {
 }
 
 RANDOM = [name for name, strategy in STRATEGIES.items() if isinstance(strategy, bptt.ARTBP)]
-FIXED = [name for name in STRATEGIES if name not in RANDOM]
+FIXED = [name for name in STRATEGIES if name not in RANDOM and name != "adaptive"]  # lengths known beforehand
 
 
 def windows(strategy, length: int, updates=()) -> list[oracle.Window]:

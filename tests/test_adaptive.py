@@ -1,7 +1,6 @@
 """Adaptive truncation: the rule as a table, the credit by lag against plain autograd, what a run decides."""
 
 import math
-import re
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from bptt.schedules.decay import Decay
 from bptt.schedules.windows import Credit, Probe
 from cases import NAMES, make, some_resets, square
 from refusals import refused
-from runs import engine, gradient, start, unroll
+from runs import unroll
 
 F64 = torch.float64
 ADAPTIVE = bptt.AdaptiveTruncatedBPTT
@@ -224,41 +223,6 @@ def test_constant_lengths_are_truncated_bptt():
     assert last.t0 == other.t0
     for a, b in zip(got, want, strict=True):
         assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("name", ["lstm", "dict", "complex"])
-def test_it_takes_part_in_backward_and_compare(name):
-    case = make(name, 60)
-    strategy = ADAPTIVE(tolerance=0.4, window=12, probe_every=2)
-    summed, updates = gradient(case, strategy)
-    assert len({u.decision.k for u in updates}) >= 1
-    update = bptt.backward(engine(case), square, (case.xs, case.ys), strategy=strategy, reduction="sum", **start(case))
-    oracle.assert_close(oracle.gradients(case.parameters()), summed)
-    assert update.t1 == 60
-    (entry,) = bptt.compare(engine(case), square, (case.xs, case.ys), strategies=[strategy], **start(case)).entries
-    exact, _ = gradient(case, bptt.FullBPTT())
-    off = sum(((a - b).abs() ** 2).sum() for a, b in zip(summed, exact, strict=True))
-    whole = sum((b.abs() ** 2).sum() for b in exact)
-    assert entry.bias.value == pytest.approx((off / whole).sqrt().item(), rel=1e-9)
-
-
-@pytest.mark.parametrize("memory", [bptt.Checkpoints(1, 1), bptt.Checkpoints(5, 3), 0.99, 0.7])
-def test_a_probe_keeps_within_the_budget_too(memory):
-    """With the states in between run again, its answer and the gradient are the same; the least that is named works."""
-    case = make("lstm", 200)
-    want, free = gradient(case, ADAPTIVE(window=50))
-    most = max(u.memory_bytes for u in free)
-    assert most >= 57 * 2 * 2 * 4 * 8  # the states of a probe
-    memory = int(memory * most) if isinstance(memory, float) else memory
-    got, kept = gradient(case, ADAPTIVE(window=50), memory=memory)
-    oracle.assert_close(got, want)
-    assert [u.decision.k for u in kept] == [u.decision.k for u in free]
-    assert kept[0].memory_bytes < most
-    assert kept[0].forward_steps > free[0].forward_steps
-    with pytest.raises(ValueError, match=r"the least that works here is memory=\d+") as error:
-        gradient(case, ADAPTIVE(window=50), memory=64)
-    least = int(re.findall(r"\d+", str(error.value))[-1])
-    assert max(u.memory_bytes for u in gradient(case, ADAPTIVE(window=50), memory=least)[1]) <= least
 
 
 def test_plan_says_what_to_plan_instead():

@@ -74,7 +74,7 @@ def test_reported_steps_are_the_steps_that_ran(strategy):
     for memory in (None, bptt.Checkpoints(2, 2), bptt.Checkpoints(1, 1)):
         step, updates = counted(14, strategy, memory, (3, 4))
         assert sum(u.forward_steps for u in updates) == len(step.runs)
-        if memory is None:
+        if memory is None and not isinstance(strategy, bptt.AdaptiveTruncatedBPTT):
             assert len(step.runs) == sum(u.t1 - u.start for u in updates)
 
 

@@ -104,7 +104,8 @@ def test_time_axis(strategy, name):
     """time_dim=1 on transposed data is time_dim=0."""
     case = make(name, T)
     is_start, mask = some_resets(T, 2), ~some_resets(T, 2, seed=9)
-    want = expected(case, strategy, gradient(case, strategy)[1], is_start=is_start, mask=mask)
+    rows = {"is_start": is_start, "mask": mask}
+    want = expected(case, strategy, gradient(case, strategy, **rows)[1], **rows)
     inner = engine(case)
 
     def model(inputs, state):

@@ -34,10 +34,10 @@ def test_yield_positions(strategy, length, ends, cuts):
     assert [u.t0 for u in updates] == [0, *ends[:-1]]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "adaptive"])  # whose probes look ahead
 @pytest.mark.parametrize("cuts", [(4, 8), (3, 6, 9), (5,), tuple(range(12)), ()])
-def test_an_update_comes_before_the_next_chunk_is_read(strategy, cuts):
-    case = make("rnn", 12)
+def test_an_update_comes_before_the_next_chunk_is_read(name, cuts):
+    case, strategy = make("rnn", 12), STRATEGIES[name]
     pieces, events = chunks(case.xs, case.ys, cuts=cuts), []
     edges = [0, *[c for c in cuts if c], 12]
 

@@ -39,21 +39,20 @@ def credit(
         for t in range(probe.start, probe.stop):
             before = segments[-1] if segments else None
             segments.append(Segment(problem, window, initial, t, t + 1, before=before, replays=True))
-        key = ("probe", rows.count, rows.size)
-        most, one = meter.tape(segments[0], begin, key)[1], state.nbytes(begin)
-        held = most + 3 * vectors.nbytes  # cotangents before, after and in between
+        key, one, held = ("probe", rows.count, rows.size), state.nbytes(begin), 3 * vectors.nbytes
         slots = memory.slots if isinstance(memory, Checkpoints) else steps
-        if isinstance(memory, int):
-            slots = checks.probe_fits(memory, held + 5 * one, one, probe)  # 5 states apart, as a window has
+        if isinstance(memory, int):  # 5 states lie apart, as they do in a window
+            saved = meter.tape(segments[0], begin, key)[1]
+            slots = checks.probe_fits(memory, saved + held + 5 * one, one, probe)
         rewind = Rewind(segments, min(slots, steps), begin)
-        pull, states = Pullback(rows), 1
+        pull, most = Pullback(rows), 0
         at = torch.arange(losses, device=rows.device) - losses  # of each loss, its step less that of the sweep
         so_far = torch.zeros(losses, rows.size, dtype=torch.float64, device=rows.device)
         norms, sums = so_far.new_zeros(lags), so_far.new_zeros(lags, rows.size)
         for segment, carried in rewind:
             at = at + 1
-            states = max(states, rewind.states)
-            tape, _ = meter.tape(segment, carried, key)
+            tape, saved = meter.tape(segment, carried, key)
+            most = max(most, saved + (rewind.states + 1) * one)
             vectors = pull.to_state(tape, vectors, (at == 0).to(vectors.dtype))
             seen = (at >= 0) & (at < lags)
             so_far = so_far + torch.where(seen[:, None], vectors.sum(1).double(), so_far.new_zeros(()))
@@ -63,4 +62,4 @@ def credit(
         torch.clear_autocast_cache()
     kept = torch.linalg.vector_norm(sums, dim=1)
     answer = Credit((norms / losses).tolist(), (kept / losses).tolist())
-    return answer, rewind.forward_steps + steps, held + (states + 1) * one
+    return answer, rewind.forward_steps + steps, held + most

@@ -36,9 +36,10 @@ class AdaptiveTruncatedBPTT:
     than double, one window reaches back only as far as states are kept. `Update.decision` records what was decided.
     One update for each K steps and one for the tail; `reduction="mean"` divides by K.
 
-    Raises ValueError for bounds that no K meets, and under a byte budget that a probe's states exceed.
+    Raises ValueError for bounds that no K meets, and under a byte budget too small for a probe of one kept state.
     Cost: (2K - 1) / K forwards and backwards of each step; a probe's two forwards and 8 backwards of its steps, one by
-    one; memory for 2K - 1 steps, or a probe's states. The stream is read ahead by a probe's steps.
+    one; memory for 2K - 1 steps, or a probe's
+    states and three times the cotangents of 8 losses; `memory=` bounds it. The stream is read ahead by a probe's steps.
 
     >>> import bptt, torch
     >>> fade = bptt.scan(lambda x, s: (0.9 * s + x, 0.9 * s + x))
