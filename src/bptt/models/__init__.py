@@ -1,5 +1,6 @@
 """Models that are no neural networks, as recurrences: trained by the same calls as any other."""
 
 from bptt.models.flow import Flow
+from bptt.models.fuzzy import TakagiSugeno
 
-__all__ = ["Flow"]
+__all__ = ["Flow", "TakagiSugeno"]
