@@ -102,16 +102,29 @@ def test_the_kernels_are_used_and_by_whom(cell, monkeypatch):
     for other in (torch.bfloat16, torch.float16):
         ours.to(other)(torch.randn(8, 2, 3, dtype=other))
     ours.float()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours(torch.randn(8, 2, 3))
+    if autocast_serves(cell):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            ours(torch.randn(8, 2, 3))
     ours.to("meta")(torch.randn(8, 2, 3, device="meta"))
     assert len(count) == expected + 4 + stepwise
+
+
+def autocast_serves(cell: str) -> bool:
+    """Whether torch.nn's own layer runs in bfloat16 here: its LSTM doesn't on processors without AVX-512."""
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            getattr(nn, cell)(3, 5)(torch.randn(8, 2, 3))
+    except RuntimeError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, "autocast"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_other_dtypes_are_torchs(cell, dtype, options):
+    if dtype == "autocast" and not autocast_serves(cell):
+        pytest.skip("torch.nn's own layer has no bfloat16 forward on this processor")
     theirs, ours = pair(cell, 3, 5, **options)
     x = torch.randn(8, 2, 3)
     results = []
