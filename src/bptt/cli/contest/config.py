@@ -31,10 +31,10 @@ BELONGS = {
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "delayed": {
-        "strategies": "full,tbptt:4,tbptt:4:16,artbp:10,random:10,adaptive:0.5",
-        "budget": "8000",
+        "strategies": "full,tbptt:4,tbptt:4:12,artbp:8,random:8,adaptive:0.5",
+        "budget": "6000",
         "sequence_length": 50,
-        "delay": 6,
+        "delay": 5,
         "cell": "gru",
         "lr": 0.01,
     },
@@ -109,7 +109,7 @@ class CompareConfig:
     draws: int = 60
     """Draws of a random strategy, for the bias and variance of its gradient; at least 3."""
     delay: Annotated[int | None, PLAIN] = None
-    """copy, delayed: steps from an input to its repetition. 30 for copy, 6 for delayed, if not given."""
+    """copy, delayed: steps from an input to its repetition. 30 for copy, 5 for delayed, if not given."""
     length: Annotated[int | None, PLAIN] = None
     """copy: symbols to repeat, 10 if not given. adding: steps of a sequence, 50 if not given."""
     symbols: Annotated[int | None, PLAIN] = None

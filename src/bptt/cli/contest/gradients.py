@@ -30,7 +30,7 @@ def measure(setting: Setting, model: Any, strategy: Any, draws: int, memory: str
             draws=draws,
             memory=memory,
             initial_state=setting.start(model, rows),
-            state_batch_dim=1,
+            state_batch_dim=setting.state_batch_dim,
             generator=torch.Generator().manual_seed(0),
         )
     (entry,) = found.entries

@@ -184,7 +184,7 @@ def unroll(setting: Setting, model: Any, stream: Any, strategy: Any, memory: str
         strategy=strategy,
         memory=memory,
         initial_state=setting.start(model, setting.rows),
-        state_batch_dim=1,
+        state_batch_dim=setting.state_batch_dim,
         reduction=setting.reduction,
         generator=torch.Generator().manual_seed(seed),
     )
@@ -195,7 +195,9 @@ def validation_loss(setting: Setting, model: Any) -> float:
     chunks = setting.validation
     rows = chunks[0].inputs.shape[1] if chunks[0].inputs.dim() > 1 else 1
     start = setting.start(model, rows)
-    return bptt.evaluate(model, setting.loss, chunks, initial_state=start, state_batch_dim=1).mean_loss.item()
+    return bptt.evaluate(
+        model, setting.loss, chunks, initial_state=start, state_batch_dim=setting.state_batch_dim
+    ).mean_loss.item()
 
 
 def must_fit(setting: Setting, strategies: dict[str, Any], budget: Budget, memory: str | None) -> None:

@@ -38,7 +38,7 @@ class Setting:
     unit: what a step of one row is called. marks: lines to draw through the losses, by name.
     reduction, optimizer: as the task wants them. parameter, optimum: of a model with a single one, its name and what it
         should become. lost: beyond this |parameter| a run counts as diverged.
-    digest: of the text that is read.
+    state_batch_dim: as `bptt.unroll` takes it. digest: of the text that is read.
     """
 
     title: str
@@ -59,6 +59,7 @@ class Setting:
     parameter: str | None = None
     optimum: float | None = None
     lost: float | None = None
+    state_batch_dim: int | None = 1
     digest: str = ""
 
     def sequences(self, seed: int) -> Iterator[bptt.Chunk]:
@@ -207,6 +208,7 @@ def _of_influence(config: CompareConfig) -> Setting:
         parameter="θ",
         optimum=task.optimum,
         lost=1e4,
+        state_batch_dim=None,
     )
 
 
