@@ -33,6 +33,7 @@ QUICK = {
     "train": "--steps 2 --hidden 8 --batch 4 --device cpu --data book.txt",
     "sample": "--length 20",
     "diagnose": "--length 12 --batch 2 --data book.txt",
+    "compare": "--seeds 1 --draws 3 --budget 1000 --strategies full,tbptt:50",
 }
 """Words that make a command a matter of a second; the last one of a flag wins."""
 
@@ -135,6 +136,7 @@ def trained(tmp_path_factory):
 def no_plots(patch: pytest.MonkeyPatch) -> None:
     """An empty file for each plot: drawing would take most of the time."""
     patch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **_: Path(path).touch())
+    patch.setattr("bptt.cli.contest.page.svg", lambda panel: "")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -54,7 +54,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "batch": 32,
     },
     "influence": {
-        "strategies": "full,tbptt:1,tbptt:10,tbptt:100,tbptt:200,artbp:50",
+        "strategies": "full,tbptt:10,tbptt:100,tbptt:200,artbp:50",
         "budget": "60000",
         "sequence_length": 1000,
         "lr": 1e-5,
