@@ -212,7 +212,10 @@ def must_fit(setting: Setting, strategies: dict[str, Any], budget: Budget, memor
             f"more, or leave full out of --strategies"
         )
     torch.manual_seed(0)
-    model = setting.build()
+    try:
+        model = setting.build()
+    except (RuntimeError, MemoryError, TypeError, OverflowError):  # torch has no error of its own for too large a size
+        raise UserError("no memory for a model of this size. Give a smaller --hidden") from None
     least: dict[str, int] = {}
     for name, strategy in strategies.items():
         try:
