@@ -11,7 +11,9 @@ from pages import PAGES, ROOT, code, name_of
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 LONG = {"flow", "fuzzy", "lorenz"}  # at most 150 lines, and they take `--quick` and `--out`, a folder for their plots
-BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+BENCHMARKS = {
+    path.stem: path for pattern in ("*.py", "reproductions/*.py") for path in (ROOT / "benchmarks").glob(pattern)
+}
 QUICK = {"influence_balancing": ["--steps", "300"], "unbiased": ["--seeds", "1"]}  # the others take `--quick`
 
 
@@ -57,12 +59,13 @@ def test_every_relative_link_of_a_page_leads_somewhere():
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
 def test_benchmark_starts(name, monkeypatch, capsys):
     """Every part of it once, on a fraction of the work: no target is judged, so no time is measured here."""
-    path = ROOT / "benchmarks" / f"{name}.py"
+    path = BENCHMARKS[name]
     monkeypatch.setattr(sys, "argv", [str(path), *QUICK.get(name, ["--quick"])])
     monkeypatch.syspath_prepend(str(path.parent))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(path), run_name="__main__")
     assert stop.value.code == 0
@@ -70,4 +73,16 @@ def test_benchmark_starts(name, monkeypatch, capsys):
 
 
 def test_there_are_benchmarks():
-    assert set(QUICK) < set(BENCHMARKS)
+    assert {*QUICK, "aicher_copy", "claims", "ptb_char"} < set(BENCHMARKS)
+
+
+@pytest.mark.parametrize("words", [[], ["no-such-file.txt"]])
+def test_the_treebank_is_asked_for_in_a_line(words, monkeypatch, capsys):
+    """The text is the user's own: without it, nothing starts."""
+    monkeypatch.setattr(sys, "argv", ["ptb_char.py", *words])
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(BENCHMARKS["ptb_char"]), run_name="__main__")
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (words[0] if words else "Penn Treebank") in line

@@ -54,17 +54,21 @@ def report(
     missed: list[str],
     file: Path | None = None,
     busy: bool = False,
+    judged: bool = True,
     **details: Any,
 ) -> int:
     """Print the table and the verdict, write `results/NAME.json` (or `file`), and return the exit status.
 
     A name that ends in "_quick" is a try-out: no target was judged. busy: some rows lack undisturbed samples.
+    judged: whether there are targets at all.
     """
     print(table(headings, rows))
     for miss in missed:
         print(f"MISSED: {miss}")
     if name.endswith("_quick"):
         print("A try-out: no target was judged.")
+    elif not judged:
+        print("No target was judged: there is none.")
     elif busy:
         print("The machine was too busy for a verdict on every row.")
     elif not missed:
