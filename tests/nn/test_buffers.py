@@ -20,6 +20,10 @@ def fresh(monkeypatch):
     monkeypatch.setattr(buffers, "_held", 0)
 
 
+def empty(*shape: int) -> torch.Tensor:
+    return buffers.empty(shape, torch.zeros(1))
+
+
 def held() -> int:
     assert buffers._held == sum(block.numel() for block in buffers._free.values())
     return buffers._held
@@ -28,34 +32,33 @@ def held() -> int:
 def test_shapes_and_dtypes():
     for shape in ((LARGE,), (64, LARGE // 64), (3, 5), (2, 3, LARGE), (0, 4), ()):
         for dtype in (torch.float32, torch.float64, torch.int16):
-            x = buffers.empty(*shape, like=torch.zeros(1, dtype=dtype))
+            x = buffers.empty(shape, torch.zeros(1, dtype=dtype))
             assert (tuple(x.shape), x.dtype, x.is_contiguous()) == (shape, dtype, True)
             assert not x._is_view()
             assert x.data_ptr() % 64 == 0 or not x.numel()
             assert x.untyped_storage().nbytes() == x.numel() * x.element_size()
             x.fill_(1)
-    assert buffers.empty(4, LARGE).dtype == torch.float32
-    assert buffers.empty(LARGE, like=torch.zeros(1, device="meta")).is_meta
+    assert buffers.empty((LARGE,), torch.zeros(1, device="meta")).is_meta
 
 
 def test_it_comes_back_when_the_last_view_goes():
-    x = buffers.empty(4, LARGE)
+    x = empty(4, LARGE)
     place = x.data_ptr()
     views = [x[1:], x.view(-1)[5:].detach(), x.numpy()]
     del x
     while views:
         assert held() == 0
-        assert buffers.empty(4, LARGE).data_ptr() != place
+        assert empty(4, LARGE).data_ptr() != place
         buffers._free.clear()
         buffers._held = 0
         views.pop()
     assert held() == 16 * LARGE
-    assert buffers.empty(4, LARGE).data_ptr() == place
+    assert empty(4, LARGE).data_ptr() == place
 
 
 def test_autograd_holds_it_too():
     x = torch.ones(4, LARGE, requires_grad=True)
-    y = buffers.empty(4, LARGE)
+    y = empty(4, LARGE)
     z = x * y
     del y
     assert held() == 0
@@ -65,26 +68,26 @@ def test_autograd_holds_it_too():
 
 def test_which_one_is_used_again():
     """The last one given back that is large enough, and not far too large."""
-    blocks = [buffers.empty(n * LARGE) for n in (40, 8, 10, 2)]
+    blocks = [empty(n * LARGE) for n in (40, 8, 10, 2)]
     places = [x.data_ptr() for x in blocks]
     while blocks:
         blocks.pop(0)
     assert held() == 240 * LARGE
-    first, second = buffers.empty(7 * LARGE), buffers.empty(7 * LARGE)
+    first, second = empty(7 * LARGE), empty(7 * LARGE)
     assert [first.data_ptr(), second.data_ptr()] == [places[2], places[1]]
     assert first.untyped_storage().nbytes() == 28 * LARGE  # what it holds too much isn't the tensor's
-    third = buffers.empty(LARGE)
+    third = empty(LARGE)
     assert third.data_ptr() == places[3]
-    fourth = buffers.empty(9 * LARGE)  # 40 are more than four times as many
+    fourth = empty(9 * LARGE)  # 40 are more than four times as many
     assert fourth.data_ptr() not in places
     assert held() == 160 * LARGE
-    fifth = buffers.empty(10 * LARGE)
+    fifth = empty(10 * LARGE)
     assert fifth.data_ptr() == places[0]
     assert held() == 0
 
 
 def test_small_ones_are_torchs():
-    x = buffers.empty(LARGE - 1)
+    x = empty(LARGE - 1)
     assert x.untyped_storage().resizable()
     del x
     assert held() == 0
@@ -93,14 +96,14 @@ def test_small_ones_are_torchs():
 def test_the_limit(monkeypatch):
     """Those given back first go first, and one that is too large itself goes at once."""
     monkeypatch.setattr(buffers, "LIMIT", 40 * LARGE)
-    blocks = [buffers.empty(n * LARGE) for n in (2, 4, 3)]
+    blocks = [empty(n * LARGE) for n in (2, 4, 3)]
     while blocks:
         blocks.pop(0)
     assert held() == 36 * LARGE
-    x = buffers.empty(LARGE * 13)
+    x = empty(LARGE * 13)
     del x
     assert held() == 0
-    blocks = [buffers.empty(n * LARGE) for n in (2, 4, 3, 5)]
+    blocks = [empty(n * LARGE) for n in (2, 4, 3, 5)]
     while blocks:
         blocks.pop(0)
     assert [block.numel() for block in buffers._free.values()] == [12 * LARGE, 20 * LARGE]
@@ -113,7 +116,7 @@ def test_no_two_share_memory():
     alive = {}
     for i in range(300):
         n = int(torch.randint(LARGE, 3 * LARGE, (1,), generator=g))
-        x = buffers.empty(n)
+        x = empty(n)
         x[::997] = i
         alive[i] = x
         for j in [j for j in alive if torch.rand(1, generator=g) < 0.3]:
@@ -130,11 +133,11 @@ def test_threads():
         g = torch.Generator().manual_seed(seed)
         kept = []
         for i in range(150):
-            x = buffers.empty(LARGE + int(torch.randint(0, LARGE, (1,), generator=g)))
+            x = empty(LARGE + int(torch.randint(0, LARGE, (1,), generator=g)))
             x[::4099] = seed * 1000 + i
             kept.append((x, seed * 1000 + i))
             if i % 40 == 0:
-                cycle = [buffers.empty(LARGE)]
+                cycle = [empty(LARGE)]
                 cycle.append(cycle)
                 gc.collect(0)
             while len(kept) > 3:

@@ -1,5 +1,6 @@
 """The kernels behind the layers: which ones run, on how many threads, and what they leave as it was."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -11,8 +12,7 @@ import bptt
 from bptt.nn import kernels
 from bptt.nn.kernels import eager
 from bptt.nn.kernels.native import load
-from bptt.nn.kernels.sequence import Sequence
-from layers import CELLS, F64, KERNELS, NATIVE, assert_equal, cast, gradients, kernel, pair, state_of
+from layers import CELLS, F64, KERNELS, NATIVE, assert_equal, cast, errors, gradients, kernel, pair, state_of
 
 needs_native = pytest.mark.skipif(not NATIVE, reason="built without a C++ compiler")
 BIG = {"RNN": 96, "GRU": 64, "LSTM": 64}  # units at which 20 steps of 24 rows wake threads
@@ -75,9 +75,33 @@ def results(cell, seed=0):
     """Outputs, states and gradients of a layer that is large enough for threads."""
     torch.manual_seed(seed)
     layer = getattr(bptt.nn, cell)(40, BIG[cell])
-    q = Sequence(CELLS.index(cell), 0, False, 20, 24, BIG[cell], *[torch.empty(0)] * 3)
-    assert q.threads == torch.get_num_threads()
     return gradients(layer, torch.randn(20, 24, 40), state_of(cell, 1, 24, BIG[cell]))
+
+
+@needs_native
+@pytest.mark.parametrize("cell", CELLS)
+def test_threads_are_asked_for_where_they_pay(cell, two_threads):
+    """By a runtime that counts them, and gives one."""
+    library, asked = kernels.natives[0].library, []
+
+    @ctypes.CFUNCTYPE(None, ctypes.CFUNCTYPE(None, ctypes.c_void_p), ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    def parallel(body, data, threads, flags):
+        asked.append(threads)
+        body(data)
+
+    number, count = (ctypes.CFUNCTYPE(ctypes.c_int)(lambda n=n: n) for n in (0, 1))
+    with kernel(NATIVE[-1]):
+        expected = results(cell)
+        library.bptt_use_openmp(*(ctypes.cast(f, ctypes.c_void_p) for f in (parallel, number, count)))
+        try:
+            assert_equal(results(cell), expected)
+            many, asked[:] = asked[:], []
+            gradients(getattr(bptt.nn, cell)(3, 4), torch.randn(9, 2, 3))
+        finally:
+            assert kernels.native._share_threads(library) == kernels.natives[0].threaded
+    assert asked == []
+    assert len(many) >= 4  # both passes over the steps, the inputs' product, one of gradients at least
+    assert set(many) == {2}
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -156,54 +180,34 @@ def test_vanishing_states_and_cotangents_are_flushed(name):
     assert not y[150:].any()
 
 
-def implementation(name: str):
-    """The kernels of that name; "eager" is PyTorch's."""
-    return next((native for native in kernels.natives if native.name == name), eager)
-
-
-def matrix(m: int, n: int, turned: bool) -> torch.Tensor:
-    """(m, n), rows apart, or columns."""
-    return torch.randn(n, m + 3)[:, 2 : m + 2].t() if turned else torch.randn(m, n + 3)[:, 1 : n + 1]
-
-
-SIZES = [(1, 1, 1), (13, 7, 33), (1, 256, 17), (25, 257, 1), (97, 513, 31), (200, 3, 64), (5, 700, 130)]
+SIZES = [(1, 1, 1, 1), (13, 1, 7, 33), (1, 5, 256, 17), (25, 11, 257, 1), (97, 1, 31, 97), (513, 1, 3, 64)]
+SIZES += [(7, 100, 130, 5)]
 
 
 @pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True), (True, True)])
-def test_products(transposed, name):
-    """All sizes around a tile, a panel and a block; strides that BLAS would refuse."""
-    kind = implementation(name)
-
-    def product(a, b, into=None, **more):
-        out = torch.empty(len(a), b.shape[1]) if into is None else into
-        kind.product(out, a, b, **more)
-        return [out]
-
-    for m, k, n in SIZES:
-        a, b = matrix(m, k, transposed[0]), matrix(k, n, transposed[1])
-        bias, c, sums = torch.randn(n), torch.randn(m, n), torch.empty(m)
-        exact = a.double() @ b.double()
-        assert_equal(product(a, b), [exact], 2e-6)
-        assert_equal(product(a, b, bias=bias), [exact + bias], 2e-6)
-        assert_equal(product(a, b, into=c.clone(), add=True), [exact + c], 2e-6)
-        if transposed[0]:
-            product(a, b, sums=sums)
-            assert_equal([sums], [a.double().sum(1)], 4e-6)
-        strange = torch.randn(m, 2 * k)[:, ::2]
-        assert_equal(product(strange, b), [strange.double() @ b.double()], 2e-6)
-        into = torch.full((m, n + 5), 7.0)
-        product(a, b, into=into[:, 2 : n + 2])
-        assert_equal([into[:, 2 : n + 2]], [exact], 2e-6)
-        assert (into[:, :2] == 7).all()
-        assert (into[:, n + 2 :] == 7).all()
+@pytest.mark.parametrize("cell", CELLS)
+def test_sizes_around_a_tile_a_panel_and_a_block(cell, name):
+    """T, B, inputs, H: the products of all steps, of the inputs with the weights and of the cotangents with both."""
+    for T, B, wide, H in SIZES:
+        theirs, ours = pair(cell, wide, H)
+        x, hx = torch.randn(T, B, wide), state_of(cell, 1, B, H)
+        with kernel(name):
+            found = gradients(ours, x, hx)
+        torchs = gradients(theirs, x, hx)
+        exact = gradients(theirs.double(), cast(x, F64), cast(hx, F64))
+        for error, own in zip(errors(found, exact, few=64), errors(torchs, exact, few=64), strict=True):
+            assert error <= max(3 * own, 2e-6), (T, B, wide, H)
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_long_sums_are_short_ones(name):
-    """65536 rows: an error of a few roundings, not of thousands."""
-    rows, others = torch.randn(65536, 16) + 1, torch.randn(65536, 3)
-    sums, out = torch.empty(16), torch.empty(16, 3)
-    implementation(name).product(out, rows.t(), others, sums=sums)
-    assert_equal([sums], [rows.double().sum(0)], 1e-6)
-    assert_equal([out], [rows.t().double() @ others.double()], 4e-6)
+    """Weight gradients over 65536 rows, most of one sign: an error of a few roundings, not of thousands."""
+    layer = bptt.nn.RNN(3, 16, nonlinearity="identity")
+    torch.nn.init.zeros_(layer.weight_hh_l0)
+    x = torch.randn(8, 8192, 3) + 1
+    with kernel(name):
+        (layer(x)[0]).backward(torch.ones(8, 8192, 16))
+    assert layer.weight_ih_l0.grad is not None
+    assert layer.bias_ih_l0.grad is not None
+    assert_equal([layer.weight_ih_l0.grad], [x.double().sum((0, 1)).expand(16, 3)], 1e-6)
+    assert_equal([layer.bias_ih_l0.grad], [torch.full((16,), 65536.0)], 1e-6)

@@ -26,7 +26,8 @@ def run(
     """Outputs (T, B, H) and the last state of one layer.
 
     mode: torch.nn's, or "RNN_IDENTITY". x: (T, B, I); with sizes (T,) int64 packed, (N, I).
-    state: (h0,) or (h0, c0), (B, H). weights: w_ih, w_hh, then the biases and the projection where there are.
+    state: (h0,) or (h0, c0), (1, B, H), as the last state.
+    weights: w_ih, w_hh, then the biases and the projection where there are.
     reverse: from the last step to the first; not with start (T, B) or weight, (T,) or (T, B).
     """
     if start is None and weight is None:
@@ -42,7 +43,7 @@ def run(
         y, state = _call(mode, x[a:b], state, weights, None, False)
         outputs.append(y)
         if b - 1 in weights_at:
-            state = scale_gradient(state, weights_at[b - 1], 0)
+            state = scale_gradient(state, weights_at[b - 1], 1)
     return torch.cat(outputs), state
 
 
@@ -50,9 +51,9 @@ def _call(
     mode: str, x: Tensor, state: State, weights: Sequence[Tensor], sizes: Tensor | None, reverse: bool
 ) -> tuple[Tensor, State]:
     if mode == "RNN_IDENTITY":
-        return _identity(x, state[0], weights, sizes, reverse)
+        return _identity(x, state[0][0], weights, sizes, reverse)
     call = getattr(_VF, mode.lower())
-    both = [s[None].expand(1 + reverse, -1, -1).contiguous() for s in state]
+    both = [s.expand(1 + reverse, -1, -1).contiguous() for s in state]
     hx = both if mode == "LSTM" else both[0]
     flat = [*weights, *weights] if reverse else list(weights)  # the second of two directions is the reverse one
     settings = (len(weights) > 3, 1, 0.0, False, reverse)
@@ -63,7 +64,7 @@ def _call(
             y, *last = call(x, sizes, hx, flat, *settings)
     if reverse:
         y = y[..., y.shape[-1] // 2 :]
-    return y, tuple(s[-1] for s in last)
+    return y, tuple(s[-1:] for s in last)
 
 
 @contextmanager
@@ -90,4 +91,4 @@ def _identity(
         outputs.append(now)
     if reverse:
         outputs.reverse()
-    return torch.stack(outputs) if sizes is None else torch.cat(outputs), (h,)
+    return torch.stack(outputs) if sizes is None else torch.cat(outputs), (h[None],)

@@ -9,14 +9,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from bptt import arguments
 from bptt.nn import fits, plain
-from bptt.nn.kernels import sequence as kinds
-from bptt.nn.layer import Layer, Plan
+from bptt.nn.kernels.sequence import Plan
+from bptt.nn.layer import Layer, evaluate
 from bptt.nn.uncompiled import uncompiled
 
 State = Any
 """(layers, B, H), for an LSTM a pair of such tensors; (layers, H) unbatched; layers times two if bidirectional."""
 
-_CELLS = {"LSTM": kinds.LSTM, "GRU": kinds.GRU}
 _M = TypeVar("_M", bound=nn.Module)
 
 
@@ -87,23 +86,24 @@ def _layers(
     """All layers and directions on x (T, B, I) or packed (N, I): outputs, and the last states (layers, B, H)."""
     directions = 2 if layer.bidirectional else 1
     flat: list[Any] = layer._flat_weights
-    each = len(flat) // (layer.num_layers * directions)
+    count = layer.num_layers * directions
+    each = len(flat) // count
+    run: Any = _on_kernels if fused else plain.run
+    if count == 1:
+        return run(layer.mode, x, states, flat, sizes, False, start, weight)
     ends: list[tuple[Tensor, ...]] = []
     for i in range(layer.num_layers):
         outputs: list[Tensor] = []
         for d in range(directions):
             k = i * directions + d
-            state = None if states is None else tuple(s[k] for s in states)
-            run: Any = _on_kernels if fused else plain.run
+            state = None if states is None else tuple(s[k : k + 1] for s in states)
             y, last = run(layer.mode, x, state, flat[k * each : (k + 1) * each], sizes, d == 1, start, weight)
             outputs.append(y)
             ends.append(last)
         x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
         if layer.dropout and i < layer.num_layers - 1:
             x = functional.dropout(x, layer.dropout, layer.training)
-    if len(ends) == 1:
-        return x, tuple(s[None] for s in ends[0])
-    return x, tuple(torch.stack(column) for column in zip(*ends, strict=True))
+    return x, tuple(torch.cat(column) for column in zip(*ends, strict=True))
 
 
 def _on_kernels(
@@ -117,26 +117,15 @@ def _on_kernels(
     weight: Tensor | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """`plain.run` on the kernels, for a state that is zeros where it is None."""
-    sizes = None if sizes is None else sizes.contiguous()
-    offsets = None if sizes is None else sizes.cumsum(0) - sizes
-    steps, rows = (len(sizes), int(sizes[0])) if sizes is not None else x.shape[:2]
-    activation = kinds.ACTIVATIONS.index(mode[4:].lower()) if mode not in _CELLS else 0
-
-    def differentiable(x: Tensor, h0: Any, c0: Any, *weights: Any) -> tuple[Tensor, ...]:
-        zeros = x.new_zeros(rows, weights[1].shape[1])
-        first = [zeros if s is None else s for s in ((h0, c0) if mode == "LSTM" else (h0,))]
-        shaped = x if sizes is not None else x.view(steps, rows, -1)
-        given = [w for w in weights if w is not None]
-        y, last = plain.run(mode, shaped, tuple(first), given, sizes, reverse, start, weight)
-        return y.reshape(len(x), -1), *last
-
-    plan = Plan(
-        _CELLS.get(mode, kinds.RNN), activation, reverse, steps, rows, differentiable, sizes, offsets, start, weight
-    )
-    h0, c0 = (None, None) if state is None else (state[0], state[1] if mode == "LSTM" else None)
-    biases = weights[2:] or [None, None]
-    y, *last = Layer.apply(plan, x if sizes is not None else x.reshape(steps * rows, -1), h0, c0, *weights[:2], *biases)
-    return y if sizes is not None else y.view(steps, rows, -1), tuple(last)
+    if sizes is None:
+        plan = Plan(mode, x.shape[0], x.shape[1], reverse, start=start, weight=weight)
+    else:
+        sizes = sizes.contiguous()
+        plan = Plan(mode, len(sizes), int(sizes[0]), reverse, sizes, sizes.cumsum(0) - sizes)
+    h0, c0 = (None, None) if state is None else state if mode == "LSTM" else (state[0], None)
+    given: Any = (x.contiguous(), h0, c0, *weights[:2], *(weights[2:] or (None, None)))
+    y, *last = Layer.apply(plan, *given) if torch.is_grad_enabled() else evaluate(plan, *given).results
+    return y, tuple(last)
 
 
 class RNN(_Fused, nn.RNN):

@@ -2,8 +2,10 @@
 
 import ctypes
 import itertools
+import math
 import threading
 import weakref
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,16 +24,15 @@ _held = 0
 _lock = threading.RLock()  # a finalizer may run inside
 
 
-def empty(*shape: int, like: Tensor | None = None) -> Tensor:
-    """A tensor of `shape`, in the dtype and on the device of `like` or float32 on the CPU, values undefined.
+def empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    """A tensor of `shape`, in the dtype and on the device of `like`, values undefined.
 
     Its memory comes back here when the last tensor that shares it goes.
     """
     global _held
-    dtype = torch.float32 if like is None else like.dtype
-    nbytes = torch.Size(shape).numel() * dtype.itemsize
-    if nbytes < SMALL or (like is not None and like.device.type != "cpu"):
-        return torch.empty(shape, dtype=dtype, device=None if like is None else like.device)
+    nbytes = math.prod(shape) * like.itemsize
+    if nbytes < SMALL or not like.is_cpu:
+        return like.new_empty(shape)
     with _lock:
         for key, block in reversed(list(_free.items())):
             if nbytes <= block.numel() <= LOOSE * nbytes and _free.pop(key, None) is not None:
@@ -41,7 +42,7 @@ def empty(*shape: int, like: Tensor | None = None) -> Tensor:
             block = torch.empty(nbytes, dtype=torch.uint8)
     lease = (ctypes.c_char * nbytes).from_address(block.data_ptr())
     weakref.finalize(lease, _back, block).atexit = False
-    return torch.frombuffer(lease, dtype=dtype).resize_(shape)  # no view, which autograd would treat as one
+    return torch.frombuffer(lease, dtype=like.dtype).resize_(shape)  # no view, which autograd would treat as one
 
 
 def _back(block: Tensor) -> None:

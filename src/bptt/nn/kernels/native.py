@@ -2,40 +2,27 @@
 
 import ctypes
 import os
-import threading
-from ctypes import POINTER, Structure, c_char_p, c_int32, c_int64, c_void_p
+import struct
+from collections.abc import Callable
+from ctypes import c_char_p, c_int32, c_void_p
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bptt.nn.kernels.sequence import Joint, Sequence
+from bptt.nn.kernels.sequence import CELLS, Sequence
 
-_NUMBERS = {
-    "cell": c_int32, "activation": c_int32, "reverse": c_int32, "threads": c_int32,
-    "steps": c_int64, "rows": c_int64, "units": c_int64,
-}  # fmt: skip
-_POINTERS = (
-    "sizes", "offsets", "start", "weight", "weight_rows", "recurrent", "bias_n", "packed", "gates", "cells", "outputs",
-    "h0", "c0", "hn", "cn", "d_outputs", "d_hn", "d_cn", "d_gates", "carry", "d_h0", "d_c0",
+_NUMBERS = 10
+_OF_PLAN = ("sizes", "offsets", "start", "weight")
+_TENSORS = (
+    "x", "w_ih", "w_hh", "b_ih", "b_hh", "gates", "cells", "outputs", "h0", "c0", "hn", "cn", "d_outputs", "d_hn",
+    "d_cn", "d_gates", "d_x", "d_w_ih", "d_w_hh", "d_b_ih", "d_b_hh", "d_h0", "d_c0",
 )  # fmt: skip
-
-
-class _Struct(Structure):
-    _fields_ = [*_NUMBERS.items(), *((name, c_int64 if name == "weight_rows" else c_void_p) for name in _POINTERS)]
-
-
-class _Product(Structure):
-    _fields_ = [
-        *((name, c_int32) for name in ("threads", "a_transposed", "b_transposed", "add")),
-        *((name, c_int64) for name in ("m", "n", "k", "lda", "ldb", "ldc")),
-        *((name, c_void_p) for name in ("a", "b", "bias", "c", "sums", "packed")),
-        *((name, c_int64) for name in ("n2", "ld2", "ldc2", "split")),
-        *((name, c_void_p) for name in ("first2", "then2", "skip2", "c2")),
-    ]
-
-
-_TENSORS = tuple(name for name in _POINTERS if name not in ("weight_rows", "packed"))
+_of_plan: Callable[[Any], tuple[Tensor | None, ...]] = attrgetter(*_OF_PLAN)
+_tensors: Callable[[Any], tuple[Tensor | None, ...]] = attrgetter(*_TENSORS)
+_pack = struct.Struct(f"{_NUMBERS + len(_OF_PLAN) + len(_TENSORS)}q").pack
 
 
 class Native:
@@ -47,72 +34,32 @@ class Native:
 
     def __init__(self, library: ctypes.CDLL, isa: int, name: str, threaded: bool) -> None:
         self.library, self.isa, self.name, self.threaded = library, isa, name, threaded
-        self._rooms: dict[tuple[int, ...], int] = {}  # floats of scratch by cell and units, or by columns
-        self._own = threading.local()
 
-    def forward(self, sequence: Sequence) -> None:
+    def forward(self, q: Sequence) -> None:
         """Fill gates, cells, outputs, hn and cn."""
-        self._call(self.library.bptt_forward, sequence)
+        self._call(self.library.bptt_forward, q)
 
-    def backward(self, sequence: Sequence) -> None:
-        """Fill d_gates, d_h0 and d_c0."""
-        self._call(self.library.bptt_backward, sequence)
+    def backward(self, q: Sequence) -> None:
+        """Fill d_gates and what is wanted of the gradients."""
+        self._call(self.library.bptt_backward, q)
 
-    def product(
-        self,
-        out: Tensor | None,
-        a: Tensor,
-        b: Tensor | None,
-        bias: Tensor | None = None,
-        add: bool = False,
-        sums: Tensor | None = None,
-        joint: Joint | None = None,
-    ) -> None:
-        """`out` (m, n) = a b + bias, or `out` and that; `sums` (m,) gets those of a transposed a over its columns.
+    def _call(self, function: Callable[[int, bytes], int], q: Sequence) -> None:
+        if function(self.isa, _packed(q)):
+            raise MemoryError(f"bptt.nn: no memory for the packed weights of {q.w_hh.shape[1]} units.")
 
-        joint: another product with a. out and b may be None then.
-        """
-        m, k = a.shape
-        n, n2 = 0 if b is None else b.shape[1], 0 if joint is None else joint.out.shape[1]
-        a = a if 1 in a.stride() else a.contiguous()
-        b = b if b is None or 1 in b.stride() else b.contiguous()
-        a_transposed = a.stride(1) != 1 or sums is not None
-        b_transposed = b is not None and b.stride(1) != 1
-        threads = torch.get_num_threads() if m * (n + n2) * k > 1_000_000 else 1
-        p = _Product(threads, a_transposed, b_transposed, add, m, n, k, a.stride(int(a_transposed)), a=a.data_ptr())
-        if b is not None and out is not None:
-            p.ldb, p.ldc, p.b, p.c = b.stride(int(b_transposed)), out.stride(0), b.data_ptr(), out.data_ptr()
-        if bias is not None:
-            p.bias = bias.data_ptr()
-        if sums is not None:
-            p.sums = sums.data_ptr()
-        if joint is not None:
-            p.n2, p.ld2, p.ldc2, p.c2, p.split = n2, n2, joint.out.stride(0), joint.out.data_ptr(), joint.split
-            p.first2, p.then2, p.skip2 = (None if x is None else x.data_ptr() for x in (*joint[1:3], joint.skip))
-        key = (n, n2, 0)
-        if key not in self._rooms:
-            self._rooms[key] = self.library.bptt_product_packed(self.isa, ctypes.byref(p))
-        p.packed = self._scratch(self._rooms[key])
-        self.library.bptt_product(self.isa, ctypes.byref(p))
 
-    def _call(self, function: "ctypes._NamedFuncPointer", sequence: Sequence) -> None:
-        weight_rows = int(sequence.weight is not None and sequence.weight.dim() == 2)
-        tensors = [getattr(sequence, name) for name in _TENSORS]
-        pointers = dict(zip(_TENSORS, [None if x is None else x.data_ptr() for x in tensors], strict=True))
-        key = (sequence.cell, sequence.units)
-        if key not in self._rooms:
-            self._rooms[key] = self.library.bptt_packed(self.isa, *key)
-        packed = self._scratch(self._rooms[key])
-        numbers = [getattr(sequence, name) for name in _NUMBERS]
-        s = _Struct(*numbers, weight_rows=weight_rows, packed=packed, **pointers)
-        function(self.isa, ctypes.byref(s))
-
-    def _scratch(self, floats: int) -> int:
-        """Where so many floats lie that are this thread's own until its next call."""
-        held: Tensor | None = getattr(self._own, "floats", None)
-        if held is None or held.numel() < floats:
-            held = self._own.floats = torch.empty(floats)
-        return held.data_ptr()
+def _packed(q: Sequence) -> bytes:
+    """`struct Sequence` of native/sequence.h. The tensors live as long as q."""
+    plan = q.plan
+    cell, activation = CELLS[plan.mode]
+    units, weight = q.w_hh.shape[1], plan.weight
+    total = plan.steps * plan.rows if plan.sizes is None else len(q.x)
+    return _pack(
+        cell, activation, plan.reverse, torch.get_num_threads(), plan.steps, plan.rows, q.w_ih.shape[1], units, total,
+        weight is not None and weight.dim() == 2,
+        *[0 if x is None else x.data_ptr() for x in _of_plan(plan)],
+        *[0 if x is None else x.data_ptr() for x in _tensors(q)],
+    )  # fmt: skip
 
 
 def load(folders: list[Path]) -> tuple[list[Native], str]:
@@ -126,16 +73,10 @@ def load(folders: list[Path]) -> tuple[list[Native], str]:
         return [], f"the library doesn't load: {error}"
     library.bptt_isa.restype = c_char_p
     library.bptt_isa.argtypes = [c_int32]
-    library.bptt_packed.restype = c_int64
-    library.bptt_packed.argtypes = [c_int32, c_int32, c_int64]
     library.bptt_use_openmp.argtypes = [c_void_p, c_void_p, c_void_p]
     for function in (library.bptt_forward, library.bptt_backward):
-        function.restype = None
-        function.argtypes = [c_int32, POINTER(_Struct)]
-    library.bptt_product.restype = None
-    library.bptt_product_packed.restype = c_int64
-    for function in (library.bptt_product, library.bptt_product_packed):
-        function.argtypes = [c_int32, POINTER(_Product)]
+        function.restype = c_int32
+        function.argtypes = [c_int32, c_char_p]  # the bytes of a struct
     threaded = _share_threads(library)
     found: list[Native] = []
     while name := library.bptt_isa(len(found)):

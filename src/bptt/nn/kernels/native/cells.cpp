@@ -7,7 +7,7 @@
 #include <array>
 #include <utility>
 
-#include "sequence.h"
+#include "parts.h"
 #include "team.h"
 #include "vectors.h"
 
@@ -15,34 +15,14 @@ namespace bptt {
 namespace BPTT_ISA {
 
 constexpr int64_t CHUNK = 96;  // rows that go through the sequence together, so that their state stays in the cache
-constexpr int gates_of(int cell) { return cell == RNN ? 1 : cell == GRU ? 3 : 4; }
-constexpr int saved_of(int cell) { return cell == RNN ? 1 : 4; }
 // A panel is WIDTH vectors a row of the product: two of the state's units, or one of each gate.
-constexpr int width_of(int cell) { return cell == RNN ? 2 : gates_of(cell); }
+constexpr int width_of(int64_t cell) { return cell == RNN ? 2 : int(gates_of(cell)); }
 constexpr int rows_of(int width) { return (BPTT_REGISTERS - width - 1) / width > 12 ? 12 : (BPTT_REGISTERS - width - 1) / width; }
-constexpr int units_of(int cell) { return cell == RNN ? 2 * LANES : LANES; }
-
-// A sequence by step in the order of its evaluation, s = 0 .. T-1.
-struct Steps {
-    const Sequence &q;
-    int64_t t(int64_t s) const { return q.reverse ? q.steps - 1 - s : s; }
-    int64_t rows(int64_t s) const { return s < 0 || s >= q.steps ? 0 : q.sizes ? q.sizes[t(s)] : q.rows; }
-    int64_t flat(int64_t s) const { return q.offsets ? q.offsets[t(s)] : t(s) * q.rows; }
-    bool starts(int64_t s, int64_t row) const { return q.start && q.start[t(s) * q.rows + row]; }
-    float weight(int64_t s, int64_t row) const {
-        return !q.weight ? 1.f : q.weight_rows ? q.weight[t(s) * q.rows + row] : q.weight[t(s)];
-    }
-    // The row's values before step s, of outputs and h0 or of cells and c0; null for zeros.
-    const float *before(int64_t s, int64_t row, const float *values, const float *initial) const {
-        if (starts(s, row)) return nullptr;
-        if (row < rows(s - 1)) return values + (flat(s - 1) + row) * q.units;
-        return initial ? initial + row * q.units : nullptr;
-    }
-};
+constexpr int64_t units_of(int64_t cell) { return cell == RNN ? 2 * LANES : LANES; }
 
 // ---- forward: gates from the state before, the state from the gates
 
-template <int CELL, int ROWS> void forward_tile(const Steps &steps, int64_t s, int64_t row, int64_t panel) {
+template <int CELL, int ROWS> void forward_tile(const Recurrence &steps, int64_t s, int64_t row, int64_t panel) {
     constexpr int WIDTH = width_of(CELL), SAVED = saved_of(CELL);
     const Sequence &q = steps.q;
     const int64_t H = q.units, flat = steps.flat(s) + row, first = panel * units_of(CELL);
@@ -52,7 +32,7 @@ template <int CELL, int ROWS> void forward_tile(const Steps &steps, int64_t s, i
     const bool inside = row < steps.rows(s - 1);
     const float *a = inside ? q.outputs + (steps.flat(s - 1) + row) * H : q.h0 ? q.h0 + row * H : nullptr;
     if (a)
-        multiply<ROWS, WIDTH>(sum, a, H, q.packed + panel * H * WIDTH * LANES, H);
+        multiply<ROWS, WIDTH>(sum, a, H, steps.packed + panel * H * WIDTH * LANES, H);
     else
         for (int r = 0; r < ROWS; ++r)
             for (int v = 0; v < WIDTH; ++v) sum[r][v] = V{};
@@ -69,7 +49,7 @@ template <int CELL, int ROWS> void forward_tile(const Steps &steps, int64_t s, i
             }
         } else if constexpr (CELL == GRU) {
             V reset = sigmoid(sum[r][0] + load(gates, n)), z = sigmoid(sum[r][1] + load(gates + H, n));
-            V inner = q.bias_n ? sum[r][2] + load(q.bias_n + first, n) : sum[r][2];
+            V inner = steps.bias_n ? sum[r][2] + load(steps.bias_n + first, n) : sum[r][2];
             V fresh = tanh(reset * inner + load(gates + 2 * H, n));
             const float *before = steps.before(s, row + r, q.outputs, q.h0);
             V old = before ? load(before + first, n) : V{};
@@ -93,7 +73,7 @@ template <int CELL, int ROWS> void forward_tile(const Steps &steps, int64_t s, i
 // The cotangent that comes to a row's state from the step after s: of h in `sum`, of c, or of h past the gates, in carry.
 enum From { NEXT, END };
 
-template <int CELL, int ROWS, int FROM> void backward_tile(const Steps &steps, int64_t s, int64_t row, int64_t panel) {
+template <int CELL, int ROWS, int FROM> void backward_tile(const Recurrence &steps, int64_t s, int64_t row, int64_t panel) {
     constexpr int SAVED = saved_of(CELL), WIDTH = 2;
     const Sequence &q = steps.q;
     const int64_t H = q.units, K = gates_of(CELL) * H, first = panel * WIDTH * LANES;
@@ -112,7 +92,7 @@ template <int CELL, int ROWS, int FROM> void backward_tile(const Steps &steps, i
             }
     if constexpr (FROM == NEXT)
         multiply<ROWS, WIDTH>(
-            sum, q.d_gates + (steps.flat(s + 1) + row) * SAVED * H, SAVED * H, q.packed + panel * K * WIDTH * LANES, K);
+            sum, q.d_gates + (steps.flat(s + 1) + row) * SAVED * H, SAVED * H, steps.packed + panel * K * WIDTH * LANES, K);
     for (int r = 0; r < ROWS; ++r) {
         const int64_t b = row + r;
         const bool cut = FROM == NEXT && steps.starts(s + 1, b);
@@ -120,7 +100,7 @@ template <int CELL, int ROWS, int FROM> void backward_tile(const Steps &steps, i
             const int64_t j = first + v * LANES, n = H - j;
             if (n <= 0) break;
             V dh = FROM == NEXT ? sum[r][v] : V{}, dc = {};
-            float *carry = q.carry ? q.carry + b * H + j : nullptr;
+            float *carry = CELL == RNN ? nullptr : steps.carry + b * H + j;
             if constexpr (FROM == END) {
                 if (q.d_hn) dh = load(q.d_hn + b * H + j, n);
                 if (CELL == LSTM && q.d_cn) dc = load(q.d_cn + b * H + j, n);
@@ -173,7 +153,7 @@ template <int CELL, int ROWS, int FROM> void backward_tile(const Steps &steps, i
 
 // ---- rows in blocks, panels, steps
 
-using Tile = void (*)(const Steps &, int64_t s, int64_t row, int64_t panel);
+using Tile = void (*)(const Recurrence &, int64_t s, int64_t row, int64_t panel);
 
 template <int CELL, size_t... N> constexpr auto forward_tiles(std::index_sequence<N...>) {
     return std::array<Tile, sizeof...(N)>{forward_tile<CELL, N + 1>...};
@@ -184,7 +164,7 @@ template <int CELL, int FROM, size_t... N> constexpr auto backward_tiles(std::in
 
 // Rows [from, to) of step s in blocks of nearly equal size, over the panels of this part.
 template <size_t MOST>
-INLINE void each(const std::array<Tile, MOST> &tiles, const Steps &steps, int64_t s, int64_t from, int64_t to, const Part &part) {
+INLINE void each(const std::array<Tile, MOST> &tiles, const Recurrence &steps, int64_t s, int64_t from, int64_t to, const Part &part) {
     if (to <= from) return;
     const int64_t blocks = (to - from + int64_t(MOST) - 1) / int64_t(MOST);
     for (int64_t panel = part.panel0; panel < part.panel1; ++panel)
@@ -194,7 +174,7 @@ INLINE void each(const std::array<Tile, MOST> &tiles, const Steps &steps, int64_
         }
 }
 
-template <int CELL> void forward_rows(const Steps &steps, const Part &part, int64_t from, int64_t to) {
+template <int CELL> void forward_rows(const Recurrence &steps, const Part &part, int64_t from, int64_t to) {
     static constexpr auto tiles = forward_tiles<CELL>(std::make_index_sequence<rows_of(width_of(CELL))>());
     const Sequence &q = steps.q;
     const int64_t H = q.units, left = part.panel0 * units_of(CELL);
@@ -212,7 +192,7 @@ template <int CELL> void forward_rows(const Steps &steps, const Part &part, int6
     }
 }
 
-template <int CELL> void backward_rows(const Steps &steps, const Part &part, int64_t from, int64_t to) {
+template <int CELL> void backward_rows(const Recurrence &steps, const Part &part, int64_t from, int64_t to) {
     static constexpr auto next = backward_tiles<CELL, NEXT>(std::make_index_sequence<rows_of(2)>());
     static constexpr auto end = backward_tiles<CELL, END>(std::make_index_sequence<rows_of(2)>());
     const Sequence &q = steps.q;
@@ -230,21 +210,23 @@ template <int CELL> void backward_rows(const Steps &steps, const Part &part, int
 
 int64_t panels_of(int64_t units, int64_t wide) { return (units + wide - 1) / wide; }
 
-void pack_forward(const Sequence &q, int64_t panel) {
-    const int width = width_of(q.cell), lanes_unit = units_of(q.cell);
+void pack_forward(const Recurrence &steps, int64_t panel) {
+    const Sequence &q = steps.q;
+    const int width = width_of(q.cell);
     const int64_t H = q.units;
-    float *out = q.packed + panel * H * width * LANES;
+    float *out = steps.packed + panel * H * width * LANES;
     for (int v = 0; v < width; ++v) {
-        const int64_t unit = panel * lanes_unit + (q.cell == RNN ? v * LANES : 0), gate = q.cell == RNN ? 0 : v;
-        transposed(q.recurrent + (gate * H + unit) * H, H, H - unit, H, out + v * LANES, width * LANES);
+        const int64_t unit = panel * units_of(q.cell) + (q.cell == RNN ? v * LANES : 0), gate = q.cell == RNN ? 0 : v;
+        transposed(q.w_hh + (gate * H + unit) * H, H, H - unit, H, out + v * LANES, width * LANES);
     }
 }
 
-void pack_backward(const Sequence &q, int64_t panel) {
+void pack_backward(const Recurrence &steps, int64_t panel) {
+    const Sequence &q = steps.q;
     const int64_t H = q.units, K = gates_of(q.cell) * H, first = panel * 2 * LANES, n = std::min<int64_t>(2 * LANES, H - first);
-    float *out = q.packed + panel * K * 2 * LANES;
+    float *out = steps.packed + panel * K * 2 * LANES;
     for (int64_t k = 0; k < K; ++k) {
-        std::memcpy(out + k * 2 * LANES, q.recurrent + k * H + first, n * sizeof(float));
+        std::memcpy(out + k * 2 * LANES, q.w_hh + k * H + first, n * sizeof(float));
         std::memset(out + k * 2 * LANES + n, 0, (2 * LANES - n) * sizeof(float));
     }
 }
@@ -252,20 +234,20 @@ void pack_backward(const Sequence &q, int64_t panel) {
 // ---- entries
 
 struct Call {
-    const Sequence &q;
+    const Recurrence &steps;
     bool backward;
     Barrier *barriers;  // one a thread, and one for all
 };
 
 void body(int thread, int threads, void *data) {
     const Call &call = *static_cast<Call *>(data);
-    const Sequence &q = call.q;
+    const Recurrence &steps = call.steps;
+    const Sequence &q = steps.q;
     const Flush flush;
-    const Steps steps{q};
     const int64_t panels = panels_of(q.units, call.backward ? 2 * LANES : units_of(q.cell));
     for (int64_t p = panels * thread / threads; p < panels * (thread + 1) / threads; ++p)
-        call.backward ? pack_backward(q, p) : pack_forward(q, p);
-    call.barriers[q.threads].wait(threads);
+        call.backward ? pack_backward(steps, p) : pack_forward(steps, p);
+    call.barriers[steps.threads].wait(threads);
     const Part part = divide(thread, threads, q.rows, panels, call.barriers);
     for (int64_t from = part.row0; from < part.row1; from += CHUNK) {
         const int64_t to = std::min(part.row1, from + CHUNK);
@@ -280,16 +262,16 @@ void body(int thread, int threads, void *data) {
     }
 }
 
-void enter(const Sequence &q, bool backward) {
-    std::unique_ptr<Barrier[]> barriers(new Barrier[q.threads + 1]);
-    Call call{q, backward, barriers.get()};
-    run(q.threads, body, &call);
+void enter(const Recurrence &steps, bool backward) {
+    std::unique_ptr<Barrier[]> barriers(new Barrier[steps.threads + 1]);
+    Call call{steps, backward, barriers.get()};
+    run(steps.threads, body, &call);
 }
 
-void forward(const Sequence &q) { enter(q, false); }
-void backward(const Sequence &q) { enter(q, true); }
+void forward(const Recurrence &steps) { enter(steps, false); }
+void backward(const Recurrence &steps) { enter(steps, true); }
 
-int64_t packed(int32_t cell, int64_t units) {
+int64_t packed(int64_t cell, int64_t units) {
     const int64_t there = panels_of(units, units_of(cell)) * width_of(cell);
     const int64_t back = panels_of(units, 2 * LANES) * 2 * gates_of(cell);
     return std::max(there, back) * units * LANES;

@@ -1,5 +1,8 @@
-// The plain C entries: the machine's instruction sets, and threads from the OpenMP runtime the process has.
-#include "sequence.h"
+// The plain C entries: the machine's instruction sets, threads from the OpenMP runtime the process has, scratch.
+#include <algorithm>
+#include <cstdlib>
+
+#include "layer.h"
 #include "team.h"
 
 namespace bptt {
@@ -43,6 +46,38 @@ static const Kernels *usable(int32_t i) {
     return nullptr;
 }
 
+// A thread's scratch, kept for its next call.
+struct Scratch {
+    void *at = nullptr;
+    size_t bytes = 0;
+    Scratch() = default;
+    Scratch(const Scratch &) = delete;
+    Scratch &operator=(const Scratch &) = delete;
+    ~Scratch() { free(at); }
+
+    void *of(size_t wanted) {
+        if (wanted <= bytes) return at;
+        free(at);
+        if (posix_memalign(&at, 64, wanted)) at = nullptr;
+        bytes = at ? wanted : 0;
+        return at;
+    }
+};
+
+static int32_t enter(int32_t isa, const Sequence *q, void (*pass)(const Kernels &, const Sequence &, const Room &)) {
+    static thread_local Scratch scratch;
+    const Kernels &kernels = *usable(isa);
+    const int64_t gates = gates_of(q->cell) * q->units, carry = q->rows * q->units;
+    const int64_t products = std::max(kernels.product_packed(gates, 0), kernels.product_packed(q->inputs, q->units));
+    const int64_t packed = std::max(kernels.packed(q->cell, q->units), products);
+    const size_t pointers = size_t(q->total) * sizeof(float *);
+    char *at = static_cast<char *>(scratch.of(pointers + size_t(packed + carry + gates) * sizeof(float) + 64));
+    if (!at) return 1;
+    float *floats = reinterpret_cast<float *>(at + (pointers + 63) / 64 * 64);
+    pass(kernels, *q, {floats, floats + packed, floats + packed + carry, reinterpret_cast<const float **>(at)});
+    return 0;
+}
+
 }  // namespace bptt
 
 extern "C" {
@@ -56,9 +91,6 @@ const char *bptt_isa(int32_t i) {
     return kernels ? kernels->name : nullptr;
 }
 
-int64_t bptt_packed(int32_t isa, int32_t cell, int64_t units) { return bptt::usable(isa)->packed(cell, units); }
-void bptt_forward(int32_t isa, const Sequence *sequence) { bptt::usable(isa)->forward(*sequence); }
-void bptt_backward(int32_t isa, const Sequence *sequence) { bptt::usable(isa)->backward(*sequence); }
-int64_t bptt_product_packed(int32_t isa, const Product *product) { return bptt::usable(isa)->product_packed(*product); }
-void bptt_product(int32_t isa, const Product *product) { bptt::usable(isa)->product(*product); }
+int32_t bptt_forward(int32_t isa, const Sequence *sequence) { return bptt::enter(isa, sequence, bptt::forward); }
+int32_t bptt_backward(int32_t isa, const Sequence *sequence) { return bptt::enter(isa, sequence, bptt::backward); }
 }

@@ -5,7 +5,7 @@
 #include <array>
 #include <utility>
 
-#include "sequence.h"
+#include "parts.h"
 #include "team.h"
 #include "vectors.h"
 
@@ -56,17 +56,10 @@ struct Columns {
             return;
         }
         for (int64_t k = k0; k < k0 + K; ++k, out += WIDE) {
-            const float *in = second ? row(k) : p.b + k * p.ldb;
+            const float *in = second ? p.b2[k] : p.b + k * p.ldb;
             for (int v = 0; v < WIDTH; ++v)
                 *(V *)(out + v * LANES) = in && n > v * LANES ? load(in + j + v * LANES, n - v * LANES) : V{};
         }
-    }
-
-    // Row k of B2; null for zeros.
-    const float *row(int64_t k) const {
-        if (p.skip2 && p.skip2[k]) return nullptr;
-        const float *at = k < p.split ? p.first2 : p.then2;
-        return at ? at + (k < p.split ? k : k - p.split) * p.ld2 : nullptr;
     }
 };
 
@@ -137,7 +130,7 @@ void multiplication(int thread, int threads, void *data) {
     }
 }
 
-int64_t product_packed(const Product &p) { return 2 * DEPTH * (padded(p.n) + padded(p.n2)); }
+int64_t product_packed(int64_t n, int64_t n2) { return 2 * DEPTH * (padded(n) + padded(n2)); }
 
 void product(const Product &p) {
     Barrier barrier;
@@ -146,9 +139,9 @@ void product(const Product &p) {
 }
 
 // What cells.cpp has of this instruction set.
-int64_t packed(int32_t cell, int64_t units);
-void forward(const Sequence &q);
-void backward(const Sequence &q);
+int64_t packed(int64_t cell, int64_t units);
+void forward(const Recurrence &steps);
+void backward(const Recurrence &steps);
 
 bool supported() { return BPTT_SUPPORTED; }
 

@@ -90,14 +90,4 @@ class Flush {
 // Runs body(thread, threads) on as many threads as the runtime gives, `threads` at most.
 void run(int threads, void (*body)(int thread, int threads, void *data), void *data);
 
-struct Kernels {
-    const char *name;
-    bool (*supported)();
-    int64_t (*packed)(int32_t cell, int64_t units);
-    void (*forward)(const struct ::Sequence &);
-    void (*backward)(const struct ::Sequence &);
-    int64_t (*product_packed)(const struct ::Product &);
-    void (*product)(const struct ::Product &);
-};
-
 }  // namespace bptt

@@ -1,0 +1,77 @@
+// A layer forward and backward: the products of all steps at once before and after the steps.
+#include "layer.h"
+
+#include <cstring>
+
+namespace bptt {
+
+// Work below which threads would take longer to wake than to do it: multiplications of the steps, and of a product.
+constexpr int64_t FEW_STEPS = 2000000, FEW_PRODUCTS = 1000000;
+
+static int threads_for(const Sequence &q, int64_t work, int64_t few) { return work > few ? int(q.threads) : 1; }
+
+static Recurrence recurrence(const Sequence &q, const Room &room) {
+    const int64_t work = q.total * q.units * q.units * gates_of(q.cell);
+    const float *bias_n = q.cell == GRU && q.b_hh ? q.b_hh + 2 * q.units : nullptr;
+    return {{q}, threads_for(q, work, FEW_STEPS), bias_n, room.packed, room.carry};
+}
+
+static void multiply(const Kernels &kernels, const Sequence &q, const Room &room, Product p) {
+    p.threads = threads_for(q, p.m * (p.n + p.n2) * p.k, FEW_PRODUCTS);
+    p.packed = room.packed;
+    kernels.product(p);
+}
+
+void forward(const Kernels &kernels, const Sequence &q, const Room &room) {
+    const int64_t H = q.units, I = q.inputs, GH = gates_of(q.cell) * H, both = q.cell == GRU ? 2 * H : GH;
+    Product p;  // gates = x W_ih^T + bias
+    p.m = q.total, p.n = GH, p.k = I, p.a = q.x, p.lda = I, p.b = q.w_ih, p.ldb = I, p.b_transposed = true;
+    p.c = q.gates, p.ldc = saved_of(q.cell) * H;
+    if (q.b_ih && q.b_hh) {
+        for (int64_t i = 0; i < GH; ++i) room.bias[i] = i < both ? q.b_ih[i] + q.b_hh[i] : q.b_ih[i];
+        p.bias = room.bias;
+    }
+    multiply(kernels, q, room, p);
+    kernels.forward(recurrence(q, room));
+}
+
+// d_x = d_gates W_ih, of `count` gates that begin at `gate` in the weights and at `at` in d_gates.
+static void to_input(const Kernels &kernels, const Sequence &q, const Room &room, int64_t gate, int64_t at, int64_t count) {
+    const int64_t H = q.units, I = q.inputs;
+    Product p;
+    p.m = q.total, p.n = I, p.k = count * H, p.a = q.d_gates + at * H, p.lda = saved_of(q.cell) * H;
+    p.b = q.w_ih + gate * H * I, p.ldb = I, p.c = q.d_x, p.ldc = I, p.add = gate > 0;
+    multiply(kernels, q, room, p);
+}
+
+// dW_ih = d_gates^T x and dW_hh = d_gates^T h_before from one reading of d_gates, and its sums, the bias' gradients.
+static void to_weights(
+    const Kernels &kernels, const Sequence &q, const Room &room, int64_t gate, int64_t at, int64_t count, bool input, bool state) {
+    const int64_t H = q.units, I = q.inputs, S = saved_of(q.cell);
+    float *b_ih = input && q.d_b_ih ? q.d_b_ih + gate * H : nullptr, *b_hh = state && q.d_b_hh ? q.d_b_hh + gate * H : nullptr;
+    Product p;
+    p.m = count * H, p.k = q.total, p.a = q.d_gates + at * H, p.lda = S * H, p.a_transposed = true;
+    p.sums = b_ih ? b_ih : b_hh;
+    if (input && q.d_w_ih) p.n = I, p.b = q.x, p.ldb = I, p.c = q.d_w_ih + gate * H * I, p.ldc = I;
+    if (state && q.d_w_hh) p.n2 = H, p.b2 = room.before, p.c2 = q.d_w_hh + gate * H * H, p.ldc2 = H;
+    if (p.n || p.n2 || p.sums) multiply(kernels, q, room, p);
+    if (b_ih && b_hh) std::memcpy(b_hh, b_ih, count * H * sizeof(float));
+}
+
+void backward(const Kernels &kernels, const Sequence &q, const Room &room) {
+    kernels.backward(recurrence(q, room));
+    const Steps steps{q};
+    if (q.d_w_hh)
+        for (int64_t s = 0; s < q.steps; ++s)
+            for (int64_t b = 0; b < steps.rows(s); ++b) room.before[steps.flat(s) + b] = steps.before(s, b, q.outputs, q.h0);
+    const int64_t all = gates_of(q.cell);
+    if (q.cell != GRU) {
+        if (q.d_x) to_input(kernels, q, room, 0, 0, all);
+        return to_weights(kernels, q, room, 0, 0, all, true, true);
+    }
+    if (q.d_x) to_input(kernels, q, room, 0, 0, 2), to_input(kernels, q, room, 2, 3, 1);
+    to_weights(kernels, q, room, 0, 0, 2, true, true);
+    to_weights(kernels, q, room, 2, 3, 1, true, false), to_weights(kernels, q, room, 2, 2, 1, false, true);
+}
+
+}  // namespace bptt

@@ -1,0 +1,17 @@
+// A layer forward and backward with the kernels of one instruction set.
+#pragma once
+#include "parts.h"
+
+namespace bptt {
+
+// Scratch of a call.
+struct Room {
+    float *packed;         // for the steps or a product, on a multiple of 64 bytes
+    float *carry, *bias;   // (B, H), (G H,)
+    const float **before;  // (N,) the states before the rows
+};
+
+void forward(const Kernels &kernels, const ::Sequence &q, const Room &room);
+void backward(const Kernels &kernels, const ::Sequence &q, const Room &room);
+
+}  // namespace bptt
