@@ -59,6 +59,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "sequence_length": 1000,
         "lr": 1e-5,
         "seeds": 1,
+        "draws": 20,
     },
 }
 COMMON = {"cell": "lstm", "hidden": 32, "batch": 16, "clip": 1.0}
@@ -106,8 +107,9 @@ class CompareConfig:
     budget: Annotated[str | None, tyro.conf.arg(metavar="STEPS|SECONDSs", help_behavior_hint="")] = None
     """What each run may use: steps of the data, such as 20000, or time, such as 30s or 5min. A minute or two in all if
     not given."""
-    draws: int = 60
-    """Draws of a random strategy, for the bias and variance of its gradient; at least 3."""
+    draws: Annotated[int | None, PLAIN] = None
+    """Draws of a random strategy, for the bias and variance of its gradient; at least 3. 60 if not given, 20 for
+    influence."""
     delay: Annotated[int | None, PLAIN] = None
     """copy, delayed: steps from an input to its repetition. 30 for copy, 5 for delayed, if not given."""
     length: Annotated[int | None, PLAIN] = None
@@ -151,7 +153,7 @@ class CompareConfig:
             if self.task not in tasks and getattr(self, name) is not None:
                 raise UserError(f"{flag(name)} applies only to --task {', '.join(tasks)}, not to {self.task}")
         at_least_one(self, "seeds", "sequence_length", "hidden", "batch")
-        if self.draws < 3:
+        if self.draws is not None and self.draws < 3:
             raise UserError(f"--draws {self.draws}: must be at least 3, for a variance and its interval")
         if self.lr is not None and not 0 < self.lr <= 1e30:
             raise UserError(f"--lr {self.lr}: must be a positive number, and at most 1e30")
@@ -162,7 +164,13 @@ class CompareConfig:
 
     def resolved(self) -> CompareConfig:
         """With the task's defaults filled in, so that a record of the comparison names them."""
-        defaults = {"seeds": 3, "lr": 3e-3, **(COMMON if self.task in NETWORK else {}), **DEFAULTS[self.task]}
+        defaults = {
+            "seeds": 3,
+            "lr": 3e-3,
+            "draws": 60,
+            **(COMMON if self.task in NETWORK else {}),
+            **DEFAULTS[self.task],
+        }
         return dataclasses.replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
 
     def recorded(self) -> dict[str, Any]:

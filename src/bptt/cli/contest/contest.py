@@ -139,6 +139,6 @@ class Contest:
         if reference is not None:
             self.folder.load_weights(reference, model)
         try:
-            return measure(self.setting, model, strategy, self.config.draws, self.config.memory)
+            return measure(self.setting, model, strategy, self.config.draws or 3, self.config.memory)
         except bptt.NonFiniteLossError:
             return {}

@@ -139,8 +139,8 @@ def between(run: Run, axis: Callable[[Point], float], at: float) -> float:
 
 
 def equal_time(found: list[Standing]) -> float | None:
-    """The training time that all runs have that didn't diverge."""
-    return min((run.seconds for each in found for run in each.runs if run.diverged is None), default=None)
+    """The training time that all runs have, but for strategies of which one diverged."""
+    return min((run.seconds for each in found if not each.diverged for run in each.runs), default=None)
 
 
 def numbers(found: Found) -> dict[str, Any]:
