@@ -109,7 +109,7 @@ class TakagiSugeno(nn.Module):
 
     def firing(self, state: Tensor) -> Tensor:
         """φ of (2) for states (..., L): (..., M^L), which sum to 1."""
-        return self._firing(state, self.prototypes(), self.width())
+        return nn.functional.linear(state, *self._scores()).softmax(-1)
 
     def set_affine(self, coefficients: Tensor) -> None:
         """Make every rule the same affine law y⁺ = a·s + b·u + c, of coefficients (a, b, c), (L + U + 1,)."""
@@ -141,22 +141,22 @@ class TakagiSugeno(nn.Module):
     def forward(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """len(inputs) steps from `state`: the outputs, and the last L of them."""
         self._check(inputs, state)
-        prototypes, width = self.prototypes(), self.width()
+        weight, bias = self._scores()
         slopes, gains, values = self.consequents.split([self.lags, self.inputs, 1], 1)
-        offsets = values[:, 0] - (slopes * prototypes).sum(1)
+        offsets = values[:, 0] - (slopes * self.prototypes()).sum(1)
         driven = nn.functional.linear(inputs, gains, offsets)
         outputs: list[Tensor] = []
         for drive in driven.unbind(0):
-            y = (self._firing(state, prototypes, width) * (state @ slopes.T + drive)).sum(-1)
+            firing = nn.functional.linear(state, weight, bias).softmax(-1)
+            y = (firing * (state @ slopes.T + drive)).sum(-1)
             outputs.append(y)
             state = torch.cat([y[..., None], state[..., :-1]], -1)
         return torch.stack(outputs), state
 
-    @staticmethod
-    def _firing(state: Tensor, prototypes: Tensor, width: Tensor) -> Tensor:
-        """(2) by a softmax of -|s - p_r|²/2σ²; what all rules share, -|s|²/2σ², drops out."""
-        scores = nn.functional.linear(state, prototypes, -0.5 * prototypes.square().sum(1))
-        return (scores / width**2).softmax(-1)
+    def _scores(self) -> tuple[Tensor, Tensor]:
+        """(2) is a softmax of -|s - p_r|²/2σ²; less what all rules share, -|s|²/2σ², it is linear in s: W s + b."""
+        prototypes, square = self.prototypes(), self.width() ** 2
+        return prototypes / square, -0.5 * prototypes.square().sum(1) / square
 
     def _check(self, inputs: Tensor, state: Tensor) -> None:
         for name, value, last in (("inputs", inputs, self.inputs), ("the state", state, self.lags)):
