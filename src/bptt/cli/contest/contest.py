@@ -29,7 +29,8 @@ class Found:
     """Everything that is told of.
 
     config: resolved. runs: by strategy, one a seed. gradients: by WHEN and strategy; a missing one could not be
-    measured. reference: the run whose weights "end" is, None if all diverged.
+    measured. reference: the run whose weights "end" is, None if all diverged, or
+    if the optimum is known.
     """
 
     config: CompareConfig
@@ -77,6 +78,8 @@ class Contest:
             runs[name].append(self._run(name, seed, bars))
             bars.finish()
         whole = [run for each in runs.values() for run in each if run.diverged is None]
+        if self.setting.optimum is not None:  # there the exact gradient vanishes, and nothing is relative to it
+            whole = []
         reference = min(whole, key=lambda run: run.last.loss, default=None)
         gradients = {when: self._gradients(when, reference, bars) for when in WHEN}
         return Found(self.config, self.setting, self.budget, runs, gradients, reference)

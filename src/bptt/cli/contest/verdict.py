@@ -49,14 +49,17 @@ def _least_biased(placed: Sequence[Standing]) -> str:
     others = [each for each in placed if not _is_exact(each) and not math.isnan(each.bias)]
     if not others:
         return "there is no other"
-    best = min(others, key=lambda each: each.bias)
-    covered = best.drawn and all(
-        found[1] <= 0 <= found[2] for when in best.gradients if (found := best.value(when, "signed_bias")) is not None
-    )
-    if not covered:
+    best = min(others, key=lambda each: 0.0 if _unbiased(each) else each.bias)
+    if not _unbiased(best):
         return f"{labelled(best.name)}, off by {share(best.bias)} of the gradient's norm"
     draws = max(found["draws"] for found in best.gradients.values())
     return f"{labelled(best.name)}, whose bias {draws} draws can't tell from none"
+
+
+def _unbiased(each: Standing) -> bool:
+    """Unbiased by its factors, and no measurement says otherwise."""
+    found = [each.value(when, "signed_bias") for when in each.gradients]
+    return each.name.startswith("artbp") and all(known is None or known[1] <= 0 <= known[2] for known in found)
 
 
 def _cheapest(placed: Sequence[Standing]) -> str:
