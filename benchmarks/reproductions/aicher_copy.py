@@ -16,7 +16,7 @@ Adaptive: K within 2 .. 100, from the decay of the cotangents over 100 lags.
 Every row sees the same number of steps. To be met: adaptive with tolerance 0.5 ends with a test perplexity of at most
 1.05, where the fixed K = 5 stays above 1.4; the published figures, of 210 epochs, stand beside. Two things differ from
 theirs: the first word of a row, which nobody heard, doesn't count here; and K is the mean of five estimates, a new one
-every 250 updates, from the first update on, where they take one estimate every 5,000 steps and begin with K = 15.
+every 250 updates, from the first update on, where their code takes one every 5,000 steps, and begins with K = 15.
 `--quick` is a try-out.
 """
 
