@@ -122,7 +122,7 @@ def plot(models: dict[str, TakagiSugeno], data: Record, path: Path) -> None:
     for name, model in models.items():
         _, found, error = free_run(model)
         run.plot(found[:75], linewidth=1, label=f"{name}: RMSE {error:.3f}")
-    run.set(xlabel="step", ylabel="y", title="free run on the sine", ylim=(-3, 5.5))
+    run.set(xlabel="step", ylabel="y", title="free run on the sine", ylim=(-3, 6))
     for axes in (sets, run):
         axes.legend(fontsize=7, ncols=2, loc="upper center")
     figure.savefig(path, dpi=100)
