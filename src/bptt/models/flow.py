@@ -31,7 +31,7 @@ class Flow(nn.Module):
 
     Raises ValueError or TypeError, in one line, for arguments and states that don't fit.
     Cost: 8 complex transforms a step of each flow; autograd saves 8 complex grids a step. A dt too long for the
-    grid, dt · max|ū + u| · n/3 beyond 2.8, blows up, and the engine raises NonFiniteLossError.
+    grid, dt · n/3 · the largest |ū_x + u_x| + |ū_y + u_y| beyond about 2.8, blows up: NonFiniteLossError by the engine.
 
     >>> import torch
     >>> from bptt.models import Flow
@@ -41,9 +41,9 @@ class Flow(nn.Module):
     >>> flow.vorticity(outputs).shape, state.dtype
     (torch.Size([5, 16, 16]), torch.complex64)
 
-    Method: the products u_x² - u_y² and u_x u_y alone are transformed (Basdevant 1983), here as the two parts of one
-    complex square; time steps by the classical Runge-Kutta method of order 4, after the viscous term is integrated
-    exactly. See `_step` and `_Terms`.
+    Method: the products u_x² - u_y² and u_x u_y alone are transformed (Basdevant's reduction,
+    https://rmsrosa.github.io/2dnsepervortjl/pages/basdevant), here as the two parts of one complex square; time steps
+    by the classical Runge-Kutta method of order 4, after the viscous term is integrated exactly. See `_step`, `_Terms`.
     """
 
     def __init__(
