@@ -50,7 +50,7 @@ class Scale:
     seeds: int = 3
     draws: int = 5
     exact_passes: int = 100
-    passes: int = 10
+    passes: int = 20
     iterations: int = 30  # of L-BFGS, for each horizon
     cut: int = 125  # steps between the draws of `unbiased`
 

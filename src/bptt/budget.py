@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
@@ -29,16 +30,16 @@ class Budget:
 
     def plan(self, problem: Problem, window: Window, begin: Tree, initial: Initial | None) -> Checkpoints:
         """The checkpoints for a window; ValueError with the least budget that works where this one doesn't."""
-        probe = _Probe(problem, window, begin, initial, self._meter)
+        probe = WindowProbe(problem, window, begin, initial, self._meter)
         key = (probe.steps, probe.shapes)
         if not probe.cuts and key in self._plans:
             return self._plans[key]
         with isolated(problem.model, state.leaves(begin)):
             saved = self._saved.setdefault(probe.shapes, _Saved())
             saved.measure(probe, self.size)
-            chosen = _cheapest(probe, self.size, saved)
+            chosen = cheapest(probe, self.size, saved)
             while saved.correct(probe, chosen.segment):
-                chosen = _cheapest(probe, self.size, saved)
+                chosen = cheapest(probe, self.size, saved)
         if not probe.cuts:  # where calls are cut differs from window to window
             self._plans[key] = chosen
         return chosen
@@ -68,7 +69,7 @@ class _Saved:
         slope = (self._points[n] - self._points[m]) / (n - m)
         return max(self._points[n] + max(slope, 0) * (steps - n), 0)
 
-    def measure(self, probe: "_Probe", size: int) -> None:
+    def measure(self, probe: "WindowProbe", size: int) -> None:
         """One step, then twice as many as long as they promise to fit; two steps in two calls; a step that resets."""
         if not self._points:
             self._points[1] = self._by_cut = probe.saved(0, 1, [])
@@ -81,7 +82,7 @@ class _Saved:
             if n == 2 and 2 * self._points[1] + probe.states <= size:
                 self._by_cut = max(0, probe.saved(0, n, [probe.window.start + 1]) - self._points[n])
 
-    def correct(self, probe: "_Probe", segment: int) -> bool:
+    def correct(self, probe: "WindowProbe", segment: int) -> bool:
         """Measure the segments of a plan that are of a new kind; whether one saves more than was thought."""
         for number, cuts, resets in probe.kinds(segment):
             start, stop = number * segment, min((number + 1) * segment, probe.steps)
@@ -102,7 +103,7 @@ class _Saved:
 
 
 @dataclass(frozen=True)
-class _Probe:
+class WindowProbe:
     """Tapes made only to be measured, of pieces of a window, from a state of the right shapes."""
 
     problem: Problem
@@ -151,8 +152,11 @@ class _Probe:
         return self.meter.tape(segment, self.begin)[1]
 
 
-def _cheapest(probe: _Probe, size: int, saved: _Saved) -> Checkpoints:
-    """Among segment lengths a tenth apart, the one that fits with the fewest steps and calls run."""
+def cheapest(probe: WindowProbe, size: int, saved: Callable[[int, int, int], float]) -> Checkpoints:
+    """Among segment lengths a tenth apart, the one that fits with the fewest steps and calls run.
+
+    saved: bytes of a tape by its steps, cuts and resets.
+    """
     one = max(1, state.nbytes(probe.begin))
 
     def fullest(segment: int) -> float:

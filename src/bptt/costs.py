@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bptt import state
 from bptt.engine import Run
-from bptt.memory import Checkpoints, _leaves_of
+from bptt.memory import Checkpoints, leaves_of
 from bptt.schedules.windows import Window
 from bptt.segment import Segment
 from bptt.stream import Chunk
@@ -135,7 +135,7 @@ class Costs:
         segment = self._segment(1)
         tape = segment.tape(state.tracked(self.begin))
         modules = [m for m in (self.run.problem.model, self.run.problem.loss.loss) if isinstance(m, nn.Module)]
-        self._leaves = [*_leaves_of(tape), *(p for module in modules for p in module.parameters())]
+        self._leaves = [*leaves_of(tape), *(p for module in modules for p in module.parameters())]
         self.one = state.nbytes(self.begin)
         self.floating = sum(leaf.nbytes for leaf in state.leaves(self.begin) if state.carries_cotangent(leaf))
         self._device = next(leaf.device for leaf in state.leaves(self.begin))

@@ -103,7 +103,7 @@ class Meter:
         with _recorded(storages):
             tape = segment.tape(state.tracked(begin))
         if not self._closures_known and tape.losses is not None:
-            self._apart += _leaves_of(tape)
+            self._apart += leaves_of(tape)
             self._closures_known = True
         counted = (*state.leaves(tape.begin), *state.leaves(tape.after), *state.leaves(segment.kept))
         stream = (
@@ -155,7 +155,7 @@ def _recorded(storages: dict[int, int]) -> Iterator[None]:
         yield
 
 
-def _leaves_of(tape: Tape) -> list[Tensor]:
+def leaves_of(tape: Tape) -> list[Tensor]:
     """The leaves that the graph reaches and that are not the engine's own: parameters, of closures too."""
     ours = {id(leaf) for leaf in (*state.leaves(tape.begin), *tape.data.tracked.values())}
     if tape.segment.initial is not None:

@@ -6,12 +6,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from bptt import arguments, checks
-from bptt.budget import _cheapest, _Probe
+from bptt.budget import WindowProbe, cheapest
 from bptt.costs import Costs, Shape
 from bptt.engine import Run
 from bptt.memory import Checkpoints, parse
@@ -229,12 +229,15 @@ class _Forecast:
             return [stored], stored.memory_bytes
         assert budget is not None
         costs = self._costs
-        saved = cast(Any, lambda *segment: MARGIN * self._saved(*segment))
-        probe = _Probe(costs.run.problem, self._longest, costs.begin, None, costs.run.meter)
+
+        def saved(segment: int, cuts: int, resets: int) -> float:
+            return MARGIN * self._saved(segment, cuts, resets)
+
+        probe = WindowProbe(costs.run.problem, self._longest, costs.begin, None, costs.run.meter)
         least = ceil(probe.states + saved(1, 0, 0)) + costs.one
         if budget < least:
             return [stored], min(stored.memory_bytes, least)
-        row = self._row(_cheapest(probe, budget, saved), budget)
+        row = self._row(cheapest(probe, budget, saved), budget)
         return [stored, row], min(row.memory_bytes, least)
 
     def _saved(self, steps: int, cuts: int, resets: int) -> float:

@@ -45,7 +45,7 @@ def unroll(
     loss: `(outputs, targets) -> (T, ...)`, not reduced over time, or `((T, ...), aux)`; see `per_step`.
     stream: iterable of `Chunk(inputs, targets, is_start, mask)`, of any lengths, or plain tuples.
     state: pytree of tensors to start from, without a graph; None starts from `initial_state`.
-    strategy: `FullBPTT()`, `TruncatedBPTT(k1, k2)`, `ARTBP(law, every)`.
+    strategy: `FullBPTT()`, `TruncatedBPTT(k1, k2)`, `AdaptiveTruncatedBPTT(tolerance)`, `ARTBP(law, every)`.
     memory: None stores a window's graph; "512MiB", bytes or `Checkpoints(slots, segment)` replay parts of it: the same
         gradient, to rounding, unless the model draws random numbers or mixes time steps in a call. The probes that fit
         a byte budget, a few short forwards a run, are not in `Update.forward_steps`.
