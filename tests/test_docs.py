@@ -33,6 +33,7 @@ QUICK = {
     "train": "--steps 2 --hidden 8 --batch 4 --device cpu --data book.txt",
     "sample": "--length 20",
     "diagnose": "--length 12 --batch 2 --data book.txt",
+    "plan": "--hidden 8 --batch 2 --steps 40 --data book.txt --device cpu",
     "compare": "--seeds 1 --draws 3 --budget 1000 --strategies full,tbptt:50",
 }
 """Words that make a command a matter of a second; the last one of a flag wins."""
