@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 torch.set_num_threads(1)
 
 quiet = {"deadline": None, "suppress_health_check": list(HealthCheck)}
-settings.register_profile("ci", max_examples=60, derandomize=True, database=None, **quiet)
+settings.register_profile("ci", max_examples=25, derandomize=True, database=None, **quiet)
 settings.register_profile("deep", max_examples=1000, **quiet)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

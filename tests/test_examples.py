@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from hypothesis import settings
 
 from pages import PAGES, ROOT, code, name_of
 
@@ -59,6 +60,7 @@ def test_every_relative_link_of_a_page_leads_somewhere():
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+@pytest.mark.skipif(settings.default.max_examples < 1000, reason="minutes in all: part of `make test-deep`")
 @pytest.mark.parametrize("name", sorted(BENCHMARKS))
 def test_benchmark_starts(name, monkeypatch, capsys):
     """Every part of it once, on a fraction of the work: no target is judged, so no time is measured here."""

@@ -238,7 +238,7 @@ def test_native_support_equals_splitting(strategy, memory, initial):
         assert not any(start for _, start, _ in native.calls)  # native resets mean zeros
     elif memory is None:
         assert any(start for _, start, _ in native.calls)
-    if memory is None and not isinstance(strategy, bptt.AdaptiveTruncatedBPTT):  # whose probes go step by step
+    if not initial and memory is None and not isinstance(strategy, bptt.AdaptiveTruncatedBPTT):  # whose probes step
         assert len(native.calls) <= 2 * len(updates) + 1  # not split at resets or weights, only where a state is kept
     assert plain is not native
 
