@@ -22,7 +22,7 @@ test: $(VENV)/test.stamp  ## all checks: pytest with doctests, ruff, basedpyrigh
 	$(BIN)/basedpyright
 	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
-test-deep: $(VENV)/test.stamp  ## the same property tests on many more cases
+test-deep: $(VENV)/test.stamp  ## the property tests on many more cases, the longest checks, every benchmark once
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 sanitize:        ## the C++ kernels under the address, undefined-behaviour and thread sanitizers; needs cmake and a compiler
