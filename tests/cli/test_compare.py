@@ -15,7 +15,6 @@ from torch import nn
 
 import bptt
 from bptt.data.tasks import DelayedCopy, InfluenceBalancing
-from profiles import deep
 
 STRATEGIES = "full,tbptt:4,artbp:5"
 SMALL = ["--hidden", "5", "--batch", "3", "--delay", "2", "--sequence-length", "20", "--draws", "3", "--seeds", "1"]
@@ -142,7 +141,6 @@ def test_the_same_options_go_on(compare, bptt_, folder):
     assert "budget is 200 there, 220 here" in other.error
 
 
-@deep
 def test_a_killed_comparison_goes_on(bptt_, folder, environment):
     """SIGINT, which says how to go on, and then SIGKILL; the folder is found again without being named."""
     words = ["compare", *SMALL, "--strategies", "tbptt:2,tbptt:3", "--seeds", "2", "--budget", "1500"]

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar with its numbers on a terminal, a line now and then elsewhere."""
+"""What a command shows while it runs: bars on a terminal, lines that stay everywhere; and the bar of a training."""
 
 from __future__ import annotations
 
@@ -31,15 +31,18 @@ class Numbers:
         )
 
 
-class Display(Progress):
-    """A progress bar with a line of numbers under it; without a terminal only `say` shows anything."""
+class Bars(Progress):
+    """Progress bars that vanish at the end; without a terminal only `say` shows anything.
 
-    def __init__(self) -> None:
+    Arguments:
+        description: format of a bar's name.
+    """
+
+    def __init__(self, description: str = "{task.description}") -> None:
         # Nothing printed here is ever markup: texts, prompts and file names come from outside.
         console = Console(markup=False, highlight=False, emoji=False)
-        self._numbers = ""
         super().__init__(
-            TextColumn("{task.description}"),
+            TextColumn(description, markup=False),
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
@@ -50,6 +53,18 @@ class Display(Progress):
             disable=not console.is_terminal,
             expand=True,
         )
+
+    def say(self, text: Any = "") -> None:
+        """Print a line that stays, control characters escaped."""
+        self.console.print(Text(printable(str(text))), soft_wrap=True)
+
+
+class Display(Bars):
+    """A progress bar with a line of numbers under it."""
+
+    def __init__(self) -> None:
+        self._numbers = ""
+        super().__init__()
         self._bar = self.add_task("training", total=1.0)
 
     def get_renderables(self) -> Iterable[RenderableType]:
@@ -61,7 +76,3 @@ class Display(Progress):
         """Move the bar."""
         self._numbers = str(numbers)
         self.update(self._bar, completed=fraction)
-
-    def say(self, text: Any = "") -> None:
-        """Print a line that stays, control characters escaped."""
-        self.console.print(Text(printable(str(text))), soft_wrap=True)

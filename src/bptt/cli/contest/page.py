@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jinja2
 import torch
 
 import bptt
@@ -15,6 +14,7 @@ from bptt.cli.contest.gradients import WHEN
 from bptt.cli.contest.panels import cost_panels, gradient_panels, looks, loss_panels, marks
 from bptt.cli.contest.results import standings
 from bptt.cli.contest.verdict import verdict
+from bptt.cli.html import templates
 from bptt.cli.printing import printable
 from bptt.cli.strategies import labelled
 
@@ -22,13 +22,7 @@ from bptt.cli.strategies import labelled
 def page(found: Found, command: str) -> str:
     """The page. command: what makes the same comparison again."""
     placed, seeds = standings(found), found.config.seeds or 1
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(Path(__file__).parent)
     environment.filters |= {"printable": printable, "minus": lambda text: text.replace("-", "−")}
     facts = {
         **found.setting.facts,

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.text import Text
-
+from bptt.cli import progress
 from bptt.cli.contest.runner import Run
-from bptt.cli.printing import printable
 
 
-class Bars(Progress):
+class Bars(progress.Bars):
     """A bar for the whole comparison and one for what runs now.
 
     Arguments:
@@ -18,19 +14,7 @@ class Bars(Progress):
     """
 
     def __init__(self, parts: int) -> None:
-        console = Console(markup=False, highlight=False, emoji=False)
-        super().__init__(
-            TextColumn("{task.description:<26.26}", markup=False),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-            expand=True,
-        )
+        super().__init__("{task.description:<26.26}")
         self._whole = self.add_task("comparison", total=parts)
         self._now = self.add_task("", total=1.0)
         self._done = 0
@@ -48,7 +32,3 @@ class Bars(Progress):
         """A part is done, or was."""
         self._done += 1
         self.update(self._whole, completed=self._done)
-
-    def say(self, text: str = "") -> None:
-        """Print a line that stays, control characters escaped."""
-        self.console.print(Text(printable(text)), soft_wrap=True)

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup, escape
 
 import bptt
@@ -14,6 +13,7 @@ from bptt.cli.explanation.derivation import letters_of, term
 from bptt.cli.explanation.drawing import draw, uses, walk
 from bptt.cli.explanation.tables import LEVELS, Section
 from bptt.cli.explanation.work import Work
+from bptt.cli.html import templates
 from bptt.cli.printing import one_line, printable
 
 
@@ -25,13 +25,7 @@ def page(work: Work, sections: Sequence[Section], chosen: tuple[int, int]) -> st
     steps, letters, sequence = work.trace.steps, letters_of(work), work.example.sequence
     inputs = [letters[i] for i in sequence.x.argmax(1).tolist()] if letters else ()
     targets = [letters[i] for i in sequence.y.tolist()] if letters else ()
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(Path(__file__).parent)
     environment.filters |= {"notation": notation, "prose": prose, "minus": minus, "one_line": one_line}
     return environment.get_template("page.html.j2").render(
         sections=sections,
