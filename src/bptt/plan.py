@@ -25,8 +25,8 @@ from bptt.strategies import ARTBP, FullBPTT, Strategy, TruncatedBPTT
 from bptt.stream import Chunk
 
 KINDS = ("exact", "unbiased", "biased")
-MARGIN = 1.05
-"""On what a segment is thought to save, when checkpoints are chosen: lines may bend."""
+FEW = 4  # kinds of windows with a call that ends inside, each measured: a layer may serve short calls in another way
+MARGIN = 1.05  # on what a segment is thought to save, when checkpoints are chosen: lines may bend
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,10 @@ class Plan:
         """Why `best` is the best, in a sentence."""
         best, kind = self.best, self.best.gradient
         within = "" if self.budget is None else f" that fits {self.budget:,} bytes"
+        stored = "stored whole" if best.memory is None else f"with {best.memory}"
         what = "least biased" if kind == "biased" else f"cheapest {kind}"
         return (
-            f"{best.strategy} {_stored(best)} is the {what} gradient{within}: {best.seconds:.3g} s and "
+            f"{best.strategy} {stored} is the {what} gradient{within}: {best.seconds:.3g} s and "
             f"{best.memory_bytes:,} bytes for {self.steps:,} steps."
         )
 
@@ -220,7 +221,8 @@ class _Forecast:
         self._gradient = "unbiased" if unbiased else "exact" if whole and not randomised else "biased"
         self._most = Shape.of(self._longest)
         self._lines = costs.like(self._most)
-        self._tail = list(self._shapes)[-1]
+        cut = [shape for shape in self._shapes if not shape.plain]
+        self._own = {list(self._shapes)[-1], *(cut if len(cut) <= FEW else ())}  # measured themselves
 
     def rows(self, budget: int | None) -> tuple[list[PlanRow], int]:
         """Stored whole, and with checkpoints where that doesn't fit; and the fewest bytes that would."""
@@ -269,7 +271,7 @@ class _Forecast:
         seconds, held = lines.later(shape.steps), lines.held(shape.steps)
         if not shape.plain:
             held = min(held, lines.held(self._most.steps))  # a bent line must not promise more
-        if shape == self._tail and (known := self._costs.measured(shape)):
+        if shape in self._own and (known := self._costs.measured(shape)):
             seconds, held = known.later, known.held
         return seconds, round(held), shape.steps
 
@@ -294,7 +296,3 @@ def _ladder(steps: int) -> list[Strategy]:
     randomised = [ARTBP(PolynomialLaw(mean_length=64), every=16)] if steps > 64 else []
     looking_back = [TruncatedBPTT(k // 2, k) for k in lengths]
     return [FullBPTT(), *randomised, *looking_back, *(TruncatedBPTT(k) for k in (*lengths, 1))]
-
-
-def _stored(row: PlanRow) -> str:
-    return "stored whole" if row.memory is None else f"with {row.memory}"
