@@ -11,8 +11,8 @@ modes of force, seen at 51 points every tenth step with 5 % noise. Data and mode
     identify   ν and force from 2ν and from ν/2 without force, 3 seeds, by L-BFGS on the exact gradient over horizons of
                100, 300 and 1,000 steps. Target: ν within 0.5 %, the force within 1 % (relative L2)
     adam       Adam (rate 0.01) on the exact gradient from (1.2 ν, 0.8 f). Target: within 2 % and 5 %
-    drift      the same Adam by TBPTT(50), started at the truth. Target: ends beyond 50 % in ν, so there is something
-               to cure. By ARTBP(50), 5 draws of its cuts: no target
+    drift      the same Adam by TBPTT(50) for as many passes, started at the truth. Target: it gets more than 50 % away
+               in ν, so there is something to cure. By ARTBP(50), 20 passes, 5 draws of its cuts: no target
     unbiased   ARTBP's gradient, its mean over all patterns of three cuts in 500 steps with their probabilities, against
                the exact one. Target: equal to 1e-10 of its norm
 
@@ -159,10 +159,12 @@ def adam(scale: Scale) -> list[Row]:
 def drift(scale: Scale) -> list[Row]:
     problem = example.Problem(0, scale.steps, scale.size)
     flow = example.guess(problem, 1.0, 1.0)
-    curve = example.streamed(problem, flow, example.STRATEGIES["TBPTT(50)"], scale.passes)
+    curve = example.streamed(problem, flow, example.STRATEGIES["TBPTT(50)"], scale.exact_passes)
     off, force = problem.error(flow)
+    farthest = max(abs(value / example.VISCOSITY - 1) for _, value, _ in curve)
     name = "drift: TBPTT(50)"
-    rows = [[f"{name}, ν", off, "> 0.5", off > 0.5], [f"{name}, force", force, "", None], *costs(name, curve)]
+    rows = [[f"{name}, ν at its farthest", farthest, "> 0.5", farthest > 0.5]]
+    rows += [[f"{name}, ν", off, "", None], [f"{name}, force", force, "", None], *costs(name, curve)]
     for seed in range(scale.draws):
         flow = example.guess(problem, 1.0, 1.0)
         curve = example.streamed(problem, flow, example.STRATEGIES["ARTBP(50)"], scale.passes, seed)

@@ -24,7 +24,7 @@ import bptt
 from bptt.models import TakagiSugeno
 
 D = torch.float64
-STEPS, ROWS, NOISE, PASSES, COVER = 50, 60, 0.1, 500, 0.2
+STEPS, ROWS, NOISE, PASSES, COVER = 50, 60, 0.1, 800, 0.2
 LOSS = bptt.per_step(torch.nn.MSELoss())
 METHODS = {  # and Adam's first rate: truncation makes five updates a pass
     "full": (bptt.FullBPTT(), 0.1),

@@ -109,7 +109,7 @@ def train(method: Any, seeds: Sequence[int], passes: int = PASSES, steps: int = 
         for _ in bptt.unroll(model, cost, [(torch.zeros(steps), None)], starts(generators, rows), **keywords):
             factors = (most * steps / norms(model)).clamp(max=1)[:, None, None]
             for p in model.parameters():
-                p.grad *= factors
+                p.grad *= len(seeds) * factors  # the mean over a policy's own rows
             adam.step()
             adam.zero_grad()
     return model
@@ -142,7 +142,7 @@ def main() -> None:
     left.set(title="norm of the gradient, untrained", xlabel="horizon in steps")
     right.set(title="mean distance to C⁺, trained", xlabel="steps")
     left.legend()
-    right.legend()
+    right.legend(loc="lower left", fontsize=8)
     figure.savefig(args.out / "lorenz.png", dpi=90)
 
 
