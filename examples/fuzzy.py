@@ -134,6 +134,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/fuzzy"), help="folder for the plot")
     parser.add_argument("--quick", action="store_true", help="a smoke run of a few seconds")
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # rows of nine numbers: threads would only wait for one another
     data = measured(args.seed, 20, 10) if args.quick else measured(args.seed)
     models = {"linear ARX": untrained(data), "one step ahead": one_step_ahead(untrained(data), data)}
     for name in METHODS:
@@ -142,7 +144,6 @@ def main() -> None:
     for name, model in models.items():
         print(f"{name}: RMSE of the free run on the sine {free_run(model)[2]:.3f}, {right_labels(model)} of 9 labels")
     print("", "The rules found by full BPTT:", *models["full"].rules(), sep="\n")
-    args.out.mkdir(parents=True, exist_ok=True)
     plot(models, data, args.out / "fuzzy.png")
 
 

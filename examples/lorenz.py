@@ -142,7 +142,7 @@ def main() -> None:
     left.set(title="norm of the gradient, untrained", xlabel="horizon in steps")
     right.set(title="mean distance to C⁺, trained", xlabel="steps")
     left.legend()
-    right.legend(loc="lower left", fontsize=8)
+    right.legend(loc="lower right", bbox_to_anchor=(1, 0.11), fontsize=8, ncols=2)
     figure.savefig(args.out / "lorenz.png", dpi=90)
 
 
