@@ -139,8 +139,7 @@ def main() -> None:
     data = measured(args.seed, 20, 10) if args.quick else measured(args.seed)
     models = {"linear ARX": untrained(data), "one step ahead": one_step_ahead(untrained(data), data)}
     for name in METHODS:
-        models[name] = untrained(data)
-        train(models[name], data, name, args.seed, 3 if args.quick else PASSES)
+        train(models.setdefault(name, untrained(data)), data, name, args.seed, 3 if args.quick else PASSES)
     for name, model in models.items():
         print(f"{name}: RMSE of the free run on the sine {free_run(model)[2]:.3f}, {right_labels(model)} of 9 labels")
     print("", "The rules found by full BPTT:", *models["full"].rules(), sep="\n")
