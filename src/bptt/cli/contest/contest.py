@@ -127,7 +127,7 @@ class Contest:
                 raise Stopped
             known = self.folder.gradient(name, when)
             if known is None:
-                bars.begin(f"gradient at the {when}: {name}")
+                bars.begin(f"gradient, {when}: {name}")
                 known = self._measure(strategy, reference if when == "end" else None)
                 self.folder.keep_gradient(name, when, known)
             if known:

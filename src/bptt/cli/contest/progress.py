@@ -14,7 +14,7 @@ class Bars(progress.Bars):
     """
 
     def __init__(self, parts: int) -> None:
-        super().__init__("{task.description:<26.26}")
+        super().__init__("{task.description:<34.34}")
         self._whole = self.add_task("comparison", total=parts)
         self._now = self.add_task("", total=1.0)
         self._done = 0
