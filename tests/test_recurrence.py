@@ -182,6 +182,17 @@ def test_scale_gradient_of_a_state():
         z.grad = h.grad = None
 
 
+def test_scale_gradient_under_torch_func():
+    """Per-row gradients of x² through the gate: 2 w x, by vmap of grad, and by grad alone."""
+    x = torch.randn(3, 2, dtype=F64)
+    for w in (0.5, torch.tensor(0.5, dtype=F64)):
+
+        def loss(x, w=w):
+            return bptt.scale_gradient(x, w).square().sum()
+
+        oracle.assert_close([torch.func.grad(loss)(x), torch.vmap(torch.func.grad(loss))(x)], [x, x])
+
+
 def test_a_hand_written_artbp_loop_with_the_gate_alone():
     case, weights = make("gru", T), {2: 1.5, 5: 3.0}
     h, total = case.zeros(), 0.0

@@ -15,16 +15,23 @@ from bptt.state import Tree
 class _Scale(torch.autograd.Function):
     """The identity, whose vjp multiplies by w: the w_t of (1)."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.w = w
+    def forward(x: Tensor, w: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return x.view_as(x)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Any], output: Tensor) -> None:
+        ctx.w = inputs[1] if not isinstance(inputs[1], Tensor) else None
+        ctx.save_for_backward(*(w for w in inputs[1:] if isinstance(w, Tensor)))
+
+    @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if isinstance(ctx.w, Tensor):  # 0 cuts an infinite cotangent too
-            return torch.where(ctx.w == 0, torch.zeros_like(cotangent), cotangent * ctx.w), None
-        return cotangent * ctx.w, None
+        if ctx.w is not None:
+            return cotangent * ctx.w, None
+        (w,) = ctx.saved_tensors
+        return torch.where(w == 0, torch.zeros_like(cotangent), cotangent * w), None  # 0 cuts an infinite one too
 
 
 class _Clip(torch.autograd.Function):
