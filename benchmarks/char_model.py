@@ -122,7 +122,7 @@ def main() -> int:
     parser = options(__doc__, "char_model")
     parser.add_argument("--cells", default="rnn,gru,lstm")
     parser.add_argument("--updates", type=int, default=500, help="over which the losses are compared")
-    parser.add_argument("--exact", action="store_true", help="the plain loop in float64 too, with --processes 1")
+    parser.add_argument("--exact", action="store_true", help="the plain loop in float64 too: minutes more")
     args = parser.parse_args()
     content = load_text(PYTHON_DOCS)
     characters = len(Vocabulary.of(content))

@@ -1,6 +1,7 @@
 """`plan` against what runs then really hold and run; which row is the best; and that a probe leaves nothing behind."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,16 +80,11 @@ def test_bytes_and_forwards_are_those_of_a_run(name, share):
         assert full[1].forward_steps > STEPS
 
 
-@pytest.mark.parametrize(("k1", "k2"), [(5, 12), (3, 10)])
-def test_windows_whose_short_calls_are_served_in_another_way(k1, k2):
+def test_windows_whose_short_calls_are_served_in_another_way():
     """A fused layer leaves calls of fewer than four steps to torch.nn, whose graph saves more: here of the second."""
-    torch.manual_seed(0)
-    model, loss = bptt.nn.LSTM(3, 8), bptt.per_step(nn.MSELoss())
-    xs, ys = torch.randn(STEPS, 2, 3), torch.randn(STEPS, 2, 8)
-    strategy = bptt.TruncatedBPTT(k1, k2)
-    (row,) = bptt.plan(model, loss, (xs[:SHORT], ys[:SHORT]), steps=STEPS, strategies=[strategy]).rows
-    held = [update.memory_bytes for update in bptt.unroll(model, loss, [(xs, ys)], strategy=strategy)]
-    assert row.memory_bytes == pytest.approx(max(held), rel=0.15)
+    case = make("lstm", STEPS, hidden=8, dtype=torch.float32)
+    case = replace(case, model=bptt.nn.convert(case.model))
+    compared(case, planned(case, strategies=[bptt.TruncatedBPTT(5, 12)]).rows)
 
 
 def test_a_loss_that_saves_more_than_the_recurrence():
