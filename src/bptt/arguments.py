@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from bptt import state
 from bptt.checks import named, shape
@@ -251,3 +252,19 @@ def sequence_keywords(
     if weight is not None:
         weight = weight.detach().to(input.device, input.dtype).contiguous()
     return start, weight
+
+
+def embedded(layer: Any, input: Any, embedding: Any) -> Any:
+    """What a recurrent layer's ids (...) are after the lookup in `embedding` (V, I); the values undefined."""
+    name, width = type(layer).__name__, layer.input_size
+    if not isinstance(embedding, Tensor) or embedding.dim() != 2 or embedding.shape[1] != width or not len(embedding):
+        got = tuple(embedding.shape) if isinstance(embedding, Tensor) else repr(embedding)
+        raise ValueError(
+            f"{name}: embedding is {got}, not (V, {width}), a row for each id: pass nn.Embedding's weight."
+        )
+    ids = input.data if isinstance(input, PackedSequence) else input
+    if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
+        got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+        raise TypeError(f"{name}: with embedding= the input is ids, int64 or int32, not {got}.")
+    rows = embedding.detach()[0].expand(*ids.shape, width)
+    return input._replace(data=rows) if isinstance(input, PackedSequence) else rows

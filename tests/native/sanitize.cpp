@@ -8,6 +8,7 @@
 #include <memory>
 #include <random>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "../../src/bptt/nn/kernels/native/sequence.h"
@@ -80,6 +81,7 @@ struct Reference {
     int64_t H = q.units, I = q.inputs, G = q.cell == RNN ? 1 : q.cell == GRU ? 3 : 4, S = q.cell == RNN ? 1 : 4;
     int64_t t(int64_t s) const { return q.reverse ? q.steps - 1 - s : s; }
     int64_t rows(int64_t s) const { return q.sizes ? q.sizes[t(s)] : q.rows; }
+    const float *x(int64_t row) const { return q.x + (q.ids ? q.ids[row] : row) * I; }
     int64_t flat(int64_t s, int64_t b) const { return (q.offsets ? q.offsets[t(s)] : t(s) * q.rows) + b; }
     bool starts(int64_t s, int64_t b) const { return q.start && q.start[t(s) * q.rows + b]; }
     double weight(int64_t s, int64_t b) const {
@@ -100,7 +102,7 @@ struct Reference {
         Doubles sum(G * H);
         for (int64_t i = 0; i < G * H; ++i) {
             g[i] = (q.b_ih ? q.b_ih[i] : 0) + (q.b_hh && !(q.cell == GRU && i >= 2 * H) ? q.b_hh[i] : 0);
-            for (int64_t j = 0; j < I; ++j) g[i] += double(q.w_ih[i * I + j]) * q.x[row * I + j];
+            for (int64_t j = 0; j < I; ++j) g[i] += double(q.w_ih[i * I + j]) * x(row)[j];
         }
         for (int64_t j = 0; j < H; ++j) {
             h_before[row * H + j] = starts ? 0 : h[b * H + j];
@@ -133,7 +135,7 @@ struct Reference {
         for (int64_t i = 0; i < q.rows * H; ++i) dh[i] = q.d_hn ? q.d_hn[i] : 0, dc[i] = q.d_cn ? q.d_cn[i] : 0;
         for (int64_t s = q.steps - 1; s >= 0; --s)
             for (int64_t b = 0; b < rows(s); ++b) step_back(flat(s, b), b, starts(s, b), weight(s, b));
-        dx.assign(N * I, 0), d_w_ih.assign(G * H * I, 0), d_w_hh.assign(G * H * H, 0);
+        dx.assign(q.distinct * I, 0), d_w_ih.assign(G * H * I, 0), d_w_hh.assign(G * H * H, 0);
         d_b_ih.assign(G * H, 0), d_b_hh.assign(G * H, 0);
         for (int64_t row = 0; row < N; ++row)
             for (int64_t i = 0; i < G * H; ++i) {
@@ -141,8 +143,8 @@ struct Reference {
                 const double of_state = d_gates[row * S * H + i], of_input = d_gates[row * S * H + i + (n ? H : 0)];
                 d_b_ih[i] += of_input, d_b_hh[i] += of_state;
                 for (int64_t j = 0; j < I; ++j) {
-                    dx[row * I + j] += of_input * q.w_ih[i * I + j];
-                    d_w_ih[i * I + j] += of_input * q.x[row * I + j];
+                    dx[(q.ids ? q.ids[row] : row) * I + j] += of_input * q.w_ih[i * I + j];
+                    d_w_ih[i * I + j] += of_input * x(row)[j];
                 }
                 for (int64_t j = 0; j < H; ++j) d_w_hh[i * H + j] += of_state * h_before[row * H + j];
             }
@@ -190,18 +192,24 @@ static void sequence(int isa, int64_t cell, int64_t T, int64_t B, int64_t I, int
     }
     std::vector<uint8_t> start(size_t(T * B));
     for (uint8_t &x : start) x = chance(0.2);
+    std::vector<int64_t> ids(size_t(N), 0);
+    const bool looked_up = chance(0.4);
+    int64_t refused = chance(0.5) ? -1 : 2 * N + 1;
+    const int64_t distinct = looked_up ? whole(1, 2 * N) : N;
+    for (int64_t &id : ids) id = whole(0, distinct - 1);
     const bool by_row = chance(0.5);
-    Floats weight(by_row ? T * B : T, 2), x(N * I, 1), w_ih(G * H * I, 1 / std::sqrt(double(I)));
+    Floats weight(by_row ? T * B : T, 2), x(distinct * I, 1), w_ih(G * H * I, 1 / std::sqrt(double(I)));
     Floats w_hh(G * H * H, 1 / std::sqrt(double(H))), b_ih(G * H, 1), b_hh(G * H, 1), gates(N * S * H);
     for (int64_t i = 0; i < weight.n; ++i) weight.at[i] = chance(0.3) ? 0 : weight.at[i];
     Floats cells(N * H), outputs(N * H), h0(B * H, 1), c0(B * H, 1), hn(B * H), cn(B * H), d_outputs(N * H, 1);
-    Floats d_hn(B * H, 1), d_cn(B * H, 1), d_gates(N * S * H), d_h0(B * H), d_c0(B * H), d_x(N * I);
+    Floats d_hn(B * H, 1), d_cn(B * H, 1), d_gates(N * S * H), d_h0(B * H), d_c0(B * H), d_x(distinct * I);
     Floats d_w_ih(G * H * I), d_w_hh(G * H * H), d_b_ih(G * H), d_b_hh(G * H);
     auto maybe = [](float *p) { return chance(0.7) ? p : nullptr; };
 
     Sequence q{};
     q.cell = cell, q.activation = whole(0, 2), q.threads = threads, q.steps = T, q.rows = B, q.inputs = I, q.units = H;
-    q.total = N;
+    q.total = N, q.distinct = distinct;
+    if (looked_up) q.ids = ids.data();
     q.reverse = chance(0.3);
     if (packed) q.sizes = sizes.data(), q.offsets = offsets.data();
     if (!packed && chance(0.5)) q.start = start.data();  // the keywords are for padded sequences, forwards
@@ -214,6 +222,11 @@ static void sequence(int isa, int64_t cell, int64_t T, int64_t B, int64_t I, int
     q.hn = hn.at.get(), q.cn = cell == LSTM ? cn.at.get() : nullptr;
     Reference want{q};
     want.run_forward(N);
+    if (looked_up) {  // refused before anything is read there
+        std::swap(ids[size_t(N / 2)], refused);
+        if (forward(isa, &q) != 2) abort();
+        std::swap(ids[size_t(N / 2)], refused);
+    }
     if (forward(isa, &q)) abort();
     const char *name = isa_name(isa);
     compare(name, "gates", gates.at.get(), want.gates);

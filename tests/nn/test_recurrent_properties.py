@@ -32,6 +32,7 @@ class Drawn:
     state: str | None
     needed: list[bool]
     seed: int
+    rows: int = 0  # of an embedding whose rows are the inputs; 0: none
     ulps: int = 0  # seed of a random unit in the last place added to every given number; 0: none
 
     def layer(self, module, dtype):
@@ -55,12 +56,13 @@ class Drawn:
         g = torch.Generator().manual_seed(self.seed)
         rows = (B,) if self.single is False else ()
         first = self.options.get("batch_first") and rows and self.lengths is None
-        shape = (*rows, T, size) if first else (T, *rows, size)
-        leaf = self._laid_out(self._moved(torch.randn(shape, generator=g).to(dtype)))
+        steps = (*rows, T) if first else (T, *rows)
+        shape = (self.rows,) if self.rows else steps
+        leaf = self._laid_out(self._moved(torch.randn(*shape, size, generator=g).to(dtype)))
         leaf.requires_grad_(self.needed[0])
-        x = leaf
+        x = torch.randint(self.rows, steps, generator=g) if self.rows else leaf
         if self.lengths is not None:
-            x = pack_padded_sequence(leaf, torch.tensor(self.lengths), enforce_sorted=self.sorted)
+            x = pack_padded_sequence(x, torch.tensor(self.lengths), enforce_sorted=self.sorted)
         layers = self.options.get("num_layers", 1) * (1 + self.options.get("bidirectional", False))
         hx, others = None, []
         if self.state is not None:
@@ -72,6 +74,14 @@ class Drawn:
             others = others[: 2 if self.name == "LSTM" else 1]
             hx = tuple(others) if self.name == "LSTM" else others[0]
         return x, hx, [leaf, *others]
+
+    def call(self, layer, x, hx, embedding):
+        if not self.rows:
+            return layer(x, hx)
+        if type(layer).__module__.startswith("bptt"):
+            return layer(x, hx, embedding=embedding)
+        packed = isinstance(x, PackedSequence)
+        return layer(x._replace(data=embedding[x.data]) if packed else embedding[x], hx)
 
     def _moved(self, x):
         if not self.ulps:
@@ -93,7 +103,7 @@ class Drawn:
         layer = self.layer(module, dtype)
         x, hx, given = self.inputs(dtype)
         torch.manual_seed(self.seed)  # of the dropout
-        y, last = layer(x, hx)
+        y, last = self.call(layer, x, hx, given[0])
         values = tensors((y, last))
         if self.lengths is not None:
             assert isinstance(y, PackedSequence)
@@ -142,6 +152,7 @@ def calls(draw, projections: bool = True):
         draw(st.sampled_from([None, "contiguous", "strided"])),
         draw(st.sampled_from([[True] * 7, [False] * 7]) | st.lists(st.booleans(), min_size=7, max_size=7)),
         draw(st.integers(0, 999)),
+        draw(st.sampled_from([0, 0, 1, 7, 40])),
     )
 
 
@@ -177,16 +188,17 @@ def test_without_grad(drawn):
     """Under no_grad the same outputs as with a graph, and no graph."""
     with kernel(KERNELS[-2]):
         with_graph = drawn.run(bptt.nn, torch.float32)
-        layer, (x, hx, _) = drawn.layer(bptt.nn, torch.float32), drawn.inputs(torch.float32)
+        layer, (x, hx, given) = drawn.layer(bptt.nn, torch.float32), drawn.inputs(torch.float32)
         torch.manual_seed(drawn.seed)
         with torch.no_grad():
-            values = tensors(layer(x, hx))
+            values = tensors(drawn.call(layer, x, hx, given[0]))
     assert not any(v.requires_grad for v in values)
     for a, b in zip(values, with_graph, strict=False):
         assert torch.equal(a, b)
     torch.manual_seed(drawn.seed)
     with torch.inference_mode():
-        values = tensors(drawn.layer(bptt.nn, torch.float32)(*drawn.inputs(torch.float32)[:2]))
+        x, hx, given = drawn.inputs(torch.float32)
+        values = tensors(drawn.call(drawn.layer(bptt.nn, torch.float32), x, hx, given[0]))
     assert all(v.is_inference() for v in values)
 
 

@@ -88,6 +88,11 @@ def _long(layer: nn.RNNBase, input: Any, packed: bool) -> bool:
     return steps >= (4 if graph else 8)
 
 
+def few(embedding: Tensor, input: Any) -> bool:
+    """Whether the input's part of the gates costs less for each row of the embedding than for each row of the input."""
+    return len(embedding) < (input.data if isinstance(input, PackedSequence) else input).numel()
+
+
 def checked(layer: nn.RNNBase, x: Tensor, states: Any, sizes: Tensor | None) -> tuple[Tensor, ...]:
     """The states, zeros if there are none, after torch.nn's checks. x: (T, B, I), or packed (N, I)."""
     layers = layer.num_layers * (1 + layer.bidirectional)

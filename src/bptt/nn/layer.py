@@ -4,12 +4,16 @@ gates = x W_ih^T + b                          all steps in one product          
 s_t = cell(gates_t, s_{t-1} W_hh^T)           step by step                            (2)
 dgates_t                                      step by step, backward                  (3)
 dW_ih = dgates^T x,  dW_hh = dgates^T h_{t-1},  dx = dgates W_ih   all steps at once  (4)
+
+Where x_t is a row of an embedding, (1) is taken once of each row of it, and the input's part of (4) of the sums of
+dgates over the steps that have one row.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from bptt.nn import kernels, plain
 from bptt.nn.kernels.buffers import empty
@@ -27,9 +31,12 @@ def evaluate(
     b_ih: Tensor | None,
     b_hh: Tensor | None,
 ) -> Sequence:
-    """Equations (1) and (2): x (T, B, I) or packed (N, I), h0 and c0 (1, B, H) or None for zeros, None for no bias."""
+    """Equations (1) and (2): x (T, B, I), packed (N, I) or with plan.ids (V, I); h0, c0 (1, B, H), None for zeros.
+
+    Biases: None for none.
+    """
     cell, H = plan.cell, w_hh.shape[1]
-    shape, last = (*x.shape[:-1], H), (1, plan.rows, H)
+    shape, last = (*(x.shape[:-1] if plan.ids is None else plan.ids.shape), H), (1, plan.rows, H)
     outputs = empty(shape, x)
     q = Sequence(
         plan, x.contiguous(), w_ih.contiguous(), w_hh.contiguous(), _contiguous(b_ih), _contiguous(b_hh),
@@ -50,7 +57,7 @@ class Layer(torch.autograd.Function):
         q = evaluate(plan, *given)
         ctx.plan = plan
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*given, q.outputs, None if q.gates is q.outputs else q.gates, q.cells)
+        ctx.save_for_backward(*given, q.outputs, None if q.gates is q.outputs else q.gates, q.cells, plan.ids)
         return q.results
 
     @staticmethod
@@ -58,7 +65,7 @@ class Layer(torch.autograd.Function):
     def backward(ctx: Any, d_outputs: Tensor | None, d_hn: Tensor | None, d_cn: Tensor | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Equations (3) and (4)."""
         plan: Plan = ctx.plan
-        *given, outputs, gates, cells = ctx.saved_tensors
+        *given, outputs, gates, cells, _ = ctx.saved_tensors  # the ids too, so that a change in place is seen
         needed = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():  # create_graph=True
             return None, *_differentiable(plan, given, needed, (d_outputs, d_hn, d_cn))
@@ -89,7 +96,8 @@ def _differentiable(plan: Plan, given: Any, needed: Any, cotangents: tuple[Any, 
     zeros = x.new_zeros(1, plan.rows, weights[1].shape[1])
     state = tuple(zeros if s is None else s for s in ((h0, c0) if plan.cell == LSTM else (h0,)))
     weights = [w for w in weights if w is not None]
-    y, last = plain.run(plan.mode, x, state, weights, plan.sizes, plan.reverse, plan.start, plan.weight)
+    inputs = x if plan.ids is None else functional.embedding(plan.ids, x)
+    y, last = plain.run(plan.mode, inputs, state, weights, plan.sizes, plan.reverse, plan.start, plan.weight)
     pairs = [(r, c) for r, c in zip((y, *last), cotangents, strict=False) if c is not None]
     wanted = [a for a, need in zip(given, needed, strict=True) if need]
     grads = iter(

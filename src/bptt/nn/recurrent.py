@@ -29,30 +29,48 @@ class _Fused(nn.RNNBase):
         hx: State = None,
         is_start: Tensor | None = None,
         cotangent_weight: Tensor | None = None,
+        embedding: Tensor | None = None,
     ) -> tuple[Any, State]:
         """Outputs and the last state, as torch.nn's layer returns them.
 
         is_start: bool (T, B) or (T,): rows whose state is set to zeros before that step.
         cotangent_weight: (T,) or (T, B), w of equation (1): entry t multiplies the cotangent that comes to the state
             after step t from step t+1, the last entry that of the returned state, and never that of the outputs.
+        embedding: (V, I): `input` holds numbers of its rows, integers (T, B), and each step's input is that row.
         """
         asked = is_start is not None or cotangent_weight is not None
+        shown = input if embedding is None else arguments.embedded(self, input, embedding)
         if asked:
-            is_start, cotangent_weight = arguments.sequence_keywords(self, input, is_start, cotangent_weight)
+            is_start, cotangent_weight = arguments.sequence_keywords(self, shown, is_start, cotangent_weight)
         self._update_flat_weights()
-        fused = fits.fused(self, input, hx, asked)
+        fused = fits.fused(self, shown, hx, asked)
+        if embedding is not None and not (fused and fits.few(embedding, input)):
+            input, embedding = _looked_up(input, embedding), None
         if not fused and not asked and self.mode != "RNN_IDENTITY":
             torchs: Any = super().forward
             return torchs(input, hx)
-        return _run(self, input, hx, is_start, cotangent_weight, fused)
+        return _run(self, input, hx, is_start, cotangent_weight, embedding, fused)
+
+
+def _looked_up(input: Any, embedding: Tensor) -> Any:
+    """The rows of `embedding` that ids stand for."""
+    if isinstance(input, PackedSequence):
+        return input._replace(data=functional.embedding(input.data, embedding))
+    return functional.embedding(input, embedding)
 
 
 def _run(
-    layer: _Fused, input: Any, hx: State, start: Tensor | None, weight: Tensor | None, fused: bool
+    layer: _Fused,
+    input: Any,
+    hx: State,
+    start: Tensor | None,
+    weight: Tensor | None,
+    embedding: Tensor | None,
+    fused: bool,
 ) -> tuple[Any, State]:
     packed = isinstance(input, PackedSequence)
     x, sizes, order, back = input if packed else (input, None, None, None)
-    single = not packed and x.dim() == 2
+    single = not packed and x.dim() == (2 if embedding is None else 1)
     swapped = layer.batch_first and not packed and not single
     x = x.unsqueeze(1) if single else x.transpose(0, 1) if swapped else x
     states: tuple[Tensor, ...] | None = None
@@ -63,7 +81,7 @@ def _run(
             states = tuple(s.index_select(1, order) for s in states)
     if not fused:
         states = fits.checked(layer, x, states, sizes)
-    y, last = _layers(layer, x, states, sizes, start, weight, fused)
+    y, last = _layers(layer, x, states, sizes, start, weight, embedding, fused)
     if back is not None:
         last = tuple(s.index_select(1, back) for s in last)
     last = tuple(s.squeeze(1) for s in last) if single else last
@@ -81,26 +99,31 @@ def _layers(
     sizes: Tensor | None,
     start: Tensor | None,
     weight: Tensor | None,
+    embedding: Tensor | None,
     fused: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """All layers and directions on x (T, B, I) or packed (N, I): outputs, and the last states (layers, B, H)."""
+    """All layers and directions on x (T, B, I) or packed (N, I): outputs, and the last states (layers, B, H).
+
+    With embedding (V, I), fused alone, x is ids, (T, B) or (N,).
+    """
     directions = 2 if layer.bidirectional else 1
     flat: list[Any] = layer._flat_weights
     count = layer.num_layers * directions
     each = len(flat) // count
     run: Any = _on_kernels if fused else plain.run
+    rest = () if embedding is None else (embedding,)
     if count == 1:
-        return run(layer.mode, x, states, flat, sizes, False, start, weight)
+        return run(layer.mode, x, states, flat, sizes, False, start, weight, *rest)
     ends: list[tuple[Tensor, ...]] = []
     for i in range(layer.num_layers):
         outputs: list[Tensor] = []
         for d in range(directions):
             k = i * directions + d
             state = None if states is None else tuple(s[k : k + 1] for s in states)
-            y, last = run(layer.mode, x, state, flat[k * each : (k + 1) * each], sizes, d == 1, start, weight)
+            y, last = run(layer.mode, x, state, flat[k * each : (k + 1) * each], sizes, d == 1, start, weight, *rest)
             outputs.append(y)
             ends.append(last)
-        x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
+        x, rest = outputs[0] if directions == 1 else torch.cat(outputs, -1), ()
         if layer.dropout and i < layer.num_layers - 1:
             x = functional.dropout(x, layer.dropout, layer.training)
     return x, tuple(torch.cat(column) for column in zip(*ends, strict=True))
@@ -115,15 +138,24 @@ def _on_kernels(
     reverse: bool,
     start: Tensor | None,
     weight: Tensor | None,
+    embedding: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """`plain.run` on the kernels, for a state that is zeros where it is None."""
+    """`plain.run` on the kernels, for a state that is zeros where it is None; x is ids with embedding."""
+    x = x.contiguous()
+    ids = None if embedding is None else x.long()
     if sizes is None:
-        plan = Plan(mode, x.shape[0], x.shape[1], reverse, start=start, weight=weight)
+        plan = Plan(mode, x.shape[0], x.shape[1], reverse, start=start, weight=weight, ids=ids)
     else:
         sizes = sizes.contiguous()
-        plan = Plan(mode, len(sizes), int(sizes[0]), reverse, sizes, sizes.cumsum(0) - sizes)
+        plan = Plan(mode, len(sizes), int(sizes[0]), reverse, sizes, sizes.cumsum(0) - sizes, ids=ids)
     h0, c0 = (None, None) if state is None else state if mode == "LSTM" else (state[0], None)
-    given: Any = (x.contiguous(), h0, c0, *weights[:2], *(weights[2:] or (None, None)))
+    given: Any = (
+        x if embedding is None else embedding.contiguous(),
+        h0,
+        c0,
+        *weights[:2],
+        *(weights[2:] or (None, None)),
+    )
     y, *last = Layer.apply(plan, *given) if torch.is_grad_enabled() else evaluate(plan, *given).results
     return y, tuple(last)
 
@@ -134,15 +166,20 @@ class RNN(_Fused, nn.RNN):
         h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)                                    (1)
 
     Arguments of the constructor: torch.nn.RNN's. nonlinearity: "tanh", "relu", or also "identity".
-    Call: `(inputs, state=None, is_start=None, cotangent_weight=None)`, the first two and the results as in torch.nn.
+    Call: `(inputs, state=None, is_start=None, cotangent_weight=None, embedding=None)`, the first two and the results as
+        in torch.nn.
     is_start: bool (T, B) or (T,): rows whose state is set to zeros before that step; no cotangent crosses it.
     cotangent_weight: (T,) or (T, B): entry t multiplies the cotangent that comes to h_t from step t+1, the last entry
         that of the returned state, and never that of the outputs: w_t of c_t = ∂l_t/∂h_t + w_t c_{t+1} ∂h_{t+1}/∂h_t.
+    embedding: (V, I), a row for each of V ids; inputs are ids then, int64 or int32, (T, B), unbatched (T,) or packed,
+        and the result that of `layer(torch.nn.functional.embedding(inputs, embedding))`, gradients too. Where V < T B
+        the multiplications by W_ih, forward and backward, are V I H instead of T B I H.
 
     The kernels serve float32 on the CPU, batched or not, packed sequences, all layers and directions. For a few steps,
     other devices, autocast, `torch.func`, or `proj_size`, torch.nn's own code runs. The backward pass can be
     differentiated again, in plain operators then. `bptt doctor` says which kernels run.
-    Raises: what torch.nn.RNN raises; ValueError for keywords of another shape, with a PackedSequence, or bidirectional.
+    Raises: what torch.nn.RNN raises; ValueError for keywords of another shape, the first two also with a PackedSequence
+        or bidirectional; TypeError for ids of another dtype; IndexError for an id that is no row.
     Cost: the multiplications of torch.nn, the input's and those of the weight gradients for all steps at once. Saved
     for the backward pass: the inputs and 1 (RNN), 5 (GRU) or 6 (LSTM) numbers a unit, row and step.
 
@@ -153,6 +190,10 @@ class RNN(_Fused, nn.RNN):
     <All keys matched successfully>
     >>> inputs = torch.randn(9, 2, 3)
     >>> torch.allclose(layer(inputs)[0], torchs(inputs)[0], atol=1e-6)
+    True
+    >>> characters, embedding = torch.randint(5, (9, 2)), torch.nn.Embedding(5, 3)
+    >>> looked_up = layer(embedding(characters))[0]
+    >>> torch.allclose(layer(characters, embedding=embedding.weight)[0], looked_up, atol=1e-6)
     True
 
     Source: Appleyard, Kočiský & Blunsom 2016, "Optimizing Performance of Recurrent Neural Networks on GPUs",
@@ -177,7 +218,7 @@ class GRU(_Fused, nn.GRU):
         n = tanh(W_in x_t + b_in + r (W_hn h_{t-1} + b_hn))                               (2)
         h_t = (1 - z) n + z h_{t-1}                                                       (3)
 
-    Arguments, call with `is_start` and `cotangent_weight`, errors and cost: see `RNN`; torch.nn.GRU's constructor.
+    Arguments, call with `is_start`, `cotangent_weight`, `embedding`, errors, cost: see `RNN`; torch.nn.GRU's arguments.
 
     >>> import bptt.nn, torch
     >>> outputs, state = bptt.nn.GRU(3, 4, num_layers=2)(torch.zeros(9, 2, 3))
@@ -195,8 +236,8 @@ class LSTM(_Fused, nn.LSTM):
         c_t = f c_{t-1} + i g                                                             (2)
         h_t = o tanh(c_t)                                                                 (3)
 
-    Arguments, call with `is_start` and `cotangent_weight`, errors and cost: see `RNN`; torch.nn.LSTM's constructor. The
-    weight acts on the cotangents of both h_t and c_t.
+    Arguments, call with `is_start`, `cotangent_weight`, `embedding`, errors, cost: see `RNN`; torch.nn.LSTM's
+    constructor. The weight acts on the cotangents of both h_t and c_t.
 
     >>> import bptt.nn, torch
     >>> outputs, (h, c) = bptt.nn.LSTM(3, 4)(torch.zeros(9, 2, 3), is_start=torch.arange(9) % 3 == 0)

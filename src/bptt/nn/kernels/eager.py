@@ -18,7 +18,10 @@ def forward(q: Sequence) -> None:
     bias, bias_n = q.b_ih, None
     if q.b_ih is not None and q.b_hh is not None:
         bias, bias_n = (q.b_ih + q.b_hh, None) if cell != GRU else _gru_biases(q.b_ih, q.b_hh)
-    _product(gates[:, :wide], _flat(q.x), q.w_ih.t(), bias)
+    driven = gates[:, :wide] if plan.ids is None else gates.new_empty(len(q.x), wide)
+    _product(driven, _flat(q.x), q.w_ih.t(), bias)
+    if plan.ids is not None:
+        gates[:, :wide] = driven.index_select(0, plan.ids.flatten())
     gates_at, outputs_at = _by_step(plan, gates), _by_step(plan, outputs)
     cells_at = None if q.cells is None else _by_step(plan, _flat(q.cells))
     transposed, h, c = q.w_hh.t(), _state(q, q.h0), _state(q, q.c0)
@@ -133,10 +136,12 @@ def _weights(q: Sequence, before: Tensor) -> None:
     """d_x, and the gradients of weights and biases."""
     assert q.d_gates is not None
     H, x, d = q.w_hh.shape[1], _flat(q.x), q.d_gates
-    of_input = of_state = [(slice(0, GATES[q.plan.cell] * H), d)]
+    by_input = d if q.plan.ids is None else _sums(d, q.plan.ids.flatten(), len(x))
+    of_input, of_state = ([(slice(0, GATES[q.plan.cell] * H), of)] for of in (by_input, d))
     if q.plan.cell == GRU:  # where in the weights, and the cotangents of that part
         both, last = slice(0, 2 * H), slice(2 * H, 3 * H)
-        of_input, of_state = [(both, d[:, both]), (last, d[:, 3 * H :])], [(slice(0, 3 * H), d[:, : 3 * H])]
+        of_input = [(both, by_input[:, both]), (last, by_input[:, 3 * H :])]
+        of_state = [(slice(0, 3 * H), d[:, : 3 * H])]
     if q.d_x is not None:
         for rows, part in of_input:
             _product(_flat(q.d_x), part, q.w_ih[rows], add=rows.start > 0)
@@ -146,6 +151,13 @@ def _weights(q: Sequence, before: Tensor) -> None:
                 _product(d_w[rows], part.t(), other)
             if d_b is not None:
                 torch.sum(part, 0, out=d_b[rows])
+
+
+def _sums(d: Tensor, ids: Tensor, rows: int) -> Tensor:
+    """(rows, ...): of each id the sum of its rows of d; in parts of some RUN rows, as a long sum rounds too often."""
+    parts = max(1, len(d) // (RUN * rows))
+    part = torch.arange(len(d), device=d.device) % parts
+    return d.new_zeros(parts * rows, d.shape[1]).index_add_(0, ids + rows * part, d).unflatten(0, (parts, rows)).sum(0)
 
 
 def _product(out: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, add: bool = False) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bptt.nn.kernels.sequence import CELLS, Sequence
 
-_NUMBERS = 10
-_OF_PLAN = ("sizes", "offsets", "start", "weight")
+_NUMBERS = 11
+_OF_PLAN = ("sizes", "offsets", "start", "weight", "ids")
 _TENSORS = (
     "x", "w_ih", "w_hh", "b_ih", "b_hh", "gates", "cells", "outputs", "h0", "c0", "hn", "cn", "d_outputs", "d_hn",
     "d_cn", "d_gates", "d_x", "d_w_ih", "d_w_hh", "d_b_ih", "d_b_hh", "d_h0", "d_c0",
@@ -44,8 +44,11 @@ class Native:
         self._call(self.library.bptt_backward, q)
 
     def _call(self, function: Callable[[int, bytes], int], q: Sequence) -> None:
-        if function(self.isa, _packed(q)):
+        failed = function(self.isa, _packed(q))
+        if failed == 1:
             raise MemoryError(f"bptt.nn: no memory for the packed weights of {q.w_hh.shape[1]} units.")
+        if failed:
+            raise IndexError(f"bptt.nn: the input has ids below 0 or above {len(q.x) - 1}, the last row of embedding=.")
 
 
 def _packed(q: Sequence) -> bytes:
@@ -53,10 +56,10 @@ def _packed(q: Sequence) -> bytes:
     plan = q.plan
     cell, activation = CELLS[plan.mode]
     units, weight = q.w_hh.shape[1], plan.weight
-    total = plan.steps * plan.rows if plan.sizes is None else len(q.x)
+    total = q.outputs.numel() // units
     return _pack(
         cell, activation, plan.reverse, torch.get_num_threads(), plan.steps, plan.rows, q.w_ih.shape[1], units, total,
-        weight is not None and weight.dim() == 2,
+        total if plan.ids is None else len(q.x), weight is not None and weight.dim() == 2,
         *[0 if x is None else x.data_ptr() for x in _of_plan(plan)],
         *[0 if x is None else x.data_ptr() for x in _tensors(q)],
     )  # fmt: skip

@@ -22,6 +22,7 @@ class Plan:
     mode: a key of CELLS. steps, rows: T, B. reverse: from the last step to the first.
     sizes, offsets: int64 (T,): rows of each step, falling, and where they begin among all; None: B in each.
     start: bool (T, B), rows to start from zeros, or None. weight: (T,) or (T, B), w of equation (1), or None for 1.
+    ids: int64 (N,), the row of x that is each row's input, or None: x has a row for each.
     """
 
     mode: str
@@ -32,6 +33,7 @@ class Plan:
     offsets: Tensor | None = None
     start: Tensor | None = None
     weight: Tensor | None = None
+    ids: Tensor | None = None
 
     @property
     def cell(self) -> int:
@@ -45,7 +47,7 @@ class Sequence:
     With N the rows of all steps together and S = SAVED[cell]; float tensors have one dtype and are contiguous. What is
     (N, ...) may be (T, B, ...).
 
-    x: (N, I). w_ih: (G H, I). w_hh: (G H, H). b_ih, b_hh: (G H,), or both None.
+    x: (N, I), with ids any number of rows. w_ih: (G H, I). w_hh: (G H, H). b_ih, b_hh: (G H,), or both None.
     gates: (N, S H), written forward: h of an RNN; r, z, n, W_n h + b_n of a GRU; i, f, g, o of an LSTM.
     outputs: (N, H), h; for an RNN the same tensor as gates. cells: (N, H), c of an LSTM.
     h0, c0: (1, B, H), or None for zeros. hn, cn: (1, B, H), the state after the last step.

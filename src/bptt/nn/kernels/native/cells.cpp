@@ -28,7 +28,11 @@ template <int CELL, int ROWS> void forward_tile(const Recurrence &steps, int64_t
     const int64_t H = q.units, flat = steps.flat(s) + row, first = panel * units_of(CELL);
     V sum[ROWS][WIDTH];
     for (int r = 0; r < ROWS; ++r)  // what is read after the product
-        for (int v = 0; v < WIDTH; ++v) __builtin_prefetch(q.gates + (flat + r) * SAVED * H + first + v * (CELL == RNN ? LANES : H), 1);
+        for (int v = 0; v < WIDTH; ++v) {
+            const int64_t at = first + v * (CELL == RNN ? LANES : H);
+            __builtin_prefetch(q.gates + (flat + r) * SAVED * H + at, 1);
+            if (q.ids) __builtin_prefetch(steps.given(flat + r) + at);
+        }
     const bool inside = row < steps.rows(s - 1);
     const float *a = inside ? q.outputs + (steps.flat(s - 1) + row) * H : q.h0 ? q.h0 + row * H : nullptr;
     if (a)
@@ -39,26 +43,27 @@ template <int CELL, int ROWS> void forward_tile(const Recurrence &steps, int64_t
     for (int r = 0; r < ROWS; ++r) {
         if (steps.starts(s, row + r))
             for (int v = 0; v < WIDTH; ++v) sum[r][v] = V{};
+        const float *given = steps.given(flat + r) + first;
         float *gates = q.gates + (flat + r) * SAVED * H + first, *h = q.outputs + (flat + r) * H + first;
         int64_t n = H - first;
         if constexpr (CELL == RNN) {
             for (int v = 0; v < WIDTH && n > 0; ++v, n -= LANES) {
-                V x = sum[r][v] + load(gates + v * LANES, n);
+                V x = sum[r][v] + load(given + v * LANES, n);
                 x = q.activation == TANH ? tanh(x) : q.activation == RELU ? (x < 0.f ? V{} : x) : x;
                 store(h + v * LANES, x, n);
             }
         } else if constexpr (CELL == GRU) {
-            V reset = sigmoid(sum[r][0] + load(gates, n)), z = sigmoid(sum[r][1] + load(gates + H, n));
+            V reset = sigmoid(sum[r][0] + load(given, n)), z = sigmoid(sum[r][1] + load(given + H, n));
             V inner = steps.bias_n ? sum[r][2] + load(steps.bias_n + first, n) : sum[r][2];
-            V fresh = tanh(reset * inner + load(gates + 2 * H, n));
+            V fresh = tanh(reset * inner + load(given + 2 * H, n));
             const float *before = steps.before(s, row + r, q.outputs, q.h0);
             V old = before ? load(before + first, n) : V{};
             store(gates, reset, n), store(gates + H, z, n), store(gates + 2 * H, fresh, n);
             store(gates + 3 * H, inner, n);
             store(h, fresh + z * (old - fresh), n);
         } else {
-            V i = sigmoid(sum[r][0] + load(gates, n)), f = sigmoid(sum[r][1] + load(gates + H, n));
-            V g = tanh(sum[r][2] + load(gates + 2 * H, n)), o = sigmoid(sum[r][3] + load(gates + 3 * H, n));
+            V i = sigmoid(sum[r][0] + load(given, n)), f = sigmoid(sum[r][1] + load(given + H, n));
+            V g = tanh(sum[r][2] + load(given + 2 * H, n)), o = sigmoid(sum[r][3] + load(given + 3 * H, n));
             const float *before = steps.before(s, row + r, q.cells, q.c0);
             V c = before ? f * load(before + first, n) + i * g : i * g;
             store(gates, i, n), store(gates + H, f, n), store(gates + 2 * H, g, n), store(gates + 3 * H, o, n);

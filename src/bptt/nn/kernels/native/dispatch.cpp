@@ -70,11 +70,14 @@ static int32_t enter(int32_t isa, const Sequence *q, void (*pass)(const Kernels 
     const int64_t gates = gates_of(q->cell) * q->units, carry = q->rows * q->units;
     const int64_t products = std::max(kernels.product_packed(gates, 0), kernels.product_packed(q->inputs, q->units));
     const int64_t packed = std::max(kernels.packed(q->cell, q->units), products);
-    const size_t pointers = size_t(q->total) * sizeof(float *);
-    char *at = static_cast<char *>(scratch.of(pointers + size_t(packed + carry + gates) * sizeof(float) + 64));
+    const int64_t table = q->ids ? q->distinct * saved_of(q->cell) * q->units : 0;
+    const int64_t pointers = q->total, numbers = q->ids ? q->total + q->distinct + 1 : 0;  // 8 bytes each
+    const int64_t before = (pointers + numbers + 7) / 8 * 64;
+    char *at = static_cast<char *>(scratch.of(size_t(before) + size_t(packed + table + carry + gates) * sizeof(float)));
     if (!at) return 1;
-    float *floats = reinterpret_cast<float *>(at + (pointers + 63) / 64 * 64);
-    pass(kernels, *q, {floats, floats + packed, floats + packed + carry, reinterpret_cast<const float **>(at)});
+    float *floats = reinterpret_cast<float *>(at + before), *after = floats + packed + table;
+    pass(kernels, *q, {floats, after, after + carry, reinterpret_cast<const float **>(at), floats + packed,
+                       reinterpret_cast<int64_t *>(at) + pointers});
     return 0;
 }
 
@@ -91,6 +94,10 @@ const char *bptt_isa(int32_t i) {
     return kernels ? kernels->name : nullptr;
 }
 
-int32_t bptt_forward(int32_t isa, const Sequence *sequence) { return bptt::enter(isa, sequence, bptt::forward); }
+int32_t bptt_forward(int32_t isa, const Sequence *q) {
+    for (int64_t i = 0; q->ids && i < q->total; ++i)
+        if (q->ids[i] < 0 || q->ids[i] >= q->distinct) return 2;
+    return bptt::enter(isa, q, bptt::forward);
+}
 int32_t bptt_backward(int32_t isa, const Sequence *sequence) { return bptt::enter(isa, sequence, bptt::backward); }
 }

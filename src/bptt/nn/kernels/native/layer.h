@@ -9,6 +9,8 @@ struct Room {
     float *packed;         // for the steps or a product, on a multiple of 64 bytes
     float *carry, *bias;   // (B, H), (G H,)
     const float **before;  // (N,) the states before the rows
+    float *table;          // with ids: (distinct, S H), the input's part of the gates or the sums of d_gates
+    int64_t *order;        // with ids: (N + distinct + 1,)
 };
 
 void forward(const Kernels &kernels, const ::Sequence &q, const Room &room);

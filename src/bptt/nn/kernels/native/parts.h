@@ -6,6 +6,9 @@
 
 namespace bptt {
 
+constexpr int64_t gates_of(int64_t cell) { return cell == RNN ? 1 : cell == GRU ? 3 : 4; }
+constexpr int64_t saved_of(int64_t cell) { return cell == RNN ? 1 : 4; }
+
 // A sequence by step in the order of its evaluation, s = 0 .. T-1.
 struct Steps {
     const ::Sequence &q;
@@ -26,10 +29,14 @@ struct Steps {
 
 // The steps' work, the input's part of the gates computed already.
 struct Recurrence : Steps {
+    const float *table;   // (distinct, S H) the input's part of the gates, for q.ids; without them it is in q.gates
     int threads;          // at most so many
     const float *bias_n;  // (H,) GRU: bias of the recurrent part of n; null: none
     float *packed;        // scratch of `Kernels::packed` floats, on a multiple of 64 bytes
     float *carry;         // (B, H) scratch of the backward pass of GRU and LSTM
+    // The input's part of the gates of a row of the N.
+    const float *given(int64_t row) const { return q.ids ? table + q.ids[row] * width() : q.gates + row * width(); }
+    int64_t width() const { return saved_of(q.cell) * q.units; }
 };
 
 // C (+)= A B + bias, float32: C (m, n), A (m, k), B (k, n), each with the distance of its rows in memory.
@@ -49,6 +56,15 @@ struct Product {
     float *c2 = nullptr;
 };
 
+// Sums of the rows of A (N, width) that belong together, into C (groups, width); zeros for a group of none.
+struct Sums {
+    int threads;
+    int64_t groups, width;
+    const int64_t *order, *begin;  // (N,) the rows, group after group; (groups + 1,) where each begins
+    const float *a;
+    float *c;
+};
+
 // One instruction set.
 struct Kernels {
     const char *name;
@@ -58,9 +74,7 @@ struct Kernels {
     void (*backward)(const Recurrence &);
     int64_t (*product_packed)(int64_t n, int64_t n2);
     void (*product)(const Product &);
+    void (*sums)(const Sums &);
 };
-
-constexpr int64_t gates_of(int64_t cell) { return cell == RNN ? 1 : cell == GRU ? 3 : 4; }
-constexpr int64_t saved_of(int64_t cell) { return cell == RNN ? 1 : 4; }
 
 }  // namespace bptt

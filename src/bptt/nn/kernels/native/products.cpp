@@ -142,6 +142,7 @@ void product(const Product &p) {
 int64_t packed(int64_t cell, int64_t units);
 void forward(const Recurrence &steps);
 void backward(const Recurrence &steps);
+void sums(const Sums &sums);  // of sums.cpp
 
 bool supported() { return BPTT_SUPPORTED; }
 
@@ -152,6 +153,6 @@ bool supported() { return BPTT_SUPPORTED; }
 extern const Kernels BPTT_TABLE;
 const Kernels BPTT_TABLE{
     BPTT_NAME(BPTT_ISA), BPTT_ISA::supported, BPTT_ISA::packed, BPTT_ISA::forward, BPTT_ISA::backward,
-    BPTT_ISA::product_packed, BPTT_ISA::product};
+    BPTT_ISA::product_packed, BPTT_ISA::product, BPTT_ISA::sums};
 
 }  // namespace bptt

@@ -17,12 +17,14 @@ struct Sequence {                                   // 8 bytes each
     int64_t reverse;                                // 1: from the last step to the first
     int64_t threads;                                // at most so many
     int64_t steps, rows, inputs, units, total;      // T, B, I, H, N
+    int64_t distinct;                               // rows of x: N, or with ids any number
     int64_t weight_rows;                            // 1 if weight has rows, else 0
     const int64_t *sizes;                           // (T,) rows of each step, falling; null: B in each
     const int64_t *offsets;                         // (T,) first row of each step in the N rows; null: t B
     const uint8_t *start;                           // (T, B) 1: the row starts from zeros at that step; null: none does
     const float *weight;                            // (T,) or (T, B): w of equation (1); null: 1
-    const float *x;                                 // (N, I)
+    const int64_t *ids;                             // (N,) rows of x, the same one for many; null: each its own
+    const float *x;                                 // (distinct, I)
     const float *w_ih, *w_hh;                       // (G H, I), (G H, H)
     const float *b_ih, *b_hh;                       // (G H,); null: none
     float *gates;                                   // (N, S H) RNN h; GRU r, z, n, W_n h + b_n; LSTM i, f, g, o
@@ -47,6 +49,7 @@ BPTT_API void bptt_use_openmp(Parallel parallel, int (*thread)(), int (*threads)
 BPTT_API const char *bptt_isa(int32_t i);
 
 // Fill gates, cells, outputs, hn and cn; d_gates and the gradients that are wanted. Not 0: there was no memory.
+// 2, from forward alone: an id is no row of x.
 BPTT_API int32_t bptt_forward(int32_t isa, const Sequence *sequence);
 BPTT_API int32_t bptt_backward(int32_t isa, const Sequence *sequence);
 }
