@@ -53,18 +53,18 @@ def ran(text, strategy, kept):
 
 def test_memory_is_that_of_runs(plan, text):
     wanted = {"full": "exact", "tbptt:5": "biased", "tbptt:20:40": "biased"}
-    result = plan("--strategies", ",".join(wanted), "--memory", "50KiB")
+    result = plan("--strategies", ",".join(wanted), "--memory", "34KiB")
     assert (result.code, result.err) == (0, "")
     rows = table(result.out)
     assert [row[0] for row in rows] == ["full", *wanted]
     for name, kept, gradient, _, _, memory, remark in rows:
         assert gradient == wanted[name]
         assert count(memory) == pytest.approx(ran(text, parse_strategy(name, "--strategies"), kept), rel=0.15)
-        assert (remark == "too much") == (count(memory) > 50 * 2**10)
+        assert (remark == "too much") == (count(memory) > 34 * 2**10)
     assert [row[6] for row in rows] == ["too much", "best", "", ""]
     last = " ".join(result.out.split("\n\n")[-1].split())
     assert last.startswith(f"full, {rows[1][1].split()[0]} states kept, segments of ")
-    assert f"is the fastest exact gradient that fits 50KiB: {rows[1][4]} and {rows[1][5]} for 60 characters" in last
+    assert f"is the fastest exact gradient that fits 34KiB: {rows[1][4]} and {rows[1][5]} for 60 characters" in last
 
 
 def test_the_least_biased_where_nothing_else_is_asked_for(plan):

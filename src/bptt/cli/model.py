@@ -42,7 +42,8 @@ class CharModel(nn.Module):
 
         cotangent_weight: handed on to the layers, so that a window is one call whatever the strategy's weights.
         """
-        hidden, last = self.recurrent(self.embedding(inputs), state, cotangent_weight=cotangent_weight)
+        keywords = {"cotangent_weight": cotangent_weight, "embedding": self.embedding.weight}
+        hidden, last = self.recurrent(inputs, state, **keywords)
         return self.decoder(hidden), last
 
     def initial_state(self, batch: int) -> State:
