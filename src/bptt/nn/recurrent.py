@@ -149,13 +149,8 @@ def _on_kernels(
         sizes = sizes.contiguous()
         plan = Plan(mode, len(sizes), int(sizes[0]), reverse, sizes, sizes.cumsum(0) - sizes, ids=ids)
     h0, c0 = (None, None) if state is None else state if mode == "LSTM" else (state[0], None)
-    given: Any = (
-        x if embedding is None else embedding.contiguous(),
-        h0,
-        c0,
-        *weights[:2],
-        *(weights[2:] or (None, None)),
-    )
+    inputs = x if embedding is None else embedding.contiguous()
+    given: Any = (inputs, h0, c0, *weights[:2], *(weights[2:] or (None, None)))
     y, *last = Layer.apply(plan, *given) if torch.is_grad_enabled() else evaluate(plan, *given).results
     return y, tuple(last)
 

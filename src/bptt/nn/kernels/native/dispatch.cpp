@@ -65,6 +65,8 @@ struct Scratch {
 };
 
 static int32_t enter(int32_t isa, const Sequence *q, void (*pass)(const Kernels &, const Sequence &, const Room &)) {
+    for (int64_t i = 0; q->ids && i < q->total; ++i)
+        if (q->ids[i] < 0 || q->ids[i] >= q->distinct) return 2;
     static thread_local Scratch scratch;
     const Kernels &kernels = *usable(isa);
     const int64_t gates = gates_of(q->cell) * q->units, carry = q->rows * q->units;
@@ -94,10 +96,6 @@ const char *bptt_isa(int32_t i) {
     return kernels ? kernels->name : nullptr;
 }
 
-int32_t bptt_forward(int32_t isa, const Sequence *q) {
-    for (int64_t i = 0; q->ids && i < q->total; ++i)
-        if (q->ids[i] < 0 || q->ids[i] >= q->distinct) return 2;
-    return bptt::enter(isa, q, bptt::forward);
-}
+int32_t bptt_forward(int32_t isa, const Sequence *sequence) { return bptt::enter(isa, sequence, bptt::forward); }
 int32_t bptt_backward(int32_t isa, const Sequence *sequence) { return bptt::enter(isa, sequence, bptt::backward); }
 }

@@ -48,8 +48,8 @@ BPTT_API void bptt_use_openmp(Parallel parallel, int (*thread)(), int (*threads)
 // The instruction sets that this machine has kernels for: "generic", "avx2" or "avx512", the i-th; null after the last.
 BPTT_API const char *bptt_isa(int32_t i);
 
-// Fill gates, cells, outputs, hn and cn; d_gates and the gradients that are wanted. Not 0: there was no memory.
-// 2, from forward alone: an id is no row of x.
+// Fill gates, cells, outputs, hn and cn; d_gates and the gradients that are wanted. 1: there was no memory.
+// 2: an id is no row of x, and nothing was done.
 BPTT_API int32_t bptt_forward(int32_t isa, const Sequence *sequence);
 BPTT_API int32_t bptt_backward(int32_t isa, const Sequence *sequence);
 }
