@@ -17,6 +17,7 @@ from support import INCONCLUSIVE, Guard, seconds
 
 SAMPLE = 0.01  # seconds: shorter runs are repeated until a sample is about this long
 PAUSE = 0.01  # seconds in which the threads of the run before, which spin for a while, go to sleep
+LONG_PAUSE = 0.5  # at most so many after a long run: JAX frees large arrays on a thread of its own after it returns
 SECOND_RUN, LONG_RUN = 1.0, 10.0  # above the one 3 samples have to do; above the other a single one, the first call
 FEW = 3
 WAIT = 3.0  # seconds to wait for a quiet moment after a sample was dropped
@@ -69,7 +70,7 @@ def interleaved(contestants: dict[str, Callable[[], object]], count: int, guard:
             for _ in range(repeats[name]):
                 run()
             sample = (time.perf_counter() - start) / repeats[name]
-            time.sleep(PAUSE)
+            time.sleep(min(max(PAUSE, sample / 10), LONG_PAUSE))
             before, calm = calm, guard.quiet()
             taken += 1
             if before and calm:
