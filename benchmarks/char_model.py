@@ -128,7 +128,8 @@ def measure(
     a, b = (curve(trainings[name], updates, begun[name]) for name in ("torch", "bptt"))
     sgd = apart(curve(ours(*given, "sgd"), updates), curve(plain(*given, "sgd"), updates))
     differences = {"sgd": sgd, "adam": apart(b, a)}
-    print(f"  {cell}: {updates} updates, losses differ by at most {differences}", file=sys.stderr, flush=True)
+    shown = ", ".join(f"{difference:.1e} ({name})" for name, difference in differences.items())
+    print(f"  {cell}: {updates} updates, losses differ by at most {shown}", file=sys.stderr, flush=True)
     if exact:
         true = curve(plain(*given, "adam", torch.float64), updates)
         shown = f"{apart(a, true):.1e} (plain loop) and {apart(b, true):.1e} (bptt)"
@@ -179,18 +180,8 @@ def main() -> int:
         kept = min(len(values) for r in quiet for values in r["seconds"].values())
         dropped = f"{statistics.mean(r['dropped'] for r in same):.0%}"
         target = f">= {TARGETS[cell]}"
-        rows.append(
-            [
-                cell,
-                *thousands,
-                f"{ratio:.2f}",
-                spread,
-                target,
-                *(f"{d:.1e}" for d in differences.values()),
-                kept,
-                dropped,
-            ]
-        )
+        apart_by = [f"{difference:.1e}" for difference in differences.values()]
+        rows.append([cell, *thousands, f"{ratio:.2f}", spread, target, *apart_by, kept, dropped])
     headings = ["cell", "plain loop, characters/s", "bptt, characters/s", "ratio", "processes", "target"]
     headings += ["losses differ by (SGD)", "(Adam)", "samples", "dropped"]
     name = "char_model_quick" if args.quick else "char_model"
