@@ -16,6 +16,7 @@ LAYERS = [  # lowest first; a module imports from layers strictly below its own
     {"arguments"},
     {"replay", "results"},
     {"recurrence", "stream", "gates"},
+    {"excluded"},
     {"segment"},
     {"memory", "pullback", "rewind"},
     {"budget", "probing"},

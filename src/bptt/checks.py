@@ -200,6 +200,14 @@ def rows_of_state(carried: Tree, rows: Tensor, dims: Any) -> None:
             )
 
 
+def has_rows(carried: Tree, dims: Any, rows: int) -> bool:
+    """Whether the axes of the batch are known, and so many rows lie there in a state that is known."""
+    if dims is None or carried is None:
+        return dims is not None
+    pairs = zip(state.leaves(carried), state.by_leaf(dims, carried), strict=True)
+    return all(dim is None or (leaf.dim() > dim and leaf.shape[dim] == rows) for leaf, dim in pairs)
+
+
 def row_count(carried: Tree, dims: Any, layer: bool, inputs: Tree) -> int:
     """The rows of a state, 1 for a layer's unbatched inputs (T, I)."""
     if dims is None:

@@ -226,7 +226,7 @@ class Costs:
     def _segment(self, steps: int) -> Segment:
         """The first steps as a segment that can be replayed, in a run of its own."""
         self.run = self._run([self._piece(steps)], None)
-        self.run.problem.time.upto(steps)
+        self.run.time.upto(steps)
         window = Window(0, 0, steps, steps)
         initial = self.run.initial(window, self.run.state)
         self.begin = self.run.begin(window, self.run.state, initial)

@@ -144,7 +144,7 @@ def diagnose(
         time_dim=time_dim,
         params=params,
     )
-    steps = run.problem.time.upto(math.inf)
+    steps = run.time.upto(math.inf)
     theta = _registered(model, loss) if run.problem.params is None else run.problem.params
     lags = _max_lag(max_lag, steps)
     taus = _within(truncations, [2**i for i in range(lags.bit_length())], lags, "truncations")

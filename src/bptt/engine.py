@@ -9,8 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bptt import arguments, checks, probing, recurrence, reverse, state
+from bptt import arguments, checks, excluded, probing, recurrence, reverse, state
 from bptt.budget import Budget
+from bptt.excluded import Sheltered
 from bptt.memory import Memory, Meter, parse
 from bptt.recurrence import Loss, Recurrence, StepLoss
 from bptt.replay import isolated, noise_restored
@@ -61,10 +62,11 @@ class Run:
             checks.tensors(initial_state, "initial_state")
         batch_dim = default_dim if state_batch_dim is None else state_batch_dim
         arguments.batch_dim(batch_dim, state if state is not None else initial_state, clip_cotangent)
+        self.time = Timeline(checks.stream(stream), time_dim, check)
         self.problem = Problem(
             model=model,
             loss=StepLoss(loss, time_dim),
-            time=Timeline(checks.stream(stream), time_dim, check),
+            time=self.time,
             time_dim=time_dim,
             batch_dim=batch_dim,
             clip=clip_cotangent,
@@ -86,23 +88,22 @@ class Run:
 
     def updates(self, strategy: Strategy, merge: bool = False) -> Iterator[Update]:
         """The updates of a strategy; for `merged`, with one divisor and what is owed to inputs and states kept back."""
-        time = self.problem.time
-        steps = time.upto(math.inf) if merge else 0
+        steps = self.time.upto(math.inf) if merge else 0
         for window in self._windows(strategy):
-            initial = self.initial(window, self.carried)
+            problem = replace(self.problem, time=self.sheltered(window))
+            initial = self.initial(window, self.carried, problem.time)
             begin = self.begin(window, self.carried, initial)
             over = 1 if self.reduction == "sum" else steps or strategy.divisor(window)
             self.factor = factor = self._factor(begin)
-            problem = (
-                self.problem if self.problem.clip is None else replace(self.problem, clip=self.problem.clip * factor)
-            )
+            if problem.clip is not None:
+                problem = replace(problem, clip=problem.clip * factor)
             outcome = reverse.run(problem, window, begin, initial, self.memory, self.meter, factor, over)
             self.valid += outcome.valid
             self._owe(window, self.carried, initial, outcome.cotangent)
             if not merge:
                 self.pass_on()
             self.carried = outcome.kept if window.keep > 0 else self.carried
-            time.drop(window.keep)
+            self.time.drop(window.keep)
             yield Update(
                 t0=window.first,
                 t1=window.stop,
@@ -121,7 +122,7 @@ class Run:
 
     def _windows(self, strategy: Strategy) -> Iterator[Window]:
         """The windows of a strategy, its probes answered from the state that is carried then."""
-        windows, answer = strategy.windows(self.problem.time.upto, self._draw), None
+        windows, answer = strategy.windows(self.time.upto, self._draw), None
         while True:
             try:
                 item = next(windows) if answer is None else cast(Any, windows).send(answer)
@@ -135,10 +136,11 @@ class Run:
 
     def _answer(self, probe: Probe) -> Credit:
         window = Window(probe.start, probe.start, probe.stop, probe.stop)
-        initial = self.initial(window, self.carried)
+        problem = replace(self.problem, time=self.sheltered(window))
+        initial = self.initial(window, self.carried, problem.time)
         begin = self.begin(window, self.carried, initial)
         memory = self.memory.size if isinstance(self.memory, Budget) else self.memory
-        answer, *self._probed = probing.credit(self.problem, probe, begin, initial, self.meter, memory)
+        answer, *self._probed = probing.credit(problem, probe, begin, initial, self.meter, memory)
         return answer
 
     def merged(self, strategy: Strategy) -> Update:
@@ -167,8 +169,8 @@ class Run:
         aux: list[Tree] = []
         parameters = p.model.parameters() if isinstance(p.model, nn.Module) else ()
         with isolated(p.model, [*parameters, *state.leaves(carried)]):
-            while p.time.upto(end + 1) > end:
-                window = Window(start=end, first=end, stop=p.time.end, keep=p.time.end)
+            while self.time.upto(end + 1) > end:
+                window = Window(start=end, first=end, stop=self.time.end, keep=self.time.end)
                 initial = self.initial(window, carried)
                 begin = self.begin(window, carried, initial)
                 tape = Segment(p, window, initial, window.start, window.stop).tape(begin, grad=False)
@@ -177,7 +179,7 @@ class Run:
                 aux.append(losses.aux)
                 self.valid += losses.valid
                 carried, end = tape.after, window.stop
-                p.time.drop(end)
+                self.time.drop(end)
         torch.clear_autocast_cache()  # casts made without a graph
         total = torch.stack(totals).sum()
         return Evaluation(total, mean(total, self.valid), end, carried, state.join(aux, p.time_dim))
@@ -187,17 +189,29 @@ class Run:
         begin = state.detach(initial.value) if carried is None and initial else carried
         if carried is self.state:
             begin = state.detach(begin)
-        inputs = self.problem.time.inputs_at(window.start)
+        inputs = self.time.inputs_at(window.start)
         if inputs is not self._fitting:  # once a chunk
             checks.state_fits(begin, recurrence.zero_state(self.problem.model, inputs, self.problem.time_dim))
             self._fitting = inputs
         return begin
 
-    def initial(self, window: Window, carried: Tree) -> Initial | None:
+    def sheltered(self, window: Window) -> Timeline | Sheltered:
+        """The timeline as the window sees it, what a mask leaves out made harmless."""
+        p, carried = self.problem, self.carried
+
+        def resets(dead: Tensor) -> bool:
+            zeros = recurrence.zero_state(p.model, self.time.inputs_at(window.start), p.time_dim)
+            if not p.native_start and self.initial_state is None and zeros is None:
+                return False
+            return dead.dim() == 1 or checks.has_rows(carried, p.batch_dim, dead.shape[1])
+
+        return excluded.sheltered(self.time, window, resets)
+
+    def initial(self, window: Window, carried: Tree, time: Timeline | Sheltered | None = None) -> Initial | None:
         """The initial state where the window uses it: to start from, or for rows that reset."""
         p = self.problem
         starts = window.start == 0 and carried is None
-        if not starts and (p.native_start or not p.time.resets(window.start, window.stop)):
+        if not starts and (p.native_start or not (time or self.time).resets(window.start, window.stop)):
             return None
         if callable(self.initial_state):
             with torch.enable_grad():
@@ -206,7 +220,7 @@ class Run:
         elif self.initial_state is not None:
             value = self.initial_state
         else:
-            value = recurrence.zero_state(p.model, p.time.inputs_at(window.start), p.time_dim)
+            value = recurrence.zero_state(p.model, self.time.inputs_at(window.start), p.time_dim)
             if value is None:
                 arguments.no_initial_state(p.model)
         if carried is not None:
@@ -215,7 +229,7 @@ class Run:
 
     def pass_on(self) -> None:
         """Hand what inputs, states and initial states are owed to their leaves, or through the graph they carry."""
-        pairs = [pair for pair in (*self.owed, *self.problem.time.take_cotangents()) if pair[0].requires_grad]
+        pairs = [pair for pair in (*self.owed, *self.time.take_cotangents()) if pair[0].requires_grad]
         self.owed = []
         if pairs:
             torch.autograd.backward([value for value, _ in pairs], [c for _, c in pairs], inputs=self.problem.params)
@@ -250,7 +264,7 @@ class Run:
     def _rows(self) -> int:
         """How many rows cut on their own: those of the state, or of the inputs where the layer says how they lie."""
         p = self.problem
-        inputs = p.time.inputs_at(0)
+        inputs = self.time.inputs_at(0)
         carried = self.state
         if carried is None:
             carried = self.initial_state

@@ -3,7 +3,7 @@
 Without a budget the window is one segment, so the schedule is one vjp: one graph and one backward call.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from bptt import checks, state
 from bptt.budget import Budget
+from bptt.excluded import Sheltered
 from bptt.memory import Checkpoints, Meter
+from bptt.replay import isolated
 from bptt.rewind import Rewind
 from bptt.schedules.windows import Window
 from bptt.segment import Initial, Losses, Problem, Segment
@@ -55,12 +57,13 @@ def run(
         before = segments[-1] if segments else None
         b = min(a + length, window.stop)
         segments.append(Segment(problem, window, initial, a, b, before=before, replays=not whole))
-    key = None if plan else (len(segments[0].calls), tuple(x.shape for x in state.leaves(begin)))
+    masked = isinstance(problem.time, Sheltered) or problem.time.masked(window.first, window.stop)
+    key = None if plan else (len(segments[0].calls), tuple(x.shape for x in state.leaves(begin)), masked)
     one = state.nbytes(begin)
     floating = sum(state.nbytes(leaf) for leaf in state.leaves(begin) if state.carries_cotangent(leaf))
     between = window.start < window.keep < window.stop
     rewind = Rewind(segments, plan.slots if plan else 1, begin)
-    after: Tree = None
+    rewind.forward_steps, kept, after = _unfinished(problem, window, begin, initial, length)
     cotangent: list[Tensor | None] | None = None
     found: list[Losses] = []
     total: Tensor | None = None
@@ -75,23 +78,41 @@ def run(
             if whole:
                 total = checked_total(found, window.first)
         cotangents = 1 if cotangent is None else 2
-        after = tape.after if cotangent is None else after
+        after = tape.after if after is None else after
         cotangent = tape.pull(cotangent, factor, divisor)
         memory_bytes = max(memory_bytes, saved + (rewind.states + between + 1) * one + cotangents * floating)
         del tape
 
+    if kept is None:
+        kept = begin if window.keep == window.start else next(s.kept for s in segments if s.kept is not None)
     checks.some_gradient(differentiable)
     found.reverse()
     return Outcome(
         loss=checked_total(found, window.first) if total is None else total,
         valid=sum(losses.valid for losses in found),
         aux=state.join([losses.aux for losses in found], problem.time_dim),
-        kept=begin if window.keep == window.start else next(s.kept for s in segments if s.kept is not None),
+        kept=kept,
         after=after,
         cotangent=cotangent or [],
         forward_steps=rewind.forward_steps + window.stop - window.start,
         memory_bytes=memory_bytes,
     )
+
+
+def _unfinished(
+    problem: Problem, window: Window, begin: Tree, initial: Initial | None, length: int
+) -> tuple[int, Tree, Tree]:
+    """(steps run, state at `keep`, at `stop`) by a pass without a graph where rows are dead there, else Nones."""
+    if not isinstance(problem.time, Sheltered) or not problem.time.unfinished:
+        return 0, None, None
+    problem = replace(problem, time=problem.time.whole, clip=None)
+    kept, after = begin, begin
+    with isolated(problem.model, [*state.leaves(begin), *state.leaves(problem.time.inputs_at(window.start))]):
+        for a in range(window.start, window.stop, length):
+            segment = Segment(problem, window, initial, a, min(a + length, window.stop))
+            after = segment.advance(after)
+            kept = kept if segment.kept is None else segment.kept
+    return window.stop - window.start, kept, after
 
 
 def checked_total(found: list[Losses], first: int) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bptt import checks, gates, state
+from bptt.excluded import Sheltered, blocked
 from bptt.recurrence import Recurrence, StepLoss
 from bptt.replay import Snapshot
 from bptt.schedules.windows import Window
@@ -30,7 +31,7 @@ class Problem:
 
     model: Recurrence
     loss: StepLoss
-    time: Timeline
+    time: Timeline | Sheltered
     time_dim: int
     batch_dim: Any
     clip: Any
@@ -167,6 +168,8 @@ class Segment:
         if first > self.start:
             outputs, targets = (state.narrow(tree, p.time_dim, first - self.start, n) for tree in (outputs, targets))
             mask = None if mask is None else mask[first - self.start :]
+        if mask is not None and p.time.masked(first, self.stop):
+            outputs, targets = (blocked(tree, mask, p.time_dim) for tree in (outputs, targets))
         losses, aux = p.loss(outputs, targets, n)
         return losses, None if mask is None else checks.mask_fits(mask, losses).to(losses.device), aux
 

@@ -18,7 +18,8 @@ class Chunk(NamedTuple):
     targets: pytree of tensors (T, B, ...), or None.
     is_start: bool (T, B): rows whose state is reset to the initial state *before* that step, and that no cotangent
         crosses; or (T,), which resets the whole state. None resets nothing.
-    mask: bool (T, B) or (T,): False leaves that loss out, as for a padded step. None counts all.
+    mask: bool (T, B) or (T,): False leaves that loss out, as for a padded step, and whatever is in its place, NaN or
+        overflow, reaches no gradient. None counts all.
 
     >>> import bptt, torch
     >>> chunk = bptt.Chunk(torch.zeros(5, 2, 3), torch.zeros(5, 2))
@@ -49,6 +50,7 @@ class _Piece:
         self.resets: list[int] = []
         if self.is_start is not None:
             self.resets = (start + self.is_start.reshape(len(self.is_start), -1).any(1).nonzero().flatten()).tolist()
+        self.masked = self.mask is not None and not self.mask.is_meta and not self.mask.cpu().view(torch.uint8).all()
         self.asking = [i for i, value in enumerate(self.values) if value.requires_grad]
         self.cotangents: dict[int, Tensor] = {}
 
@@ -73,6 +75,15 @@ def _joined(parts: list[tuple[Tensor | None, int, int, int]], missing: bool) -> 
         for rows, offset, start, stop in parts
     ]
     return torch.cat(whole) if len(whole) > 1 else whole[0]
+
+
+def _rows(parts: list[tuple[_Piece, int, int]]) -> tuple[Tensor | None, Tensor | None]:
+    is_start = mask = None
+    if any(piece.is_start is not None for piece, _, _ in parts):
+        is_start = _joined([(piece.is_start, piece.start, start, stop) for piece, start, stop in parts], False)
+    if any(piece.mask is not None for piece, _, _ in parts):
+        mask = _joined([(piece.mask, piece.start, start, stop) for piece, start, stop in parts], True)
+    return is_start, mask
 
 
 _UNSEEN = object()
@@ -143,12 +154,15 @@ class Timeline:
             values = [tracked.get(i, value) for i, value in enumerate(values)]
         inputs, targets = pieces[0].structure
         n = pieces[0].inputs
-        is_start = mask = None
-        if any(piece.is_start is not None for piece in pieces):
-            is_start = _joined([(piece.is_start, piece.start, start, stop) for piece, start, stop in parts], False)
-        if any(piece.mask is not None for piece in pieces):
-            mask = _joined([(piece.mask, piece.start, start, stop) for piece, start, stop in parts], True)
-        return Data(state.unflatten(values[:n], inputs), state.unflatten(values[n:], targets), is_start, mask, tracked)
+        return Data(state.unflatten(values[:n], inputs), state.unflatten(values[n:], targets), *_rows(parts), tracked)
+
+    def rows(self, a: int, b: int) -> tuple[Tensor | None, Tensor | None]:
+        """`is_start` and `mask` of the steps [a, b), time first."""
+        return _rows(list(self._between(a, b)))
+
+    def masked(self, a: int, b: int) -> bool:
+        """Whether a mask leaves out any loss of the chunks that hold the steps [a, b)."""
+        return any(piece.masked for piece in self._pieces) and any(piece.masked for piece, _, _ in self._between(a, b))
 
     def collect(self, a: int, b: int, data: Data) -> None:
         """Add what the leaves of `read(a, b)` have collected to the cotangents of their chunks."""
