@@ -240,10 +240,11 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize("memory", BUDGETS.values(), ids=BUDGETS)
 @pytest.mark.parametrize("strategy", [bptt.TruncatedBPTT(3), bptt.TruncatedBPTT(2, 5), bptt.FullBPTT()], ids=str)
-def test_at_most_one_synchronisation_an_update(strategy, memory):
+def test_at_most_two_synchronisations_per_update(strategy, memory):
+    """One for the losses, before anything reaches `.grad`, and one for the gradient."""
     case, mask = make("lstm", T), torch.ones(T, 2, dtype=torch.bool)
     stream = [(case.xs[:5], case.ys[:5], None, mask[:5]), (case.xs[5:], case.ys[5:], None, mask[5:])]
     with Waits() as waits:
         for _ in bptt.unroll(case.model, square, stream, strategy=strategy, memory=memory):
-            assert waits.count <= 1
+            assert waits.count <= 2
             waits.count = 0

@@ -1,7 +1,7 @@
 """Back-propagation through time for any stateful PyTorch model: full, truncated, randomised, in bounded memory."""
 
 from bptt import equations, nn
-from bptt.checks import NonFiniteLossError
+from bptt.checks import NonFiniteError, NonFiniteGradientError, NonFiniteLossError
 from bptt.compare import compare
 from bptt.comparison import Compared, Comparison, Deviation, Estimate
 from bptt.diagnostics import Diagnosis, diagnose
@@ -33,6 +33,8 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "FullBPTT",
+    "NonFiniteError",
+    "NonFiniteGradientError",
     "NonFiniteLossError",
     "Plan",
     "PlanRow",

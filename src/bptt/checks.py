@@ -15,12 +15,24 @@ from bptt import state
 from bptt.state import Tree
 
 
-class NonFiniteLossError(FloatingPointError, ValueError):
-    """A loss came out as NaN or infinite; `.step` is the first such step, counted from the stream's start."""
+class NonFiniteError(FloatingPointError, ValueError):
+    """Something came out as NaN or infinite; `.step` says where, counted from the stream's start."""
 
     def __init__(self, message: str, step: int) -> None:
         super().__init__(message)
         self.step = step
+
+
+class NonFiniteLossError(NonFiniteError):
+    """A loss came out as NaN or infinite; `.step` is the first such step, counted from the stream's start."""
+
+
+class NonFiniteGradientError(NonFiniteError):
+    """A gradient came out as NaN or infinite though every loss was finite; `.grad` is as it was before the update.
+
+    `.step`, counted from the stream's start, is the first on the way back from the losses whose vjp isn't finite; the
+    window's first step where calls of one step don't show it.
+    """
 
 
 def shape(tensor: Any) -> str:
@@ -97,7 +109,7 @@ def losses(value: Any, steps: int, time_dim: int) -> Tensor:
 
 
 def finite(total: Tensor, losses: Iterable[Tensor], first: int) -> None:
-    """Every loss finite, judged by their sum; the one synchronisation of an update."""
+    """Every loss finite, judged by their sum; the first of an update's two synchronisations."""
     if total.device.type == "meta" or math.isfinite(total.item()):
         return
     for values in losses:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bptt import arguments, checks, excluded, probing, recurrence, reverse, state
 from bptt.budget import Budget
 from bptt.excluded import Sheltered
+from bptt.finite import Gradients
 from bptt.memory import Memory, Meter, parse
 from bptt.recurrence import Loss, Recurrence, StepLoss
 from bptt.replay import isolated, noise_restored
@@ -75,6 +76,8 @@ class Run:
             native_weight=clip_cotangent is None and recurrence.accepts(model, "cotangent_weight"),
         )
         self.meter = Meter((model, loss))
+        watched = isinstance(scale, int | float) and scale == 1
+        self.gradients = Gradients(lambda: self.meter.leaves(self.problem.params), watched)
         device = "cpu" if self.generator is None else self.generator.device
         self._drawn = torch.zeros((), dtype=torch.float64, device=device)
         limits = parse(memory)
@@ -90,18 +93,25 @@ class Run:
         """The updates of a strategy; for `merged`, with one divisor and what is owed to inputs and states kept back."""
         steps = self.time.upto(math.inf) if merge else 0
         for window in self._windows(strategy):
-            problem = replace(self.problem, time=self.sheltered(window))
+            problem = self.sheltered(window)
             initial = self.initial(window, self.carried, problem.time)
             begin = self.begin(window, self.carried, initial)
             over = 1 if self.reduction == "sum" else steps or strategy.divisor(window)
             self.factor = factor = self._factor(begin)
             if problem.clip is not None:
                 problem = replace(problem, clip=problem.clip * factor)
-            outcome = reverse.run(problem, window, begin, initial, self.memory, self.meter, factor, over)
+            try:
+                outcome = reverse.run(
+                    problem, window, begin, initial, self.memory, self.meter, factor, over, self.gradients
+                )
+            except checks.NonFiniteError:
+                self.gradients.put_back()
+                raise
             self.valid += outcome.valid
             self._owe(window, self.carried, initial, outcome.cotangent)
             if not merge:
                 self.pass_on()
+                self.gradients.forget()
             self.carried = outcome.kept if window.keep > 0 else self.carried
             self.time.drop(window.keep)
             yield Update(
@@ -136,7 +146,7 @@ class Run:
 
     def _answer(self, probe: Probe) -> Credit:
         window = Window(probe.start, probe.start, probe.stop, probe.stop)
-        problem = replace(self.problem, time=self.sheltered(window))
+        problem = self.sheltered(window)
         initial = self.initial(window, self.carried, problem.time)
         begin = self.begin(window, self.carried, initial)
         memory = self.memory.size if isinstance(self.memory, Budget) else self.memory
@@ -195,9 +205,11 @@ class Run:
             self._fitting = inputs
         return begin
 
-    def sheltered(self, window: Window) -> Timeline | Sheltered:
-        """The timeline as the window sees it, what a mask leaves out made harmless."""
+    def sheltered(self, window: Window) -> Problem:
+        """The problem as the window sees it, what a mask leaves out made harmless."""
         p, carried = self.problem, self.carried
+        if not self.time.masked(window.start, window.stop):
+            return p
 
         def resets(dead: Tensor) -> bool:
             zeros = recurrence.zero_state(p.model, self.time.inputs_at(window.start), p.time_dim)
@@ -205,7 +217,7 @@ class Run:
                 return False
             return dead.dim() == 1 or checks.has_rows(carried, p.batch_dim, dead.shape[1])
 
-        return excluded.sheltered(self.time, window, resets)
+        return replace(p, time=excluded.sheltered(self.time, window, resets))
 
     def initial(self, window: Window, carried: Tree, time: Timeline | Sheltered | None = None) -> Initial | None:
         """The initial state where the window uses it: to start from, or for rows that reset."""

@@ -1,9 +1,9 @@
 """What a mask leaves out, kept out of the gradient: 0 · NaN is NaN, so that a weight of zero alone doesn't do it.
 
 Two things stand between an excluded loss and the parameters. Between recurrence and loss, `blocked` lets no cotangent
-of an excluded entry through. Within the recurrence, a row's *dead* steps, those that reach no counted loss of the window
-before the row's next reset or the window's end, are taped on the inputs of a step that is alive, from the initial
-state where one is known (`Sheltered`). The states that a run goes on from are those of the data as it is.
+of an excluded entry through. Within the recurrence, a row's *dead* steps, those that reach no counted loss of the
+window before the row's next reset or the window's end, are taped on the inputs of a step that is alive, from the
+initial state where one is known (`Sheltered`). The states that a run goes on from are those of the data as it is.
 """
 
 from bisect import bisect_left
@@ -131,10 +131,9 @@ def sheltered(time: Timeline, window: Window, resets: Callable[[Tensor], bool]) 
 
     resets: whether the rows of a table of dead steps can be reset, as an initial state and the rows' axis are known.
     """
-    if not time.masked(window.start, window.stop):
-        return time
     starts, mask = time.rows(window.start, window.stop)
-    assert mask is not None
+    if mask is None:
+        return time
     starts = None if starts is None else starts.cpu()
     dead = dead_steps(mask.cpu(), starts, window.first - window.start)
     return Sheltered(time, window, dead, starts, resets(dead)) if dead.any() else time

@@ -90,6 +90,12 @@ class Meter:
         self._closures_known = False
         self._saved: defaultdict[Any, _Line] = defaultdict(_Line)
 
+    def leaves(self, params: list[Tensor] | None) -> list[Tensor]:
+        """`params`, or what may get a gradient: leaves of the modules, and of closures once a tape was made."""
+        if params is not None:
+            return params
+        return [tensor for tensor in self._apart if tensor.requires_grad and tensor.is_leaf]
+
     def tape(self, segment: Segment, begin: Tree, key: Any = None) -> tuple[Tape, int]:
         """A tape from the state `begin`, and the bytes autograd saved for it beside the states it begins and ends in.
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt import checks, state
+from bptt import checks, finite, state
 from bptt.budget import Budget
 from bptt.excluded import Sheltered
+from bptt.finite import Gradients
 from bptt.memory import Checkpoints, Meter
 from bptt.replay import isolated
 from bptt.rewind import Rewind
@@ -43,11 +44,13 @@ def run(
     meter: Meter,
     factor: Any,
     divisor: float,
+    gradients: Gradients,
 ) -> Outcome:
     """Add the window's gradient to `.grad`, from the detached state `begin` before its first step.
 
     factor, divisor: on each step's loss. The losses are checked once, before anything reaches `.grad` where the window
-    is one segment. Cost: the schedule's advances and one forward and backward of every segment.
+    is one segment; `gradients` once, after it has. Cost: the schedule's advances and one forward and backward of every
+    segment.
     """
     plan = memory.plan(problem, window, begin, initial) if isinstance(memory, Budget) else memory
     length = plan.segment if plan else window.stop - window.start
@@ -77,6 +80,7 @@ def run(
             differentiable |= tape.losses.requires_grad
             if whole:
                 total = checked_total(found, window.first)
+        gradients.note()
         cotangents = 1 if cotangent is None else 2
         after = tape.after if after is None else after
         cotangent = tape.pull(cotangent, factor, divisor)
@@ -87,8 +91,11 @@ def run(
         kept = begin if window.keep == window.start else next(s.kept for s in segments if s.kept is not None)
     checks.some_gradient(differentiable)
     found.reverse()
+    total = checked_total(found, window.first) if total is None else total
+    if not gradients.finite():
+        finite.refuse(problem, window, begin, initial, meter.leaves(problem.params), factor)
     return Outcome(
-        loss=checked_total(found, window.first) if total is None else total,
+        loss=total,
         valid=sum(losses.valid for losses in found),
         aux=state.join([losses.aux for losses in found], problem.time_dim),
         kept=kept,

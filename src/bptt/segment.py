@@ -226,14 +226,12 @@ class Tape:
         values = self.counted(self.losses.detach())
         return Losses(values.flatten(1).mean(1) if brief and values.dim() > 1 else values, valid, self.aux)
 
-    def pull(self, cotangent: list[Tensor | None] | None, factor: Any, divisor: float) -> list[Tensor | None]:
-        """The vjp: (1) from the cotangent of `end` and ∂Σl/∂s to that of `begin`; (2) goes into `.grad`.
-
-        cotangent: one tensor or None a leaf of `end`; None for the last segment of a window.
-        factor, divisor: each step's loss is multiplied by the one and divided by the other; factor may be a tensor.
-        """
+    def roots(
+        self, cotangent: list[Tensor | None] | None, factor: Any = 1, divisor: float = 1
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What the vjp starts from, losses and `end`, and the cotangents there; arguments as in `pull`."""
         roots: list[Tensor] = []
-        cotangents: list[Tensor | None] = []
+        cotangents: list[Tensor] = []
         if self.losses is not None and self.losses.requires_grad:
             roots.append(self.losses)
             cotangents.append(self.seed(factor, divisor))
@@ -241,6 +239,15 @@ class Tape:
             if c is not None and value.requires_grad:
                 roots.append(value)
                 cotangents.append(c)
+        return roots, cotangents
+
+    def pull(self, cotangent: list[Tensor | None] | None, factor: Any, divisor: float) -> list[Tensor | None]:
+        """The vjp: (1) from the cotangent of `end` and ∂Σl/∂s to that of `begin`; (2) goes into `.grad`.
+
+        cotangent: one tensor or None a leaf of `end`; None for the last segment of a window.
+        factor, divisor: each step's loss is multiplied by the one and divided by the other; factor may be a tensor.
+        """
+        roots, cotangents = self.roots(cotangent, factor, divisor)
         if roots:
             try:
                 torch.autograd.backward(roots, cotangents, inputs=self._wanted())

@@ -108,7 +108,7 @@ class Timeline:
         self._check = check
         self._pieces: list[_Piece] = []
         self.end = 0
-        self._exhausted = False
+        self._exhausted = self._any_masked = False
         self._forms: list[Any] = [_UNSEEN, _UNSEEN]
 
     def upto(self, step: float) -> int:
@@ -126,6 +126,7 @@ class Timeline:
             chunk = chunk._replace(inputs=self._like(chunk.inputs, 0), targets=self._like(chunk.targets, 1))
             piece = _Piece(chunk, self.end, self.time_dim)
             self._pieces.append(piece)
+            self._any_masked |= piece.masked
             self.end = piece.stop
         return int(min(step, self.end))
 
@@ -162,7 +163,7 @@ class Timeline:
 
     def masked(self, a: int, b: int) -> bool:
         """Whether a mask leaves out any loss of the chunks that hold the steps [a, b)."""
-        return any(piece.masked for piece in self._pieces) and any(piece.masked for piece, _, _ in self._between(a, b))
+        return self._any_masked and any(piece.masked for piece, _, _ in self._between(a, b))
 
     def collect(self, a: int, b: int, data: Data) -> None:
         """Add what the leaves of `read(a, b)` have collected to the cotangents of their chunks."""

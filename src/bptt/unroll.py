@@ -63,9 +63,10 @@ def unroll(
     scale: factor on the injected loss gradient, for mixed precision: a number, or `scaler.scale` of a GradScaler.
 
     Yields `Update`. Raises ValueError or TypeError at the call for bad arguments, at the chunk for bad data, and
-    NonFiniteLossError, which names the step, before the update is yielded.
-    Cost: the strategy's; with k1 = k2 and no budget one forward and one backward call a window. One synchronisation
-    with the device an update. Under `memory=` a parameter's hooks fire once a segment.
+    NonFiniteLossError or NonFiniteGradientError, which name the step, before the update is yielded: `.grad` is then as
+    it was before the update. Under `scale=` a gradient that isn't finite is left to the scaler.
+    Cost: the strategy's; with k1 = k2 and no budget one forward and one backward call per window. Two synchronisations
+    with the device per update. Under `memory=` a parameter's hooks fire once a segment.
 
     >>> import bptt, torch
     >>> model, loss = torch.nn.GRU(3, 4), bptt.per_step(torch.nn.MSELoss())
