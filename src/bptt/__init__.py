@@ -12,8 +12,9 @@ from bptt.recurrence import per_step, scan
 from bptt.results import Evaluation, Update
 from bptt.schedules.decay import Decision
 from bptt.schedules.laws import ConstantLaw, PolynomialLaw
+from bptt.schedules.windows import Credit, Probe, Window
 from bptt.spectrum import lyapunov
-from bptt.strategies import ARTBP, AdaptiveTruncatedBPTT, FullBPTT, TruncatedBPTT
+from bptt.strategies import ARTBP, AdaptiveTruncatedBPTT, FullBPTT, Strategy, TruncatedBPTT
 from bptt.stream import Chunk
 from bptt.unroll import backward, evaluate, unroll
 
@@ -27,6 +28,7 @@ __all__ = [
     "Compared",
     "Comparison",
     "ConstantLaw",
+    "Credit",
     "Decision",
     "Deviation",
     "Diagnosis",
@@ -39,8 +41,11 @@ __all__ = [
     "Plan",
     "PlanRow",
     "PolynomialLaw",
+    "Probe",
+    "Strategy",
     "TruncatedBPTT",
     "Update",
+    "Window",
     "backward",
     "compare",
     "diagnose",

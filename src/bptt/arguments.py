@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from bptt import state
 from bptt.checks import named, shape
+from bptt.schedules.windows import Window
 
 
 def callable_(value: Any, name: str) -> None:
@@ -80,14 +81,14 @@ def strategy(value: Any, reduction: str) -> Any:
     if isinstance(value, type) or not callable(getattr(value, "windows", None)):
         hint = f"{value.__name__}(...)" if isinstance(value, type) else "bptt.TruncatedBPTT(k1=20)"
         raise TypeError(f"strategy={value!r} is no strategy: pass a value such as {hint}.")
-    if reduction == "mean" and hasattr(value, "law"):
-        mean_length(value.law)
+    if reduction == "mean" and getattr(value, "lengths_known", True):
+        value.divisor(Window(0, 0, 1, 1))  # raises where there is no constant
     return value
 
 
 def plannable(value: Any) -> Any:
     """A strategy whose windows don't depend on what is found during training."""
-    if hasattr(strategy(value, "sum"), "tolerance"):
+    if not getattr(strategy(value, "sum"), "lengths_known", True):
         raise ValueError(
             f"{value!r} sets its lengths by what it finds during training, which no plan knows: plan "
             f"TruncatedBPTT(k1=K, k2=2 * K - 1) for the K that you expect."

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from bptt.engine import Run
 from bptt.memory import Checkpoints, leaves_of
 from bptt.schedules.windows import Window
 from bptt.segment import Segment
+from bptt.strategies.base import Draw, Strategy, Upto
 from bptt.stream import Chunk
 
 REPEATS = 5
@@ -98,12 +99,12 @@ class Lines(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Given:
+class Given(Strategy):
     """A strategy that yields the windows it is given."""
 
     given: tuple[Window, ...]
 
-    def windows(self, upto: Callable[[float], int], draw: Callable[[], float]) -> Iterator[Window]:
+    def windows(self, upto: Upto, draw: Draw, progress: Any = None) -> Iterator[Window]:
         """They themselves."""
         for window in self.given:
             upto(window.stop)

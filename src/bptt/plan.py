@@ -22,6 +22,7 @@ from bptt.schedules.laws import PolynomialLaw
 from bptt.schedules.windows import Window
 from bptt.state import Tree, detach, leaves
 from bptt.strategies import ARTBP, FullBPTT, Strategy, TruncatedBPTT
+from bptt.strategies.base import says
 from bptt.stream import Chunk
 
 KINDS = ("exact", "unbiased", "biased")
@@ -208,17 +209,18 @@ class _Forecast:
         reach, whole, run = 0, True, costs.run
         assert run.generator is not None
         run.generator.manual_seed(0)
+        begin = run.generator.get_state()
         for window in strategy.windows(lambda t: int(min(t, steps)), run._draw):
             assert isinstance(window, Window)  # a strategy that probes is refused: `arguments.plannable`
             self._shapes[Shape.of(window)] += 1
             if window.stop - window.start >= self._longest.stop - self._longest.start:
                 self._longest = window
             reach += sum(range(window.first - window.start + 1, window.stop - window.start + 1))
-            whole = whole and window.start == 0
+            whole = whole and window.start == 0 and not window.weights
         self._reach = reach / steps
-        randomised = isinstance(strategy, ARTBP)
-        unbiased = randomised and strategy.compensate
-        self._gradient = "unbiased" if unbiased else "exact" if whole and not randomised else "biased"
+        drawn = not torch.equal(run.generator.get_state(), begin)
+        unbiased = says(strategy, "kind") == "unbiased"
+        self._gradient = "unbiased" if unbiased else "exact" if whole and not drawn else "biased"
         self._most = Shape.of(self._longest)
         self._lines = costs.like(self._most)
         cut = [shape for shape in self._shapes if not shape.plain]

@@ -15,6 +15,8 @@ class Window:
     weights: w of equation (1) by boundary, the weight at t multiplying the cotangent that goes from step t back to
         step t - 1; 1 where absent. A number, or a tensor (B,) of one weight a batch row.
     decision: why the window is as long as it is, for the update's record; None for lengths that nothing decided.
+    progress: where the strategy goes on after this window, as numbers, strings, lists and dicts that survive JSON: what
+        `Strategy.windows` takes to give the windows that follow. None where it can't go on.
 
     >>> Window(start=0, first=2, stop=4, keep=2).steps
     2
@@ -26,6 +28,7 @@ class Window:
     keep: int
     weights: Mapping[int, Any] = field(default_factory=dict)
     decision: Any = None
+    progress: Any = field(default=None, compare=False, repr=False)
 
     @property
     def steps(self) -> int:

@@ -4,6 +4,7 @@ from bptt.strategies.adaptive import AdaptiveTruncatedBPTT
 from bptt.strategies.artbp import ARTBP
 from bptt.strategies.base import Strategy
 from bptt.strategies.full import FullBPTT
+from bptt.strategies.spec import parse
 from bptt.strategies.truncated import TruncatedBPTT
 
-__all__ = ["ARTBP", "AdaptiveTruncatedBPTT", "FullBPTT", "Strategy", "TruncatedBPTT"]
+__all__ = ["ARTBP", "AdaptiveTruncatedBPTT", "FullBPTT", "Strategy", "TruncatedBPTT", "parse"]

@@ -11,7 +11,7 @@ from typing import Any
 from bptt import arguments
 from bptt.schedules.decay import Decay, Decision
 from bptt.schedules.windows import Probe, Window
-from bptt.strategies.base import Draw, Upto
+from bptt.strategies.base import Draw, Strategy, Upto, plain
 
 LOSSES = 8
 """Losses of a probe, the last ones of its steps."""
@@ -20,7 +20,7 @@ AVERAGED = 5
 
 
 @dataclass(frozen=True)
-class AdaptiveTruncatedBPTT:
+class AdaptiveTruncatedBPTT(Strategy):
     """Truncate where the credit that is dropped stays below a share of the gradient, measured during training.
 
         losses [a, a + K) through the graph of [a - (K - 1), a + K),  a -> a + K          (1)
@@ -64,12 +64,27 @@ class AdaptiveTruncatedBPTT:
     def __post_init__(self) -> None:
         arguments.adaptive(self)
 
-    def windows(self, upto: Upto, draw: Draw) -> Generator[Window | Probe, Any, None]:
+    @property
+    def lengths_known(self) -> bool:
+        """They follow from what probes find."""
+        return False
+
+    @property
+    def spec(self) -> str | None:
+        """ "adaptive:TOL"; None for other bounds than the default ones."""
+        same = self == AdaptiveTruncatedBPTT(self.tolerance)
+        return f"adaptive:{plain(self.tolerance)}" if same else None
+
+    def windows(self, upto: Upto, draw: Draw, progress: Any = None) -> Generator[Window | Probe, Any, None]:
         """Windows (1), the state for the next one kept where its K asks for it; a probe before each that is due one."""
-        a = start = 0
+        a = start = first = 0
         recent: deque[int] = deque(maxlen=AVERAGED)
         decision: Decision | None = None
-        for number in count():
+        if progress is not None:
+            a, start, first, known, (k, step, estimate, bias, decay, norms) = progress
+            recent.extend(known)
+            decision = Decision(k, step, estimate, bias, decay, tuple(norms))
+        for number in count(first):
             if upto(a + 1) == a:
                 return
             following = decision
@@ -82,7 +97,8 @@ class AdaptiveTruncatedBPTT:
             decision = decision or following
             b = upto(a + decision.k)
             keep = min(b, max(start, b - following.k + 1))
-            yield Window(start, a, b, keep, decision=decision)
+            state = [b, keep, number + 1, list(recent), [*vars(following).values()]]
+            yield Window(start, a, b, keep, decision=decision, progress=state)
             a, start, decision = b, keep, following
 
     def _decide(self, found: Decay, step: int, recent: deque[int]) -> Decision | None:

@@ -11,11 +11,11 @@ from torch import Tensor
 from bptt import arguments
 from bptt.schedules.laws import PolynomialLaw
 from bptt.schedules.windows import Window
-from bptt.strategies.base import Draw, Upto
+from bptt.strategies.base import Draw, Strategy, Upto, plain
 
 
 @dataclass(frozen=True)
-class ARTBP:
+class ARTBP(Strategy):
     """Cut at random, and weight what is not cut so that the expectation is the full gradient.
 
         c_t = ∂l_t/∂s_t + w_t · c_{t+1} · ∂s_{t+1}/∂s_t,
@@ -61,12 +61,31 @@ class ARTBP:
         for name in ("per_row", "compensate"):
             arguments.switch(getattr(self, name), f"ARTBP({name}=...)")
 
-    def windows(self, upto: Upto, draw: Draw) -> Iterator[Window]:
+    @property
+    def kind(self) -> str:
+        """Unbiased by its factors."""
+        return "unbiased" if self.compensate else "biased"
+
+    @property
+    def sequences(self) -> bool:
+        """Rows that are cut each on its own are cut within one window."""
+        return self.per_row
+
+    @property
+    def spec(self) -> str | None:
+        """ "artbp:L", or "random:L" without the factors; None beyond the default form of the law."""
+        length = getattr(self.law, "mean_length", None)
+        if length is None or self.law != PolynomialLaw(mean_length=length) or self.every != 1 or self.per_row:
+            return None
+        return f"{'artbp' if self.compensate else 'random'}:{plain(length)}"
+
+    def windows(self, upto: Upto, draw: Draw, progress: int | None = None) -> Iterator[Window]:
         """Draw after each step that may end a window, read on, and yield what lies between two cuts."""
         if self.per_row:
-            yield from self._whole(upto, draw)
+            if progress is None:
+                yield from self._whole(upto, draw)
             return
-        start = last = 0
+        start = last = progress or 0
         survives = cache(self._survive)
         weights: dict[int, float] = {}
         while (t := upto((last // self.every + 1) * self.every)) > last:
@@ -75,13 +94,13 @@ class ARTBP:
             survive = survives(last - start, t - start)
             last = t
             if draw() < 1 - survive:
-                yield Window(start, start, t, t, weights)
+                yield Window(start, start, t, t, weights, progress=t)
                 start, weights = t, {}
             elif self.compensate:
                 weights[t] = 1 / survive
         if t > start:
             weights.pop(t, None)
-            yield Window(start, start, t, t, weights)
+            yield Window(start, start, t, t, weights, progress=t)
 
     def _whole(self, upto: Upto, draw: Draw) -> Iterator[Window]:
         """One window over the sequence, with weights of each row's own: 0 where it is cut."""
@@ -98,7 +117,7 @@ class ARTBP:
             weights[t] = torch.tensor([0.0 if c else w for c, w in zip(cuts, kept, strict=True)], dtype=torch.float64)
             cut = [t if c else k for c, k in zip(cuts, cut, strict=True)]
         weights.pop(stop, None)
-        yield Window(0, 0, stop, stop, weights)
+        yield Window(0, 0, stop, stop, weights, progress=stop)
 
     def _survive(self, before: int, after: int) -> float:
         """1 - p of equation (2): that no step of `before` < k <= `after` cuts."""

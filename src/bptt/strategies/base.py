@@ -1,5 +1,6 @@
-"""What a strategy is: a value that yields the windows of a stream, and the constant that the mean divides by."""
+"""What a strategy is: a value that yields the windows of a stream, and what it says of itself."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -13,15 +14,64 @@ Draw = Callable[..., Any]
 
 
 class Strategy(Protocol):
-    """A frozen dataclass with these two methods; running values are their locals, never fields."""
+    """Which gradient is wanted: a frozen dataclass that yields windows. Inherit from it to have the defaults below.
 
-    def windows(self, upto: Upto, draw: Draw) -> Iterator[Window | Probe]:
+    Running values are locals of `windows`, never fields, and what it needs to go on after a window is in
+    `Window.progress`. Neither tensors nor the model are seen: a strategy is plain Python.
+
+    >>> import bptt
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Growing(bptt.Strategy):  # windows of 1, 2, 3, ... steps
+    ...     def windows(self, upto, draw, progress=None):
+    ...         a, length = progress or (0, 1)
+    ...         while (b := upto(a + length)) > a:
+    ...             yield bptt.Window(start=a, first=a, stop=b, keep=b, progress=[b, length + 1])
+    ...             a, length = b, length + 1
+    >>> [window.stop for window in Growing().windows(lambda t: min(t, 7), None)]
+    [1, 3, 6, 7]
+    """
+
+    @property
+    def kind(self) -> str:
+        """Of the gradient, the parameters standing still: "exact", "unbiased" (in expectation) or "biased"."""
+        return "biased"
+
+    @property
+    def sequences(self) -> bool:
+        """Whether it needs the end of the stream before it yields anything, and so finite sequences."""
+        return False
+
+    @property
+    def lengths_known(self) -> bool:
+        """Whether its windows follow from the stream's length and the draws alone, before anything is run."""
+        return True
+
+    @property
+    def spec(self) -> str | None:
+        """The text that `bptt.strategies.parse` makes this value of, such as "tbptt:5:50"; None where there is none."""
+        return None
+
+    @abstractmethod
+    def windows(self, upto: Upto, draw: Draw, progress: Any = None) -> Iterator[Window | Probe]:
         """The windows of a stream, one an update, each yielded before more of the stream is read.
 
+        progress: that of the last window of an earlier run, after which to go on; None for the stream's start.
         A generator may yield a `Probe` that starts where its next window will; it is sent a `Credit` back.
         """
         ...
 
     def divisor(self, window: Window) -> float:
         """What `reduction="mean"` divides the window's losses by; ValueError where there is no such constant."""
-        ...
+        raise ValueError(f'{self!r} has no constant to divide by: use reduction="sum".')
+
+
+def says(strategy: Any, what: str) -> Any:
+    """A property of a strategy, or its default for one that doesn't inherit from `Strategy`."""
+    default = getattr(Strategy, what).fget(strategy)
+    return getattr(strategy, what, default)
+
+
+def plain(number: float) -> str:
+    """A number as it is written, which reads back as the same: `50`, `0.5`."""
+    return str(int(number)) if number == int(number) else repr(number)

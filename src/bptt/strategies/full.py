@@ -3,13 +3,14 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from bptt.schedules.windows import Window
-from bptt.strategies.base import Draw, Upto
+from bptt.strategies.base import Draw, Strategy, Upto
 
 
 @dataclass(frozen=True)
-class FullBPTT:
+class FullBPTT(Strategy):
     """The exact gradient of the whole stream: one window, every weight one.
 
         c_t = ∂l_t/∂s_t + c_{t+1} · ∂s_{t+1}/∂s_t,  t = T-1 .. 0                          (1)
@@ -26,10 +27,26 @@ class FullBPTT:
     Source: Werbos 1990, "Backpropagation through time: what it does and how to do it", Proc. IEEE 78(10).
     """
 
-    def windows(self, upto: Upto, draw: Draw) -> Iterator[Window]:
+    @property
+    def kind(self) -> str:
+        """Exact."""
+        return "exact"
+
+    @property
+    def sequences(self) -> bool:
+        """It takes the whole stream."""
+        return True
+
+    @property
+    def spec(self) -> str:
+        """ "full"."""
+        return "full"
+
+    def windows(self, upto: Upto, draw: Draw, progress: Any = None) -> Iterator[Window]:
         """One window over all there is."""
-        end = upto(math.inf)
-        yield Window(start=0, first=0, stop=end, keep=end)
+        if progress is None:
+            end = upto(math.inf)
+            yield Window(start=0, first=0, stop=end, keep=end, progress=end)
 
     def divisor(self, window: Window) -> float:
         """T."""

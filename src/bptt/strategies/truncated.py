@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from bptt import arguments
 from bptt.schedules.windows import Window
-from bptt.strategies.base import Draw, Upto
+from bptt.strategies.base import Draw, Strategy, Upto
 
 
 @dataclass(frozen=True)
-class TruncatedBPTT:
+class TruncatedBPTT(Strategy):
     """Every k1 steps, the losses of the last k1 through a graph of at most k2 steps.
 
         c_t = ∂l_t/∂s_t + w_t · c_{t+1} · ∂s_{t+1}/∂s_t,  w = 0 at the window's start     (1)
@@ -38,12 +38,17 @@ class TruncatedBPTT:
     def __post_init__(self) -> None:
         arguments.truncation(self)
 
-    def windows(self, upto: Upto, draw: Draw) -> Iterator[Window]:
+    @property
+    def spec(self) -> str:
+        """ "tbptt:K1" or "tbptt:K1:K2"."""
+        return f"tbptt:{self.k1}" + (f":{self.k2}" if self.k2 not in (None, self.k1) else "")
+
+    def windows(self, upto: Upto, draw: Draw, progress: int | None = None) -> Iterator[Window]:
         """The blocks of k1 losses, each with its reach back."""
         reach = 0 if self.k2 is None else self.k2 - self.k1
-        a = 0
+        a = progress or 0
         while (b := upto(a + self.k1)) > a:
-            yield Window(start=max(0, a - reach), first=a, stop=b, keep=max(0, b - reach))
+            yield Window(start=max(0, a - reach), first=a, stop=b, keep=max(0, b - reach), progress=b)
             a = b
 
     def divisor(self, window: Window) -> float:

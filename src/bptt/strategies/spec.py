@@ -1,0 +1,55 @@
+"""Strategies as text: the grammar of the command line, and the inverse of `Strategy.spec`."""
+
+import math
+from typing import TypeVar
+
+from bptt.schedules.laws import PolynomialLaw
+from bptt.strategies.adaptive import AdaptiveTruncatedBPTT
+from bptt.strategies.artbp import ARTBP
+from bptt.strategies.base import Strategy
+from bptt.strategies.full import FullBPTT
+from bptt.strategies.truncated import TruncatedBPTT
+
+GRAMMAR = "full, tbptt:K1, tbptt:K1:K2, artbp:L, random:L and adaptive:TOL"
+NUMBERS = {"full": (0,), "tbptt": (1, 2), "artbp": (1,), "random": (1,), "adaptive": (1,)}
+N = TypeVar("N", int, float)
+
+
+def parse(spec: str) -> Strategy:
+    """The strategy that a text names; `parse(strategy.spec) == strategy`.
+
+    full                the exact gradient
+    tbptt:K1[:K2]       truncated: an update every K1 steps, through the last K2
+    artbp:L             cut at random, L steps apart on average, with the factors that make it unbiased
+    random:L            cut so, without the factors: biased
+    adaptive:TOL        truncated where the relative error is estimated to stay below TOL
+
+    Raises ValueError, which names the grammar where the text is none of these.
+
+    >>> from bptt.strategies import parse
+    >>> parse("tbptt:5:50")
+    TruncatedBPTT(k1=5, k2=50)
+    """
+    kind, *numbers = spec.split(":") if isinstance(spec, str) else ("",)
+    if len(numbers) not in NUMBERS.get(kind, ()):
+        raise ValueError(
+            f"{spec!r}: the strategies are {GRAMMAR}, with numbers for K1, K2, L and TOL, such as tbptt:64."
+        )
+    if kind == "full":
+        return FullBPTT()
+    if kind == "tbptt":
+        return TruncatedBPTT(*(_number(word, int) for word in numbers))
+    number = _number(numbers[0], float)
+    if kind == "adaptive":
+        return AdaptiveTruncatedBPTT(number)
+    return ARTBP(PolynomialLaw(mean_length=number), compensate=kind == "artbp")
+
+
+def _number(word: str, kind: type[N]) -> N:
+    try:
+        number = kind(word)
+    except ValueError:
+        number = kind(-1)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{word!r} is not a {'whole number' if kind is int else 'number'}.")
+    return number
