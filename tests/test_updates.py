@@ -1,6 +1,8 @@
 """What an update is: every loss once, its fields, its divisor, and the merged one of `backward`."""
 
 import dataclasses
+import gc
+import itertools
 import math
 
 import pytest
@@ -237,3 +239,18 @@ def test_sums_in_low_precision():
         assert float(update.mean_loss) == pytest.approx(1, rel=1e-6)
     result = bptt.evaluate(case.model, ones, [(case.xs, case.ys, None, mask)])
     assert float(result.mean_loss) == pytest.approx(1, rel=1e-6)
+
+
+def test_backward_holds_no_state_per_window():
+    """Tensors that live on during a merged run: one loss per window, until a block of them is summed (invariant 8)."""
+    case, calls, alive = make("gru", 600, B=1), itertools.count(), []
+
+    def loss(outputs, targets):
+        if next(calls) in (100, 500):
+            alive.append(sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()))
+        return square(outputs, targets)
+
+    leaf = case.xs.clone().requires_grad_()
+    bptt.backward(case.model, loss, (leaf, case.ys), strategy=bptt.TruncatedBPTT(1, 3))
+    assert len(alive) == 2
+    assert alive[1] - alive[0] <= 410

@@ -16,7 +16,7 @@ from bptt.finite import Gradients
 from bptt.memory import Memory, Meter, parse
 from bptt.recurrence import Loss, Recurrence, StepLoss
 from bptt.replay import isolated, noise_restored
-from bptt.results import Evaluation, Update, mean
+from bptt.results import Evaluation, Sum, Update, mean
 from bptt.schedules.windows import Credit, Probe, Window
 from bptt.segment import Initial, Problem, Segment
 from bptt.state import Tree
@@ -86,7 +86,7 @@ class Run:
         self.factor: Any = 1
         self._fitting: Any = None
         self._probed = [0, 0]  # forward steps and bytes of the probe before a window
-        self.owed: list[tuple[Tensor, Tensor]] = []
+        self.owed: dict[int, tuple[Tensor, Tensor]] = {}
         self.owed_at_start: list[Tensor | None] = []
 
     def updates(self, strategy: Strategy, merge: bool = False) -> Iterator[Update]:
@@ -155,27 +155,33 @@ class Run:
 
     def merged(self, strategy: Strategy) -> Update:
         """The updates of one finite sequence as one."""
-        updates = list(self.updates(strategy, merge=True))
+        losses, aux, like, forward_steps, memory_bytes = Sum(), [], None, 0, 0
+        last: Any = None
+        for last in self.updates(strategy, merge=True):
+            losses.add(last.loss)
+            if last.aux is not None:
+                aux.append(last.aux)
+            like = last.state if like is None else like
+            forward_steps += last.forward_steps
+            memory_bytes = max(memory_bytes, last.memory_bytes)
         self.pass_on()
-        first, last = updates[0], updates[-1]
-        total = torch.stack([u.loss for u in updates]).sum()
         return replace(
             last,
             t0=0,
             start=0,
-            loss=total,
+            loss=losses.total(),
             steps=last.t1,
-            aux=state.join([u.aux for u in updates], self.problem.time_dim),
-            forward_steps=sum(u.forward_steps for u in updates),
-            memory_bytes=max(u.memory_bytes for u in updates),
+            aux=state.join(aux, self.problem.time_dim) if aux else None,
+            forward_steps=forward_steps,
+            memory_bytes=memory_bytes,
             _valid=self.valid,
-            _norm=partial(state.norm, self.owed_at_start, first.state, self.factor),
+            _norm=partial(state.norm, self.owed_at_start, like, self.factor),
         )
 
     def evaluate(self) -> Evaluation:
         """The losses of the whole stream, chunk by chunk, without a graph."""
         p, carried, end = self.problem, self.state, 0
-        totals: list[Tensor] = []
+        losses_so_far = Sum()
         aux: list[Tree] = []
         parameters = p.model.parameters() if isinstance(p.model, nn.Module) else ()
         with isolated(p.model, [*parameters, *state.leaves(carried)]):
@@ -185,13 +191,13 @@ class Run:
                 begin = self.begin(window, carried, initial)
                 tape = Segment(p, window, initial, window.start, window.stop).tape(begin, grad=False)
                 losses = tape.found()
-                totals.append(losses.total())
+                losses_so_far.add(losses.total())
                 aux.append(losses.aux)
                 self.valid += losses.valid
                 carried, end = tape.after, window.stop
                 self.time.drop(end)
         torch.clear_autocast_cache()  # casts made without a graph
-        total = torch.stack(totals).sum()
+        total = losses_so_far.total()
         return Evaluation(total, mean(total, self.valid), end, carried, state.join(aux, p.time_dim))
 
     def begin(self, window: Window, carried: Tree, initial: Initial | None) -> Tree:
@@ -241,8 +247,8 @@ class Run:
 
     def pass_on(self) -> None:
         """Hand what inputs, states and initial states are owed to their leaves, or through the graph they carry."""
-        pairs = [pair for pair in (*self.owed, *self.time.take_cotangents()) if pair[0].requires_grad]
-        self.owed = []
+        pairs = [pair for pair in (*self.owed.values(), *self.time.take_cotangents()) if pair[0].requires_grad]
+        self.owed = {}
         if pairs:
             torch.autograd.backward([value for value, _ in pairs], [c for _, c in pairs], inputs=self.problem.params)
 
@@ -257,7 +263,10 @@ class Run:
             ]
         if initial is not None:
             given += zip(state.leaves(initial.value), state.cotangents(initial.leaves), strict=True)
-        self.owed += [(value, c) for value, c in given if c is not None and value.requires_grad]
+        for value, c in given:
+            if c is not None and value.requires_grad:
+                before = self.owed.get(id(value))
+                self.owed[id(value)] = (value, c if before is None else before[1] + c)
 
     def _factor(self, begin: Tree) -> Any:
         """`scale` as a number or a 0-d tensor, in float64 so that a bound times it isn't rounded to its dtype."""

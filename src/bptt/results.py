@@ -59,6 +59,28 @@ class Evaluation:
     aux: Any
 
 
+class Sum:
+    """A sum of many 0-d tensors in a few: each block that fills is summed and put into the next one."""
+
+    def __init__(self) -> None:
+        self._blocks: list[list[Tensor]] = [[]]
+
+    def add(self, value: Tensor) -> None:
+        """One more term."""
+        self._blocks[0].append(value)
+        level = 0
+        while len(self._blocks[level]) == 1024:
+            if level + 1 == len(self._blocks):
+                self._blocks.append([])
+            self._blocks[level + 1].append(torch.stack(self._blocks[level]).sum())
+            self._blocks[level] = []
+            level += 1
+
+    def total(self) -> Tensor:
+        """The sum so far of one term or more."""
+        return torch.stack([value for block in self._blocks for value in block]).sum()
+
+
 def mean(total: Tensor, valid: Any) -> Tensor:
     """`total` by valid step; 0 where no step is valid."""
     if isinstance(valid, Tensor):
