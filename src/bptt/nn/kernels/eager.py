@@ -41,7 +41,7 @@ def forward(q: Sequence) -> None:
             r, z = rz.add_(product[:, : 2 * H]).sigmoid_().split(H, 1)
             torch.add(product[:, 2 * H :], 0 if bias_n is None else bias_n, out=inner)
             fresh.addcmul_(r, inner).tanh_()
-            torch.lerp(fresh, before, z, out=out)
+            torch.addcmul(fresh, z, before - fresh, out=out)  # lerp makes NaN of an infinite state
         else:
             assert cells_at is not None
             g.addmm_(before, transposed)
@@ -77,7 +77,10 @@ def backward(q: Sequence) -> None:
         if given_at is not None:
             c = c + given_at[t]
         if cell == RNN:
-            d.mul_(c)
+            if plan.mode == "RNN_RELU":  # 0, not 0 · inf, where the unit was off
+                torch.ops.aten.threshold_backward.grad_input(c, gates_at[t], 0, grad_input=d)
+            else:
+                d.mul_(c)
             new = torch.mm(d, q.w_hh)
         elif cell == GRU:
             d.view(n, 4, H).mul_(c[:, None])
@@ -110,8 +113,8 @@ def _factors(q: Sequence, before: Tensor) -> Tensor:
     if cell == RNN:
         if q.plan.mode == "RNN_TANH":
             torch.mul(outputs, outputs, out=q.d_gates).neg_().add_(1)
-        else:
-            q.d_gates.copy_(outputs > 0) if q.plan.mode == "RNN_RELU" else q.d_gates.fill_(1)
+        elif q.plan.mode == "RNN_IDENTITY":
+            q.d_gates.fill_(1)
         return outputs
     a, b, c, d = q.d_gates.split(H, 1)
     if cell == GRU:

@@ -35,14 +35,12 @@ template <int CELL, int ROWS> void forward_tile(const Recurrence &steps, int64_t
         }
     const bool inside = row < steps.rows(s - 1);
     const float *a = inside ? q.outputs + (steps.flat(s - 1) + row) * H : q.h0 ? q.h0 + row * H : nullptr;
-    if (a)
-        multiply<ROWS, WIDTH>(sum, a, H, steps.packed + panel * H * WIDTH * LANES, H);
-    else
-        for (int r = 0; r < ROWS; ++r)
-            for (int v = 0; v < WIDTH; ++v) sum[r][v] = V{};
+    const float *packed = steps.packed + panel * (H + 1) * WIDTH * LANES;
+    const V *of_zeros = (const V *)(packed + H * WIDTH * LANES);
+    if (a) multiply<ROWS, WIDTH>(sum, a, H, packed, H);
     for (int r = 0; r < ROWS; ++r) {
-        if (steps.starts(s, row + r))
-            for (int v = 0; v < WIDTH; ++v) sum[r][v] = V{};
+        if (!a || steps.starts(s, row + r))
+            for (int v = 0; v < WIDTH; ++v) sum[r][v] = of_zeros[v];
         const float *given = steps.given(flat + r) + first;
         float *gates = q.gates + (flat + r) * SAVED * H + first, *h = q.outputs + (flat + r) * H + first;
         int64_t n = H - first;
@@ -65,7 +63,7 @@ template <int CELL, int ROWS> void forward_tile(const Recurrence &steps, int64_t
             V i = sigmoid(sum[r][0] + load(given, n)), f = sigmoid(sum[r][1] + load(given + H, n));
             V g = tanh(sum[r][2] + load(given + 2 * H, n)), o = sigmoid(sum[r][3] + load(given + 3 * H, n));
             const float *before = steps.before(s, row + r, q.cells, q.c0);
-            V c = before ? f * load(before + first, n) + i * g : i * g;
+            V c = f * (before ? load(before + first, n) : V{}) + i * g;
             store(gates, i, n), store(gates + H, f, n), store(gates + 2 * H, g, n), store(gates + 3 * H, o, n);
             store(q.cells + (flat + r) * H + first, c, n);
             store(h, o * tanh(c), n);
@@ -129,7 +127,7 @@ template <int CELL, int ROWS, int FROM> void backward_tile(const Recurrence &ste
             if constexpr (CELL == RNN) {
                 V h = load(q.outputs + flat * H + j, n);
                 if (q.activation == TANH) dh *= 1.f - h * h;
-                if (q.activation == RELU) dh = h > 0.f ? dh : V{};
+                if (q.activation == RELU) dh = h <= 0.f ? V{} : dh;  // a NaN shows
                 store(d, dh, n);
             } else if constexpr (CELL == GRU) {
                 const float *g = q.gates + flat * SAVED * H + j;
@@ -211,7 +209,8 @@ template <int CELL> void backward_rows(const Recurrence &steps, const Part &part
     if (q.d_h0 || q.d_c0) each(next, steps, -1, from, std::clamp(steps.rows(0), from, to), part);
 }
 
-// ---- packing: panels of the recurrent weights, [panel][k][vector][lane], zeros beyond the last unit
+// ---- packing: panels of the recurrent weights, [panel][k][vector][lane], zeros beyond the last unit; forward a panel ends
+// with its product with a state of zeros, which infinite weights make NaN
 
 int64_t panels_of(int64_t units, int64_t wide) { return (units + wide - 1) / wide; }
 
@@ -219,11 +218,12 @@ void pack_forward(const Recurrence &steps, int64_t panel) {
     const Sequence &q = steps.q;
     const int width = width_of(q.cell);
     const int64_t H = q.units;
-    float *out = steps.packed + panel * H * width * LANES;
+    float *out = steps.packed + panel * (H + 1) * width * LANES;
     for (int v = 0; v < width; ++v) {
         const int64_t unit = panel * units_of(q.cell) + (q.cell == RNN ? v * LANES : 0), gate = q.cell == RNN ? 0 : v;
         transposed(q.w_hh + (gate * H + unit) * H, H, H - unit, H, out + v * LANES, width * LANES);
     }
+    if (!q.h0 || q.start) of_zeros(out, width, H);
 }
 
 void pack_backward(const Recurrence &steps, int64_t panel) {
@@ -277,9 +277,9 @@ void forward(const Recurrence &steps) { enter(steps, false); }
 void backward(const Recurrence &steps) { enter(steps, true); }
 
 int64_t packed(int64_t cell, int64_t units) {
-    const int64_t there = panels_of(units, units_of(cell)) * width_of(cell);
-    const int64_t back = panels_of(units, 2 * LANES) * 2 * gates_of(cell);
-    return std::max(there, back) * units * LANES;
+    const int64_t there = panels_of(units, units_of(cell)) * width_of(cell) * (units + 1);
+    const int64_t back = panels_of(units, 2 * LANES) * 2 * gates_of(cell) * units;
+    return std::max(there, back) * LANES;
 }
 
 }  // namespace BPTT_ISA

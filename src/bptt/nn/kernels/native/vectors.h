@@ -95,7 +95,20 @@ INLINE void multiply(V (&sum)[ROWS][WIDTH], const float *a, int64_t lda, const f
             for (int v = 0; v < WIDTH; ++v) sum[r][v] += more[s][r][v];
 }
 
-// e^x - 1 = 2^n (e^r - 1) + 2^n - 1 with r = x - n ln 2 in [-½ ln 2, ½ ln 2]; |x| <= 87. `power` gets 2^n.
+// After a panel of K rows of `width` vectors one more: NaN in the columns that hold an infinity or a NaN, else 0.
+INLINE void of_zeros(float *panel, int width, int64_t K) {
+    const int32_t infinite = 0x7f800000, nan = 0x7fc00000;  // the exponent of both has all its bits
+    for (int v = 0; v < width; ++v, panel += LANES) {
+        I largest{};
+        for (int64_t k = 0; k < K; ++k) {
+            const I exponent = *(const I *)(panel + k * width * LANES) & infinite;
+            largest = exponent > largest ? exponent : largest;
+        }
+        *(V *)(panel + K * width * LANES) = (V)((largest == infinite) & nan);
+    }
+}
+
+// e^x - 1 = 2^n (e^r - 1) + 2^n - 1 with r = x - n ln 2 in [-½ ln 2, ½ ln 2]; |x| <= 87.33. `power` gets 2^n.
 INLINE V expm1(V x, V &power) {
     V shifted = x * 1.44269504088896f + 12582912.f;  // 1.5 2^23: the rounded quotient in the last bits
     V n = shifted - 12582912.f;
@@ -121,11 +134,13 @@ INLINE V inverse(V x) {
 #endif
 }
 
-// NaN goes through both: comparisons with it are false.
+// NaN goes through both: comparisons with it are false. Below the smallest normal number the sigmoid is 0, as everything
+// is here: whatever stood in its place a state of 1e19, squared in a gradient, would make large.
 INLINE V sigmoid(V x) {
-    x = x < -87.f ? all(-87.f) : x > 87.f ? all(87.f) : x;
-    V power;
-    return inverse(2.f + expm1(-x, power));
+    const I none = x < -87.33f;
+    x = none ? all(-87.33f) : x > 87.f ? all(87.f) : x;
+    V power, y = inverse(2.f + expm1(-x, power));
+    return none ? V{} : y;
 }
 
 // (e^2a - 1) / (e^2a + 1) of a = |x|, but 1 - 2 / (e^2a + 1) where that is more exact: backward needs 1 - h h.
