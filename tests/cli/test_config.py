@@ -50,7 +50,7 @@ def test_what_is_not_said_is_recorded_too():
     [
         ("hiden: 3", r"--config c.yaml: unknown key 'hiden'; the keys are data, cell, hidden, .*overwrite$"),
         ("config: other.yaml", "unknown key 'config'"),
-        ("3: 4", "unknown key 3"),
+        ("3: 4", "unknown key .3"),
         ("hidden: big", "c.yaml: Error parsing --hidden"),
         ("hidden: true", "c.yaml: Error parsing --hidden"),
         ("cell: foo", "c.yaml: invalid choice 'foo'"),
@@ -58,7 +58,7 @@ def test_what_is_not_said_is_recorded_too():
         ("data: [a, b]", "data must be one value, not a list"),
         ("[1, 2]", "must hold lines like `hidden: 256`"),
         ("a: [1", "not a YAML file"),
-        ("hidden: !!python/object/apply:os.getcwd []", "not a YAML file"),
+        ("hidden: !!python/object/apply:os.getcwd []", "hidden must be one value, not a list"),
         ("lr: -1", "--lr -1.0"),
     ],
 )

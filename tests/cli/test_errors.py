@@ -14,7 +14,7 @@ BAD_TRAIN = [
     (["--hiden", "3"], "Did you mean --hidden?"),
     (["extra"], "Unrecognized options: extra"),
     (["--hidden"], "Missing value for argument '--hidden'"),
-    (["--hidden", "x"], "--hidden: invalid literal"),
+    (["--hidden", "x"], "--hidden: 'x' is not a whole number"),
     (["--hidden", "0"], "--hidden 0: must be at least 1"),
     (["--hidden", "1000000000"], "no memory for a model of this size"),
     (["--layers", "0"], "--layers 0"),
@@ -61,7 +61,7 @@ BAD_TRAIN = [
     (["--data", "binary"], "--data binary: not a UTF-8 text"),
     (["--config", "missing"], "--config missing: cannot be read"),
     (["--config", "."], "--config .: cannot be read"),
-    (["--config", "binary"], "--config binary: not a YAML file"),
+    (["--config", "binary"], "--config binary: not a UTF-8 text"),
 ]
 
 
@@ -82,10 +82,10 @@ def test_train(train, folder, words, message):
 
 def test_out_is_looked_at_before_the_data(train, folder):
     (folder / "file").touch()
-    for out, reason in (("file", "File exists"), ("file/below", "Not a directory"), ("x" * 300, "name too long")):
+    for out, reason in (("file", "File exists"), ("file/below", "Not a directory")):
         result = train("--out", out, "--data", "missing")
         assert result.code == 2
-        assert f"{out}: no run can be written here ({reason}" in result.error.replace("File name", "name")
+        assert f"{out}: no run can be written here ({reason}" in result.error
 
 
 def test_one_line_where_stdout_shows_frames_too(environment):  # captured stdout gets them in ASCII

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import bptt
-from bptt.cli.printing import UserError, one_line
+from bptt.cli.printing import NO_MEMORY, UserError, no_memory, one_line, shortened
 
 COMMANDS = {
     "train": "train a character model on a text and write a run folder",
@@ -71,6 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if package not in EXTRAS:
             raise
         return _fail(f"bptt {name}", f"the package {package} is missing. Run: pip install 'bptt[cli]'", 2)
+    except (MemoryError, RuntimeError, OverflowError) as error:
+        if not no_memory(error):
+            raise
+        return _fail(f"bptt {name}", NO_MEMORY, 2)
     except KeyboardInterrupt:
         return _fail(f"bptt {name}", "interrupted", 130)
     except BrokenPipeError:  # `bptt sample runs/x | head` has all it wanted; nothing may be flushed there any more
@@ -79,5 +83,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(who: str, message: str, code: int) -> int:
-    print(f"{who}: {one_line(message)}", file=sys.stderr)
+    print(f"{who}: {shortened(one_line(message))}", file=sys.stderr)
     return code

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
+import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -16,6 +19,9 @@ T = TypeVar("T")
 
 PLAIN = tyro.conf.arg(help_behavior_hint="")
 """For an option whose own text says what happens without it."""
+
+NAME_MOST, PATH_MOST = 255, 4000
+"""Bytes of a file's name, and of a path with room for the names of what is written there, that file systems take."""
 
 
 def at_least_one(config: Any, *names: str) -> None:
@@ -32,6 +38,20 @@ def is_seed(value: int) -> None:
         raise UserError(f"--seed {value}: must be between 0 and 2**63 - 1")
 
 
+def at_most(config: Any, **most: int) -> None:
+    """Raise `UserError` for an option that is given and larger than what any run can use."""
+    for name, bound in most.items():
+        value = getattr(config, name)
+        if value is not None and value > bound:
+            raise UserError(f"{flag(name)} {value}: must be at most {bound:,}")
+
+
+def can_be_written(out: Path, named: str) -> None:
+    """Raise `UserError` for a file whose name leaves no room for that of the temporary file it is written as."""
+    if len(os.fsencode(f".{out.name}.part{out.suffix}")) > NAME_MOST:
+        raise UserError(f"{named} {out}: the file name is too long. Choose a shorter one")
+
+
 def flag(name: str) -> str:
     """The flag of a field: `sequence_length` is `--sequence-length`."""
     return "--" + name.replace("_", "-")
@@ -45,11 +65,41 @@ def parse(cls: type[T], words: Sequence[str], prog: str) -> T:
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown):
-            return tyro.cli(cls, args=list(words), prog=prog, config=(tyro.conf.DisallowNone,))
+            config = tyro.cli(cls, args=list(words), prog=prog, config=(tyro.conf.DisallowNone,))
+        _possible(config)
+        return config
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise UserError(f"{_reduce(shown.getvalue())} See {prog} --help") from None
+
+
+def _possible(config: Any) -> None:
+    """Raise `UserError` for a number beyond 64 bits, and for text that can't name a file."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        named = "DIR" if field.name == "run" else flag(field.name)
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise UserError(f"{named} {value}: must be at most 2**63 - 1")
+        if isinstance(value, str | Path):
+            _text_can_be(str(value), named)
+        if isinstance(value, Path):
+            _path_can_be(value, named)
+
+
+def _text_can_be(text: str, named: str) -> None:
+    try:
+        possible = "\0" not in text and os.fsencode(text) is not None
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise UserError(f"{named} {text!r}: holds a character that no file name or text can have")
+
+
+def _path_can_be(path: Path, named: str) -> None:
+    names = [len(os.fsencode(name)) for name in path.parts]
+    if max(names, default=0) > NAME_MOST or len(os.fsencode(path)) > PATH_MOST:
+        raise UserError(f"{named} {path}: cannot be written or read (the name is too long for a file system)")
 
 
 def _reduce(shown: str) -> str:
@@ -61,8 +111,19 @@ def _reduce(shown: str) -> str:
             sections.append("")
         elif not line.startswith(("╭", "╰")):
             sections[-1] = f"{sections[-1]} {line}".strip()
-    if not lines[0].startswith("╭"):  # where stdout can't show a frame, the title is a section of its own
+    if lines and not lines[0].startswith("╭"):  # where stdout can't show a frame, the title is a section of its own
         sections = sections[1:]
-    message = sections[0].rstrip(".!") + "."
+    message = sections[0] if sections else "These options can't be read"
+    for told, plain in _PLAIN_WORDS:
+        message = re.sub(told, plain, message)
+    message = message.rstrip(".!") + "."
     meant = re.search(r"Perhaps you meant:\W*(--[\w-]+)", " ".join(sections))
     return f"{message} Did you mean {meant[1]}?" if meant else message
+
+
+_PLAIN_WORDS = (
+    (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number"),
+    (r"Exceeds the limit .*", "this is not a whole number that anything has room for"),
+    (r"could not convert string to float: (.*)", r"\1 is not a number"),
+)
+"""What Python says of words that are no numbers -> what a person says."""

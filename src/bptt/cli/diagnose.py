@@ -11,7 +11,7 @@ import torch
 import tyro
 
 import bptt
-from bptt.cli.config import PLAIN, at_least_one, flag, parse
+from bptt.cli.config import PLAIN, at_least_one, can_be_written, flag, parse
 from bptt.cli.diagnosis import Measured, ladder, show
 from bptt.cli.folder import CONFIG, load, replace
 from bptt.cli.model import CharModel, build, loss
@@ -69,10 +69,14 @@ class DiagnoseConfig:
         if self.out is not None:
             if self.out.suffix != ".png":
                 raise UserError(f"--out {self.out}: must end with .png")
-            if self.out.exists():
-                raise UserError(f"--out {self.out}: exists already. Choose another name")
-            if not self.out.parent.is_dir():
-                raise UserError(f"--out {self.out}: there is no folder {self.out.parent}")
+            can_be_written(self.out, "--out")
+            try:
+                if self.out.exists():
+                    raise UserError(f"--out {self.out}: exists already. Choose another name")
+                if not self.out.parent.is_dir():
+                    raise UserError(f"--out {self.out}: there is no folder {self.out.parent}")
+            except OSError as error:
+                raise UserError(f"--out {self.out}: cannot be written ({error.strerror})") from None
 
 
 @dataclasses.dataclass(frozen=True)

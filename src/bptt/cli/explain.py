@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import bptt
-from bptt.cli.config import parse
+from bptt.cli.config import can_be_written, parse
 from bptt.cli.explanation.config import ExplainConfig
 from bptt.cli.explanation.derivation import term
 from bptt.cli.explanation.example import make
@@ -70,6 +70,7 @@ def _may_write(config: ExplainConfig) -> None:
         if config.overwrite:
             raise UserError("--overwrite applies only to --out")
         return
+    can_be_written(out, "--out")
     try:
         if out.is_dir() or not out.parent.is_dir():
             raise UserError(f"--out {out}: give a file in a folder that exists, such as explain.html")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import json
 import math
 import os
@@ -18,8 +19,9 @@ import yaml
 from safetensors.torch import load_file, save
 
 from bptt.cli.events import Events
-from bptt.cli.model import CharModel, build
-from bptt.cli.printing import UserError, block
+from bptt.cli.files import read_settings, small_text
+from bptt.cli.model import CELLS, CharModel, build
+from bptt.cli.printing import UserError, block, one_line
 from bptt.cli.train_config import TrainConfig
 from bptt.data import Vocabulary
 
@@ -29,6 +31,8 @@ EVENTS = "events.out.tfevents.bptt"
 """For TensorBoard, which knows its files by the middle of this name; missing where TensorBoard isn't installed."""
 FILES = (WEIGHTS, CONFIG, VOCABULARY, METRICS, EVENTS, LOSS_PLOT, NORM_PLOT, REPORT)
 PART = METRICS + ".part"
+VOCABULARY_MOST = 2**26
+"""Bytes; all of Unicode, each character as an escape, needs a fifth of it."""
 
 
 class RunFolder:
@@ -105,7 +109,7 @@ class RunFolder:
         if not all(torch.isfinite(t).all() for t in weights.values()):
             return False
         self.publish(config, vocabulary)
-        self.replace(WEIGHTS, lambda path: path.write_bytes(save(weights)))
+        self.replace(WEIGHTS, lambda path: path.write_bytes(save(weights, {"vocabulary": digest(vocabulary)})))
         return True
 
     def write(self, name: str, text: str) -> None:
@@ -167,19 +171,53 @@ def load(path: Path) -> tuple[CharModel, Vocabulary]:
 
     Raises: UserError if it is none, or if a file in it is damaged or doesn't fit the others.
     """
-    missing = [name for name in (WEIGHTS, CONFIG, VOCABULARY) if not (path / name).is_file()]
+    try:
+        missing = [name for name in (WEIGHTS, CONFIG, VOCABULARY) if not (path / name).is_file()]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if missing:
         raise UserError(f"{path} is not a run folder with weights (no {missing[0]}). Give a DIR that bptt train wrote")
     try:
-        config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-        shape = (str(config["cell"]), int(config["hidden"]), int(config["layers"]))
-        vocabulary = Vocabulary(json.loads((path / VOCABULARY).read_text(encoding="utf-8")))
+        shape = _shape(read_settings(path / CONFIG))
+        vocabulary = _vocabulary(json.loads(small_text(path / VOCABULARY, VOCABULARY_MOST)))
         weights = load_file(path / WEIGHTS)
-    except (OSError, yaml.YAMLError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: damaged run folder ({type(error).__name__}: {error})") from error
+        with safetensors.safe_open(path / WEIGHTS, "pt") as file:
+            known = (file.metadata() or {}).get("vocabulary", digest(vocabulary))
+    except (OSError, ValueError, RecursionError, UserError, safetensors.SafetensorError) as error:
+        told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: damaged run folder ({told})") from error
     try:
         model = build(len(vocabulary), *shape)
+        own = model.state_dict()
+        if known != digest(vocabulary) or any(weights[name].dtype != t.dtype for name, t in own.items()):
+            raise KeyError
         model.load_state_dict(weights)
-    except (KeyError, RuntimeError):  # a cell of another name, or shapes that differ
+    except (KeyError, RuntimeError, UserError):  # another name, dtype or shape, or a size that nothing has
         raise UserError(f"{path}: damaged run folder ({WEIGHTS} doesn't fit {CONFIG} and {VOCABULARY})") from None
+    broken = next((name for name, t in weights.items() if not torch.isfinite(t).all()), None)
+    if broken is not None:
+        raise UserError(f"{path}: damaged run folder ({WEIGHTS} holds NaN or infinity, in {broken})")
     return model.eval(), vocabulary
+
+
+def _shape(config: dict[str, Any]) -> tuple[str, int, int]:
+    """Cell, units and layers of a run's settings."""
+    for name in ("cell", "hidden", "layers"):
+        value = config.get(name)
+        if value not in CELLS if name == "cell" else type(value) is not int or not 0 < value < 2**63:
+            raise UserError(f"{CONFIG}: {name} is {one_line(str(value))}" if name in config else f"{CONFIG}: no {name}")
+    return config["cell"], config["hidden"], config["layers"]
+
+
+def _vocabulary(found: Any) -> Vocabulary:
+    """The vocabulary that a run's JSON holds: a string of all characters, or a list of them."""
+    if isinstance(found, list) and all(isinstance(c, str) and len(c) == 1 for c in found):
+        found = "".join(found)
+    if not isinstance(found, str):
+        raise UserError(f"{VOCABULARY}: must be one string of all characters, not {type(found).__name__}")
+    return Vocabulary(found)
+
+
+def digest(vocabulary: Vocabulary) -> str:
+    """What ties weights to the vocabulary that they were trained with."""
+    return hashlib.sha256(vocabulary.characters.encode("utf-8", "surrogatepass")).hexdigest()

@@ -86,7 +86,8 @@ def write(
         temperature: scores are divided by it; 0 takes the likeliest character.
         generator: on the CPU, whatever the device of the model, so that a seed writes one text everywhere.
 
-    Raises: ValueError, at the first character, if the prompt holds one that is not in the vocabulary.
+    Raises: ValueError if the prompt holds a character that is not in the vocabulary, and where weights are so large
+        that the scores are not finite.
     """
     start = "\n" if "\n" in vocabulary.characters else vocabulary.characters[0]
     ids = vocabulary.encode(prompt or start)
@@ -94,6 +95,8 @@ def write(
     for _ in range(length):
         scores, state = model(ids[:, None].to(model.decoder.weight.device), state)
         last = scores[-1, 0].cpu().double()
+        if not torch.isfinite(last).all():
+            raise ValueError("the model's scores are not finite: its weights are too large to write with.")
         if temperature == 0:
             ids = last.argmax()[None]
         else:  # relative to the largest, so that no temperature, however small, overflows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import textwrap
 from collections.abc import Iterator
 
@@ -24,11 +25,36 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def user_errors(prefix: str = "") -> Iterator[None]:
-    """Turn what library calls raise for impossible input, too little device memory included, into `UserError`."""
+    """Turn what library calls raise for impossible input, too little memory included, into `UserError`."""
     try:
         yield
     except (ValueError, TypeError, torch.OutOfMemoryError) as error:
         raise UserError(f"{prefix}{error}") from error
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        if not no_memory(error):
+            raise
+        raise UserError(f"{prefix}{NO_MEMORY}") from error
+
+
+NO_MEMORY = "there is not enough memory for this. Give smaller sizes, or a budget with --memory where there is one"
+
+
+def no_memory(error: BaseException) -> bool:
+    """Whether an error says that something is too large for this machine; torch has no type of its own for it.
+
+    >>> no_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."))
+    True
+    >>> no_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    False
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError | OverflowError | TypeError) and bool(_TOO_LARGE.search(str(error)))
+
+
+_TOO_LARGE = re.compile(
+    r"alloc\w* memory|[Oo]ut of memory|not enough memory|[Oo]verflow|[Ii]nvalid buffer size|too (large|big)"
+)
 
 
 def printable(text: str) -> str:
@@ -49,6 +75,15 @@ def one_line(text: str) -> str:
     'no file a\\x07b'
     """
     return " ".join(printable(text).split())
+
+
+def shortened(text: str) -> str:
+    """`text` with words that are longer than any file's name cut down to their two ends: nobody reads 5,000 digits.
+
+    >>> shortened("seed: " + "9" * 5000 + " is too large")
+    'seed: 9999999999999999999999999999999999999999...99999999 (5,000 characters) is too large'
+    """
+    return re.sub(r"\S{401,}", lambda word: f"{word[0][:40]}...{word[0][-8:]} ({len(word[0]):,} characters)", text)
 
 
 def block(text: str) -> str:

@@ -12,10 +12,13 @@ from typing import Annotated
 import torch
 import tyro
 
-from bptt.cli.config import at_least_one, is_seed, parse
+from bptt.cli.config import at_least_one, at_most, is_seed, parse
 from bptt.cli.folder import load
 from bptt.cli.model import write
 from bptt.cli.printing import UserError, printable, user_errors
+
+LENGTH_MOST = 100_000_000
+"""Characters; more would take days."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,7 @@ class SampleConfig:
         if not 0 <= self.temperature < math.inf:
             raise UserError(f"--temperature {self.temperature}: must be positive, or 0 for the likeliest character")
         at_least_one(self, "length")
+        at_most(self, length=LENGTH_MOST)
         is_seed(self.seed)
 
 
@@ -53,8 +57,9 @@ def run(words: Sequence[str]) -> int:
         vocabulary.encode(config.prompt)
     generator = torch.Generator().manual_seed(config.seed)
     sys.stdout.write(printable(config.prompt))
-    for character in write(model, vocabulary, config.prompt, config.length, config.temperature, generator):
-        sys.stdout.write(printable(character))
-        sys.stdout.flush()
+    with user_errors(prefix=f"{config.run}: "):
+        for character in write(model, vocabulary, config.prompt, config.length, config.temperature, generator):
+            sys.stdout.write(printable(character))
+            sys.stdout.flush()
     sys.stdout.write("\n")
     return 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
+import warnings
 from collections.abc import Sequence
 from functools import partial
 
@@ -140,7 +142,10 @@ def _sample(training: Training) -> str:
     model, vocabulary = training.model, training.vocabulary
     prompt = "The " if set("The ") <= set(vocabulary.characters) else ""
     generator = torch.Generator().manual_seed(training.config.seed)
-    return prompt + "".join(write(model, vocabulary, prompt, SAMPLE_LENGTH, SAMPLE_TEMPERATURE, generator))
+    written = [prompt]
+    with contextlib.suppress(ValueError):  # what was trained is kept, whatever it can't write
+        written.extend(write(model, vocabulary, prompt, SAMPLE_LENGTH, SAMPLE_TEMPERATURE, generator))
+    return "".join(written)
 
 
 def describe(config: TrainConfig) -> str:
@@ -161,9 +166,23 @@ def device_of(name: str) -> torch.device:
         found = torch.accelerator.current_accelerator(check_available=True)
         return torch.device("cpu") if found is None else found
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # the meta device has sizes but no values
-    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"--device {name}: torch cannot use it here ({reason}). See bptt doctor") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the error says it, in one line
+            device = torch.device(name)
+            torch.zeros(1, device=device).item()  # the meta device has sizes but no values
+    except Exception as error:  # whatever a backend raises that isn't there: ImportError, AssertionError, RuntimeError
+        shown = name if name.strip() else repr(name)
+        raise UserError(f"--device {shown}: {_unusable(error)}. See bptt doctor") from None
+    if device.type == "cpu" and device.index:  # torch takes any index, and there is one
+        raise UserError(f"--device {name}: there is only one cpu. Give --device cpu")
     return device
+
+
+def _unusable(error: Exception) -> str:
+    """Why torch cannot use a device here, in words that need no knowledge of torch's sources."""
+    reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(". ")
+    if "device type at start of device string" in reason or "device string" in reason.lower():
+        reason = "there is no device of that name; usual ones are auto, cpu, cuda, cuda:1 and mps"
+    elif isinstance(error, ImportError) or "INTERNAL ASSERT" in reason or "Could not run" in reason:
+        reason = "this PyTorch was built without it"
+    return f"torch cannot use it here ({reason})"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-import yaml
 
 from bptt.cli.config import PLAIN, at_least_one, flag, is_seed, parse
+from bptt.cli.files import read_settings
 from bptt.cli.printing import UserError
 from bptt.cli.strategies import LAWFUL
 
@@ -144,21 +144,13 @@ def _overruled(values: dict[str, Any], given: set[str]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--config {path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"--config {path}: not a YAML file ({error})") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path}: must hold lines like `hidden: 256`")
+        values = read_settings(path, as_written=True)
+    except UserError as error:
+        raise UserError(f"--config {path}: {error}") from None
     names = [field.name for field in dataclasses.fields(TrainConfig) if field.name != "config"]
-    for key, value in values.items():
+    for key in values:
         if key not in names:
             raise UserError(f"--config {path}: unknown key {key!r}; the keys are {', '.join(names)}")
-        if isinstance(value, list | dict):
-            raise UserError(f"--config {path}: {key} must be one value, not a {type(value).__name__}")
     return values
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bptt.cli.explanation.config import MOST, ExplainConfig
+from bptt.cli.files import small_text
 from bptt.cli.printing import UserError
 from bptt.data import Vocabulary
 from bptt.equations import Network
@@ -125,11 +126,9 @@ def _from_file(path: Path, config: ExplainConfig, loss: str) -> Sequence:
 def _numbers(path: Path) -> Tensor:
     """The rows of a CSV file, (T, columns), float64; empty lines don't count."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise UserError(f"--data {path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"--data {path}: not a UTF-8 text") from None
+        lines = small_text(path).splitlines()
+    except UserError as error:
+        raise UserError(f"--data {path}: {error}") from None
     rows: list[list[float]] = []
     for place, line in enumerate(lines, 1):
         if line.strip():
