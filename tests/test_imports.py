@@ -12,8 +12,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "bptt"
 LAYERS = [  # lowest first; a module imports from layers strictly below its own
     {"state", "schedules"},
+    {"failures"},
     {"checks"},
-    {"arguments"},
+    {"arguments", "batch"},
+    {"criteria"},
     {"replay", "results"},
     {"recurrence", "stream", "gates"},
     {"excluded"},

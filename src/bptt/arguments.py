@@ -1,6 +1,8 @@
 """Errors of arguments, raised at the call: what was passed, why it can't be, what to do. One line each."""
 
+import inspect
 import math
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
@@ -8,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from bptt import state
 from bptt.checks import named, shape
 from bptt.schedules.windows import Window
 
@@ -105,14 +106,16 @@ def reduction(value: Any) -> str:
 
 def clip(value: Any) -> None:
     """A positive number or None."""
-    if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+    if value is not None and not (isinstance(value, int | float) and 0 < value <= sys.float_info.max):
         raise ValueError(f"clip_cotangent={value!r} must be a positive number, or None for no clipping.")
 
 
 def scale(value: Any) -> Any:
     """A finite number above 0, a 0-d tensor, or a function of a tensor."""
     fine = callable(value) if not isinstance(value, Tensor) else value.dim() == 0
-    if not fine and not (isinstance(value, int | float) and 0 < value < math.inf):
+    if isinstance(value, Tensor) and value.device.type == "cpu" and fine:  # elsewhere a look would wait for the device
+        fine = not value.is_complex() and 0 < value.item() < math.inf
+    if not fine and not (isinstance(value, int | float) and 0 < value <= sys.float_info.max):
         raise ValueError(f"scale={value!r} must be a positive number, a 0-d tensor, or a GradScaler's `scale` method.")
     return value
 
@@ -135,26 +138,34 @@ def params(values: Iterable[Tensor] | None) -> list[Tensor] | None:
     return tensors
 
 
-def criterion(value: Any) -> None:
-    """A criterion that is a sum over steps."""
-    callable_(value, "criterion")
-    if isinstance(value, nn.CTCLoss) or value is nn.functional.ctc_loss:
-        raise TypeError(
-            "per_step: CTC is a loss of the whole sequence, no sum over steps, so it can't be truncated in time: run "
-            "the model over the whole sequence and call .backward() on the loss yourself."
-        )
-    if isinstance(value, nn.Module) and not hasattr(value, "reduction"):
-        raise TypeError(
-            f"per_step: {named(value)} has no `reduction` to set aside: write a loss that returns (T, B, ...)."
-        )
+def takes_two(function: Any) -> bool:
+    """Whether a call with two positional arguments fits; True where the signature can't be known."""
+    try:
+        signature = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
+    except (TypeError, ValueError):  # a builtin has none
+        return True
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def model(value: Any, time_dim: Any) -> None:
     """A recurrence whose time axis is the one declared, and that doesn't read the future."""
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        raise TypeError(f"model={value.__name__} is a class: pass an instance of it.")
     callable_(value, "model")
     if time_dim not in (0, 1) or isinstance(time_dim, bool):
         raise ValueError(f"time_dim={time_dim!r}: the time axis is 0, or 1 for batch-first data.")
     inner = getattr(value, "_orig_mod", value)
+    if isinstance(inner, nn.RNNCellBase):
+        raise TypeError(f"model={named(inner)} is a step, not a recurrence over time: pass bptt.scan of it.")
+    if not takes_two(inner):
+        raise TypeError(
+            f"model={named(inner)} can't be called as model(inputs, state): a recurrence is (inputs, state) -> "
+            f"(outputs, state). A layer without a state goes into a module or function of that form."
+        )
     batch_first = getattr(inner, "batch_first", None)
     if batch_first is True and time_dim == 0:
         raise ValueError(
@@ -201,32 +212,6 @@ def no_initial_state(function: Any) -> NoReturn:
     )
 
 
-def batch_dim(value: Any, tree: Any, bound: float | None) -> None:
-    """`state_batch_dim` where it is needed, and an axis that every leaf has."""
-    if value is None:
-        if bound is not None:
-            raise ValueError(
-                "clip_cotangent= bounds each batch row: say which axis of the state holds the rows, state_batch_dim=."
-            )
-        return
-    if tree is None or callable(tree):
-        return
-    dims = state.by_leaf(value, tree)
-    paths = state.named_leaves(tree, "state")
-    if len(dims) != len(paths):
-        raise ValueError(
-            f"state_batch_dim={value!r} must be an int, or ints in the structure of the state ({len(paths)} leaves)."
-        )
-    for dim, (path, leaf) in zip(dims, paths, strict=True):
-        if not isinstance(dim, int) or not -leaf.dim() <= dim < leaf.dim():
-            raise ValueError(f"state_batch_dim={dim!r}: {path} of shape {shape(leaf)} has no such axis.")
-    sizes = {leaf.shape[dim] for dim, (_, leaf) in zip(dims, paths, strict=True)}
-    if len(sizes) > 1:
-        raise ValueError(
-            f"state_batch_dim={value!r}: the leaves of the state have different batch sizes there, {sorted(sizes)}."
-        )
-
-
 def sequence_keywords(
     layer: Any, input: Any, start: Tensor | None, weight: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -237,6 +222,8 @@ def sequence_keywords(
         raise ValueError(
             f"{name}: is_start and cotangent_weight are not for {what}: use a one-directional layer on a padded tensor."
         )
+    if 0 in input.shape[:2]:
+        raise ValueError(f"{name}: an input of shape {shape(input)} has no steps or no rows.")
     if input.dim() == 3:
         T, B = input.shape[:2][::-1] if layer.batch_first else input.shape[:2]
     else:

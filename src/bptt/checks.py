@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from bptt import state
+from bptt import failures, state
 from bptt.state import Tree
 
 
@@ -49,10 +49,11 @@ def called(function: Any, inputs: Tree, carried: Tree, keywords: dict[str, Any],
     """(outputs, state) of a call of the recurrence, the state in the structure it was given."""
     try:
         result = function(inputs, carried, **keywords)
-    except RuntimeError as error:
-        rows_fit(inputs, carried, a, b, error)
-        error.add_note(f"bptt: in the recurrence {named(function)}, on steps {a} to {b - 1}.")
-        raise
+    except Exception as error:
+        if type(error) is RuntimeError:
+            rows_fit(inputs, carried, a, b, error)
+        who = f"the recurrence {named(function)} fails in steps {a} to {b - 1}"
+        failures.explain(error, who, {"inputs": inputs, "state": carried})
     outputs, after = pair(result, f"the recurrence {named(function)}")
     if state.alike(after, carried):
         return outputs, after
@@ -76,7 +77,8 @@ def rows_fit(inputs: Tree, carried: Tree, a: int, b: int, error: RuntimeError) -
 def pair(result: Any, who: str) -> tuple[Any, Any]:
     """A result that is (outputs, state)."""
     if not isinstance(result, tuple) or len(result) != 2:
-        raise TypeError(f"{who} must return a pair (outputs, state), not {type(result).__name__}.")
+        got = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
+        raise TypeError(f"{who} must return a pair (outputs, state), not {got}.")
     return result
 
 
@@ -105,6 +107,11 @@ def losses(value: Any, steps: int, time_dim: int) -> Tensor:
         )
     if not value.is_floating_point():
         raise TypeError(f"the loss must return floating-point losses, not {value.dtype}.")
+    if not value.numel():
+        raise ValueError(
+            f"the loss returned shape {shape(value)}, in which there is no loss: are inputs and targets a batch "
+            f"without rows? Leave such chunks out."
+        )
     return value
 
 
@@ -128,6 +135,14 @@ def probe_fits(size: int, fixed: int, one: int, probe: Any) -> int:
             f"least that works here is memory={fixed + one}."
         )
     return (size - fixed) // one
+
+
+def scale_fits(seed: float, dtype: torch.dtype) -> None:
+    """A factor on each loss that its dtype can hold."""
+    if abs(seed) > torch.finfo(dtype).max:
+        raise ValueError(
+            f"scale= makes the gradient of a loss {seed:.3g}, more than {dtype} holds: use a smaller scale."
+        )
 
 
 def some_gradient(differentiable: bool) -> None:
@@ -155,6 +170,14 @@ def tensors(tree: Tree, name: str) -> None:
             f"{bad[0]} is a {type(bad[1]).__name__}, not a tensor: use tensors in tuples, lists, dicts, named tuples, "
             f"or types registered with torch.utils._pytree.register_dataclass."
         )
+
+
+def dense(tree: Tree, name: str) -> None:
+    """A pytree whose leaves are tensors that can be cut in time."""
+    tensors(tree, name)
+    if bad := state.fault(tree, name, lambda leaf: leaf.layout is not torch.strided or leaf.is_nested):
+        kind = "a nested tensor" if bad[1].is_nested else f"of layout {bad[1].layout}"
+        raise TypeError(f"{bad[0]} is {kind}: pass an ordinary dense tensor, {bad[0]}.to_dense() or a padded one.")
 
 
 def conformed(tree: Tree, like: Tree, name: str, than: str) -> Tree:
@@ -198,52 +221,6 @@ def state_fits(carried: Tree, zeros: Tree) -> None:
             )
 
 
-def rows_of_state(carried: Tree, rows: Tensor, dims: Any) -> None:
-    """Rows (B,) that fit the state's batch axis."""
-    if rows.dim() == 0:
-        return
-    if dims is None:
-        raise ValueError("is_start resets single rows: say which axis of the state holds the batch, state_batch_dim=.")
-    for (path, leaf), dim in zip(state.named_leaves(carried, "state"), state.by_leaf(dims, carried), strict=True):
-        if leaf.dim() <= dim or leaf.shape[dim] != rows.shape[0]:
-            raise ValueError(
-                f"is_start has {rows.shape[0]} rows, but {path} of shape {shape(leaf)} has not that many at axis "
-                f"state_batch_dim={dim}."
-            )
-
-
-def has_rows(carried: Tree, dims: Any, rows: int) -> bool:
-    """Whether the axes of the batch are known, and so many rows lie there in a state that is known."""
-    if dims is None or carried is None:
-        return dims is not None
-    pairs = zip(state.leaves(carried), state.by_leaf(dims, carried), strict=True)
-    return all(dim is None or (leaf.dim() > dim and leaf.shape[dim] == rows) for leaf, dim in pairs)
-
-
-def row_count(carried: Tree, dims: Any, layer: bool, inputs: Tree) -> int:
-    """The rows of a state, 1 for a layer's unbatched inputs (T, I)."""
-    if dims is None:
-        raise ValueError(
-            "ARTBP(per_row=True) cuts each batch row on its own: say which axis of the state holds them, "
-            "state_batch_dim=."
-        )
-    if layer and state.leaves(inputs)[0].dim() == 2:
-        return 1
-    return state.leaves(carried)[0].shape[state.by_leaf(dims, carried)[0]]
-
-
-def rows_weight(tree: Tree, w: Any, dims: Any) -> Any:
-    """`state_batch_dim` of a weight by row."""
-    tensors(tree, "state")
-    if isinstance(w, Tensor) and w.dim() > 0:
-        if dims is None or w.dim() != 1:
-            raise ValueError(
-                f"w of shape {shape(w)}: a weight by row is (B,) and needs state_batch_dim=, the axis of the rows."
-            )
-        rows_of_state(tree, w, dims)
-    return dims
-
-
 def stream(value: Any) -> Any:
     """An iterable of chunks, and no chunk itself."""
     if isinstance(value, Tensor) or (isinstance(value, tuple) and value and isinstance(value[0], Tensor)):
@@ -270,10 +247,12 @@ def chunk(value: Any, time_dim: int) -> tuple[Any, Any, Any, Any]:
         raise TypeError("inputs is a PackedSequence: pass the padded tensor, and mask= for the steps that count.")
     steps = None
     for tree, at in ((inputs, "inputs"), (targets, "targets")):
-        tensors(tree, at)
+        dense(tree, at)
         for path, leaf in state.named_leaves(tree, at):
             if leaf.dim() <= time_dim:
                 raise ValueError(f"{path} of shape {shape(leaf)} has no time axis {time_dim}.")
+            if leaf.dim() > 2 and leaf.shape[1 - time_dim] == 0:
+                raise ValueError(f"{path} of shape {shape(leaf)} has no rows: leave chunks with an empty batch out.")
             steps = leaf.shape[time_dim] if steps is None else steps
             if leaf.shape[time_dim] != steps:
                 raise ValueError(

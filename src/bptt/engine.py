@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bptt import arguments, checks, excluded, probing, recurrence, reverse, state
+from bptt import arguments, batch, checks, criteria, excluded, probing, recurrence, reverse, state
 from bptt.budget import Budget
 from bptt.excluded import Sheltered
 from bptt.finite import Gradients
@@ -19,7 +19,7 @@ from bptt.replay import isolated, noise_restored
 from bptt.results import Evaluation, Sum, Update, mean
 from bptt.schedules.windows import Credit, Probe, Window
 from bptt.segment import Initial, Problem, Segment
-from bptt.state import Tree
+from bptt.state import Tree, ordinary
 from bptt.strategies import Strategy
 from bptt.stream import Chunk, Timeline
 
@@ -46,8 +46,9 @@ class Run:
         check: Callable[[Chunk], None] = lambda chunk: None,
     ) -> None:
         arguments.model(model, time_dim)
-        arguments.callable_(loss, "loss")
-        checks.tensors(state, "state")
+        criteria.loss(loss)
+        checks.dense(state, "state")
+        state = ordinary(state)
         self.state = self.carried = state
         self.initial_state = initial_state
         self.reduction, self.generator, self.scale = (
@@ -60,9 +61,9 @@ class Run:
         if state is None and initial_state is None and default_dim is None:
             arguments.no_state(model)
         if not callable(initial_state):
-            checks.tensors(initial_state, "initial_state")
+            checks.dense(initial_state, "initial_state")
         batch_dim = default_dim if state_batch_dim is None else state_batch_dim
-        arguments.batch_dim(batch_dim, state if state is not None else initial_state, clip_cotangent)
+        batch.batch_dim(batch_dim, state if state is not None else initial_state, clip_cotangent)
         self.time = Timeline(checks.stream(stream), time_dim, check)
         self.problem = Problem(
             model=model,
@@ -221,7 +222,7 @@ class Run:
             zeros = recurrence.zero_state(p.model, self.time.inputs_at(window.start), p.time_dim)
             if not p.native_start and self.initial_state is None and zeros is None:
                 return False
-            return dead.dim() == 1 or checks.has_rows(carried, p.batch_dim, dead.shape[1])
+            return dead.dim() == 1 or batch.has_rows(carried, p.batch_dim, dead.shape[1])
 
         return replace(p, time=excluded.sheltered(self.time, window, resets))
 
@@ -235,8 +236,9 @@ class Run:
             with torch.enable_grad():
                 value = self.initial_state()
             checks.tensors(value, "initial_state()")
+            value = ordinary(value)
         elif self.initial_state is not None:
-            value = self.initial_state
+            value = ordinary(self.initial_state)
         else:
             value = recurrence.zero_state(p.model, self.time.inputs_at(window.start), p.time_dim)
             if value is None:
@@ -293,4 +295,4 @@ class Run:
                 with torch.no_grad(), noise_restored(state.leaves(inputs)):
                     carried = carried()
         zeros = recurrence.zero_state(p.model, inputs, p.time_dim)
-        return checks.row_count(zeros if carried is None else carried, p.batch_dim, zeros is not None, inputs)
+        return batch.row_count(zeros if carried is None else carried, p.batch_dim, zeros is not None, inputs)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt import checks, state
+from bptt import batch, state
 from bptt.state import Tree
 
 
@@ -60,7 +60,8 @@ def scale_gradient(state: Tree, w: float | Tensor, state_batch_dim: Any = None) 
 
     state: pytree of tensors; integer and boolean leaves pass through.
     w: a number (0 detaches), a 0-d tensor, or a tensor (B,) of one weight a row.
-    state_batch_dim: the axis of the rows, an int or a pytree of ints; needed where w has rows.
+    state_batch_dim: the axis of the rows, an int or a pytree of ints, None for a leaf without rows, which a w of rows
+        leaves alone; needed where w has rows.
 
     Returns the state in the same structure. Raises ValueError for rows without `state_batch_dim`.
     Cost: one multiplication a leaf in the backward pass.
@@ -73,7 +74,7 @@ def scale_gradient(state: Tree, w: float | Tensor, state_batch_dim: Any = None) 
     Source: Tallec & Ollivier 2017, proposition 1, https://arxiv.org/abs/1705.08209: with w = 0 at a cut of
     probability p and 1/(1 - p) elsewhere the gradient is unbiased.
     """
-    return gate(state, w, checks.rows_weight(state, w, state_batch_dim))
+    return gate(state, w, batch.rows_weight(state, w, state_batch_dim))
 
 
 def gate(carried: Tree, w: float | Tensor, batch_dim: Any) -> Tree:
@@ -83,7 +84,7 @@ def gate(carried: Tree, w: float | Tensor, batch_dim: Any) -> Tree:
         return state.detach(carried)
     gated = [
         _Scale.apply(v, state.along(w, dim, v).to(v.device) if isinstance(w, Tensor) else w)
-        if state.carries_cotangent(v)
+        if state.carries_cotangent(v) and (dim is not None or not isinstance(w, Tensor) or w.dim() == 0)
         else v
         for v, dim in zip(values, state.by_leaf(batch_dim, carried), strict=True)
     ]
@@ -91,10 +92,10 @@ def gate(carried: Tree, w: float | Tensor, batch_dim: Any) -> Tree:
 
 
 def clip(carried: Tree, bound: Any, batch_dim: Any) -> Tree:
-    """The same state, each row of its cotangent scaled to a norm of at most `bound`."""
+    """The same state, each row of its cotangent scaled to a norm of at most `bound`; leaves without rows aside."""
     values, structure = state.flatten(carried)
     dims = state.by_leaf(batch_dim, carried)
-    floating = [i for i, value in enumerate(values) if state.carries_cotangent(value)]
+    floating = [i for i, value in enumerate(values) if state.carries_cotangent(value) and dims[i] is not None]
     if floating:
         clipped = _Clip.apply(bound, [dims[i] for i in floating], *(values[i] for i in floating))
         values = list(values)

@@ -1,5 +1,6 @@
 """Memory budgets: what a user may write for `memory=`, and the bytes a window holds for its backward pass."""
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -65,13 +66,14 @@ def parse(memory: Memory) -> Checkpoints | int | None:
         isinstance(number, bool)
         or not isinstance(number, int | float)
         or unit not in _UNITS
-        or number * _UNITS[unit] < 1
+        or not number * _UNITS[unit] >= 1
     ):
         raise ValueError(
             f'memory={memory!r}: give a size such as "512MiB" or "2GB", a positive number of bytes, '
             f"bptt.Checkpoints(slots, segment), or None to store everything."
         )
-    return int(number * _UNITS[unit])
+    size = number * _UNITS[unit]
+    return None if size == math.inf else int(size)
 
 
 class Meter:

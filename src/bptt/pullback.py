@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bptt import arguments, checks, state
+from bptt import batch, checks, state
 from bptt.recurrence import default_batch_dim
 from bptt.segment import Problem, Tape
 from bptt.state import Tree
@@ -38,7 +38,10 @@ class Rows:
         axis = default_batch_dim(problem.model)
         unbatched = axis is not None and state.leaves(carried)[0].dim() < 2 + axis
         dims = None if unbatched else problem.batch_dim
-        arguments.batch_dim(dims, carried, None)
+        batch.batch_dim(dims, carried, None)
+        pairs = zip(state.leaves(carried), state.by_leaf(dims, carried), strict=True)
+        if any(dim is None for leaf, dim in pairs if state.carries_cotangent(leaf)):
+            dims = None  # what rows share can't be told apart by row
         rows = cls(carried, dims)
         if not rows.size:
             raise ValueError(

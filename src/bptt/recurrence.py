@@ -8,7 +8,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from bptt import arguments, checks, replay, state
+from bptt import arguments, checks, criteria, replay, state
 from bptt.state import Tree
 
 Recurrence = Callable[..., tuple[Tree, Tree]]
@@ -34,7 +34,19 @@ class Scan(nn.Module):
 
     def forward(self, inputs: Tree, state: Tree) -> tuple[Tree, Tree]:
         """Run `step` over the time axis of `inputs`."""
-        return _scan(self.step, inputs, state, self.time_dim)
+        return _scan(
+            _cell(self.step) if isinstance(self.step, nn.RNNCellBase) else self.step, inputs, state, self.time_dim
+        )
+
+
+def _cell(cell: Recurrence) -> Recurrence:
+    """The step of one of torch.nn's cells: they return the state alone, whose h is the output."""
+
+    def step(x: Tensor, carried: Tree) -> tuple[Tensor, Tree]:
+        after = cell(x, carried)
+        return (after[0] if isinstance(after, tuple) else after), after
+
+    return step
 
 
 @overload
@@ -46,7 +58,8 @@ def scan(step: Recurrence, time_dim: int = 0) -> Recurrence:
 
         y_t, s_t = step(x_t, s_{t-1}),  t = 0 .. T-1                                      (1)
 
-    step: a function, or a module: then the result is a module too, so that its parameters are seen.
+    step: a function, or a module: then the result is a module too, so that its parameters are seen. torch.nn's cells,
+        which return their state alone, are steps as well: `nn.LSTMCell` with states (h, c) and h as its output.
     time_dim: the time axis of inputs and outputs, as in `unroll`.
 
     Returns `(inputs, state) -> (outputs, state)`; inputs and outputs are pytrees of tensors (T, ...).
@@ -71,13 +84,16 @@ def scan(step: Recurrence, time_dim: int = 0) -> Recurrence:
 
 def _scan(step: Recurrence, inputs: Tree, carried: Tree, time_dim: int) -> tuple[Tree, Tree]:
     columns, structure = state.flatten(inputs)
+    criteria.some_steps(columns, time_dim)
     outputs: list[Tree] = []
+    named, plain = None, True
     for row in zip(*(column.unbind(time_dim) for column in columns), strict=True):
         y, after = checks.pair(step(state.unflatten(row, structure), carried), "the step")
         if not outputs:  # later calls could fail inside the step before anyone sees why
-            checks.conformed(after, carried, "the state that the step returns", "the one it was given")
+            kept = criteria.step_returns(after, carried, step)
+            named, plain = state.structure_of(carried), kept is after
         outputs.append(y)
-        carried = after
+        carried = after if plain else state.conform(after, named)
     stacked = zip(*(state.leaves(y) for y in outputs), strict=True)
     joined = [torch.stack(column, min(time_dim, column[0].dim())) for column in stacked]
     return state.unflatten(joined, state.structure_of(outputs[0])), carried
@@ -101,7 +117,7 @@ def per_step(criterion: Callable[..., Tensor]) -> Loss:
     >>> loss(torch.zeros(5, 2, 3), torch.zeros(5, 2, dtype=torch.long)).shape
     torch.Size([5, 2])
     """
-    arguments.criterion(criterion)
+    criteria.criterion(criterion)
     if isinstance(criterion, nn.Module):
         unreduced = copy.copy(criterion)
         unreduced.reduction = "none"  # pyright: ignore[reportArgumentType]
@@ -109,11 +125,14 @@ def per_step(criterion: Callable[..., Tensor]) -> Loss:
         unreduced = lambda outputs, targets: criterion(outputs, targets, reduction="none")  # noqa: E731
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        criteria.criterion_fits(criterion, outputs, targets)
         if outputs.dim() < 3:
-            return unreduced(outputs, targets)
+            return criteria.not_spread(unreduced(outputs, targets), outputs, targets)
         lead = outputs.shape[:2]
-        return unreduced(outputs.flatten(0, 1), targets.flatten(0, 1)).unflatten(0, lead)
+        losses = unreduced(outputs.flatten(0, 1), targets.flatten(0, 1))
+        return criteria.not_spread(losses, outputs, targets).unflatten(0, lead)
 
+    loss.__name__ = f"per_step({checks.named(criterion)})"
     return loss
 
 
@@ -132,7 +151,10 @@ class StepLoss:
         return losses, aux
 
     def _call(self, outputs: Tree, targets: Tree, steps: int) -> tuple[Tensor, Tree]:
-        result = self.loss(outputs, targets)
+        try:
+            result = self.loss(outputs, targets)
+        except Exception as error:
+            criteria.failed_loss(error, self.loss, outputs, targets)
         losses, aux = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
         losses = checks.losses(losses, steps, self.time_dim)
         if aux is not None:

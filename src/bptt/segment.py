@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bptt import checks, gates, state
+from bptt import batch, checks, gates, state
 from bptt.excluded import Sheltered, blocked
 from bptt.recurrence import Recurrence, StepLoss
 from bptt.replay import Snapshot
@@ -114,7 +114,7 @@ class Segment:
         outputs: list[Tree] = []
         parts = state.split(data.inputs, p.time_dim, [b - a for a, b in self.calls])
         if data.is_start is not None and p.batch_dim is not None:
-            checks.rows_of_state(carried, data.is_start[0], p.batch_dim)
+            batch.rows_of_state(carried, data.is_start[0], p.batch_dim)
         with self._repeatable():
             for (a, b), inputs in zip(self.calls, parts, strict=True):
                 rows = None if data.is_start is None else data.is_start[a - self.start : b - self.start]
@@ -138,7 +138,7 @@ class Segment:
             carried = gates.gate(carried, self.window.weights[t], p.batch_dim)
         if rows is not None and not p.native_start and p.time.resets(t, t + 1):
             assert self.initial is not None
-            checks.rows_of_state(carried, rows[0], p.batch_dim)
+            batch.rows_of_state(carried, rows[0], p.batch_dim)
             carried = state.replace_rows(carried, self.initial.leaves, rows[0], p.batch_dim)
         return carried
 
@@ -212,6 +212,8 @@ class Tape:
         """The cotangent of the losses: factor / divisor a step, averaged over all axes but time."""
         assert self.losses is not None
         each = divisor * (self.losses.numel() // len(self.losses))
+        if not isinstance(factor, Tensor):
+            checks.scale_fits(factor / each, self.losses.dtype)
         if isinstance(factor, Tensor):
             return self.counted(torch.ones_like(self.losses).mul_(factor).div_(each))
         return self.counted(torch.full_like(self.losses, factor / each))

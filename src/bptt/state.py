@@ -67,17 +67,53 @@ def alike(one: Tree, other: Tree) -> bool:
     )
 
 
-def conform(tree: Tree, structure: Any) -> Tree:
-    """`tree` in exactly this structure, the keys of dicts in its order; ValueError where they are not one shape."""
+def conform(tree: Tree, structure: Any, sizes: bool = True) -> Tree:
+    """`tree` in exactly this structure, the keys of dicts in its order; ValueError where they are not one shape.
+
+    sizes: whether sizes that containers of registered types note of themselves must be the same too.
+    """
     own = structure_of(tree)
-    if own is structure or own == structure:
+    if own is structure or own == structure or (not sizes and _same_but_sizes(own, structure)):
         return tree
     if structure is None or own is None:
         raise ValueError
-    values = structure.flatten_up_to(tree)
+    values = structure.flatten_up_to(_renamed(tree, structure))
     if not all(isinstance(value, Tensor) for value in values):
         raise ValueError
     return unflatten(values, structure)
+
+
+def _same_but_sizes(one: Any, other: Any) -> bool:
+    """Whether two structures are equal but for whole numbers in the contexts of registered types."""
+    if one is None or other is None or one.type is not other.type or one.num_children != other.num_children:
+        return False
+    builtin = one.type in (dict, list, tuple) or one.is_leaf()
+    if not (one.context == other.context if builtin else _alike_but_sizes(one.context, other.context)):
+        return False
+    return all(_same_but_sizes(a, b) for a, b in zip(one.children(), other.children(), strict=True))
+
+
+def _alike_but_sizes(one: Any, other: Any) -> bool:
+    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
+        if all(isinstance(n, int) for n in (*one, *other)):
+            return True  # a shape, or what is left of one
+        return len(one) == len(other) and all(_alike_but_sizes(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return list(one) == list(other) and all(_alike_but_sizes(one[key], other[key]) for key in one)
+    return type(one) is type(other) and (isinstance(one, int) or bool(one == other))
+
+
+def _renamed(tree: Tree, structure: Any) -> Tree:
+    """`tree` with named tuples where `structure` has them, and plain ones where it has those."""
+    if isinstance(tree, dict) and structure.type is dict and structure.context == list(tree):
+        return {key: _renamed(tree[key], part) for key, part in zip(tree, structure.children(), strict=True)}
+    if not isinstance(tree, tuple | list) or len(tree) != structure.num_children:
+        return tree
+    parts = [_renamed(part, child) for part, child in zip(tree, structure.children(), strict=True)]
+    named = pytree.is_namedtuple_class(structure.context)
+    if isinstance(tree, list):
+        return parts
+    return structure.context(*parts) if named else tuple(parts) if structure.type is tuple else tree
 
 
 def show(structure: Any) -> str:
@@ -95,7 +131,10 @@ def named_leaves(tree: Tree, name: str) -> list[tuple[str, Any]]:
     """(path, leaf) of every leaf, the path written as the user would: `state['h'][0]`."""
     if tree is None:
         return []
-    return [(name + pytree.keystr(path), leaf) for path, leaf in pytree.tree_flatten_with_path(tree)[0]]
+    try:
+        return [(name + pytree.keystr(path), leaf) for path, leaf in pytree.tree_flatten_with_path(tree)[0]]
+    except ValueError:  # a type that was registered without names for its parts
+        return [(f"{name}[{i}]", leaf) for i, leaf in enumerate(leaves(tree))]
 
 
 def fault(tree: Tree, name: str, wrong: Callable[[Any], bool]) -> tuple[str, Any] | None:
@@ -113,6 +152,13 @@ def carries_cotangent(leaf: Tensor) -> bool:
 def detach(tree: Tree) -> Tree:
     """The same values without a graph; no copy is made."""
     return map_leaves(torch.Tensor.detach, tree)
+
+
+def ordinary(tree: Tree) -> Tree:
+    """The tree, with copies of leaves made under inference mode, which autograd takes no part in."""
+    if torch.is_inference_mode_enabled() or not any(leaf.is_inference() for leaf in leaves(tree)):
+        return tree
+    return map_leaves(lambda leaf: leaf.clone() if leaf.is_inference() else leaf, tree)
 
 
 def compact(tree: Tree) -> Tree:
@@ -138,9 +184,25 @@ def nbytes(tree: Tree) -> int:
 
 
 def by_leaf(value: Any, tree: Tree) -> list[Any]:
-    """One `value` a leaf of `tree`: an int (or None) is repeated, a pytree is flattened."""
-    if value is None or isinstance(value, int):
-        return [value] * len(leaves(tree))
+    """The axis of the rows in each leaf of `tree`, None for one without: where told, and 0-d leaves under an int.
+
+    value: None, an int, or a pytree of these in the structure of `tree`, the keys of dicts in any order.
+    """
+    if value is None:
+        return [None] * len(leaves(tree))
+    if isinstance(value, int):
+        return [value if leaf.dim() else None for leaf in leaves(tree)]
+    structure = structure_of(tree)
+    if structure is not None and structure is not _LEAF:
+        try:
+            return structure.flatten_up_to(_renamed(value, structure))
+        except ValueError:  # counted and told by `arguments.batch_dim`
+            pass
+    return axes(value)
+
+
+def axes(value: Any) -> list[Any]:
+    """What `state_batch_dim=` holds, None included."""
     return pytree.tree_leaves(value)
 
 
@@ -156,11 +218,12 @@ def along(rows: Tensor, dim: int, leaf: Tensor) -> Tensor:
 def replace_rows(tree: Tree, other: Tree, rows: Tensor, batch_dim: Any) -> Tree:
     """`other` in the rows where `rows` (B,) is true, `tree` elsewhere; a 0-d `rows` takes all or nothing.
 
-    Differentiable, and no cotangent reaches `tree` through a replaced row.
+    A leaf without rows is replaced by a 0-d `rows` alone. Differentiable, and no cotangent reaches `tree` through a
+    replaced row.
     """
     values, structure = flatten(tree)
     replaced = [
-        torch.where(along(rows, dim, value).to(value.device), new, value)
+        value if dim is None and rows.dim() else torch.where(along(rows, dim, value).to(value.device), new, value)
         for value, new, dim in zip(values, leaves(other), by_leaf(batch_dim, tree), strict=True)
     ]
     return unflatten(replaced, structure)

@@ -45,7 +45,7 @@ class _Piece:
         self.stop = start + state.leaves(chunk.inputs)[0].shape[time_dim]
         self.is_start, self.mask = (
             rows if rows is None or rows.dim() == 1 else rows.movedim(time_dim, 0)
-            for rows in (chunk.is_start, chunk.mask)
+            for rows in (state.ordinary(chunk.is_start), state.ordinary(chunk.mask))
         )
         self.resets: list[int] = []
         if self.is_start is not None:
@@ -99,6 +99,28 @@ class Data(NamedTuple):
     tracked: dict[int, Tensor]
 
 
+def _like_first(tree: Tree, structure: Any, name: str) -> Tree:
+    """Inputs or targets in the structure of those of the first chunk; a container may know another size of its own."""
+    try:
+        return state.conform(tree, structure, sizes=False)
+    except ValueError:
+        one, other = state.show(state.structure_of(tree)), state.show(structure)
+        raise ValueError(
+            f"{name} has another structure than those of the first chunk: {one} against {other}."
+        ) from None
+
+
+def _rows_of_first(tree: Tree, shapes: list[torch.Size], dim: int, name: str) -> None:
+    """As many batch rows as in the first chunk: the state is carried from one to the other."""
+    for i, (leaf, first) in enumerate(zip(state.leaves(tree), shapes, strict=True)):
+        if leaf.dim() != len(first) or (leaf.dim() > 1 and leaf.shape[dim] != first[dim]):
+            path = state.named_leaves(tree, name)[i][0]
+            raise ValueError(
+                f"{path} of shape {checks.shape(leaf)} has other batch rows than in the first chunk, {tuple(first)}: "
+                f"the state is carried from chunk to chunk, so every chunk needs the same rows."
+            )
+
+
 class Timeline:
     """The stream as one time axis, read no further than asked and forgotten as soon as allowed."""
 
@@ -109,7 +131,7 @@ class Timeline:
         self._pieces: list[_Piece] = []
         self.end = 0
         self._exhausted = self._any_masked = False
-        self._forms: list[Any] = [_UNSEEN, _UNSEEN]
+        self._forms: list[Any] = [_UNSEEN, _UNSEEN]  # what the first chunk looked like
 
     def upto(self, step: float) -> int:
         """Pull chunks until `step` steps exist or the stream ends; how far it then reaches, at most `step`."""
@@ -132,9 +154,13 @@ class Timeline:
 
     def _like(self, tree: Tree, which: int) -> Tree:
         """Inputs (0) or targets (1) in the structure of those of the first chunk."""
-        if self._forms[which] is _UNSEEN:
-            self._forms[which] = state.map_leaves(lambda leaf: leaf.new_empty(0), tree)
-        return checks.conformed(tree, self._forms[which], ("inputs", "targets")[which], "those of the first chunk")
+        name, first = ("inputs", "targets")[which], self._forms[which] is _UNSEEN
+        if first:
+            self._forms[which] = state.structure_of(tree), [leaf.shape for leaf in state.leaves(tree)]
+        structure, shapes = self._forms[which]
+        tree = tree if first else _like_first(tree, structure, name)
+        _rows_of_first(tree, shapes, 1 - self.time_dim, name)
+        return state.ordinary(tree)
 
     def _between(self, a: int, b: int) -> Iterator[tuple[_Piece, int, int]]:
         for i in range(bisect_right(self._pieces, a, key=lambda piece: piece.stop), len(self._pieces)):

@@ -46,13 +46,14 @@ def unroll(
     stream: iterable of `Chunk(inputs, targets, is_start, mask)`, of any lengths, or plain tuples.
     state: pytree of tensors to start from, without a graph; None starts from `initial_state`.
     strategy: `FullBPTT()`, `TruncatedBPTT(k1, k2)`, `AdaptiveTruncatedBPTT(tolerance)`, `ARTBP(law, every)`.
-    memory: None stores a window's graph; "512MiB", bytes or `Checkpoints(slots, segment)` replay parts of it: the same
-        gradient, to rounding, unless the model draws random numbers or mixes time steps in a call. The probes that fit
-        a byte budget, a few short forwards a run, are not in `Update.forward_steps`.
+    memory: None stores a window's graph, as infinity does; "512MiB", bytes or `Checkpoints(slots, segment)` replay
+        parts of it: the same gradient, to rounding, unless the model draws random numbers or mixes time steps in a
+        call. The probes that fit a byte budget, a few short forwards a run, are not in `Update.forward_steps`.
     initial_state: pytree, or a function that returns one, called afresh for every window that uses it (a learned
         initial state gets its gradient so); what resets return to. Default: zeros for torch.nn layers.
     state_batch_dim: the axis of the batch rows in the state, an int or a pytree of ints; asked for by resets and
-        `clip_cotangent`. Default: 1 for torch.nn layers.
+        `clip_cotangent`. Default: 1 for torch.nn layers. None in the pytree, and any 0-d leaf under an int, is a leaf
+        without rows, such as a clock: resets of single rows and `clip_cotangent` leave it as it is.
     time_dim: the time axis of inputs, targets, outputs, losses, aux, is_start and mask.
     params: the tensors that get a gradient; default: every leaf that `loss.backward()` would reach.
     reduction: "mean" divides the gradient by the strategy's constant (k1, mean_length, or the stream's steps),
