@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bptt import arguments, checks
 from bptt.comparison import Compared, Comparison, Draws
+from bptt.guard import repeated, settled
 from bptt.memory import Memory
 from bptt.recurrence import Loss, Recurrence, unwrapped
 from bptt.replay import isolated
@@ -107,7 +108,8 @@ def compare(
         tensors=[*theta.values(), *leaves(chunk.inputs), *leaves(start)],
         generator=_draws_from(generator),
     )
-    exact = trials.once(FullBPTT())[1]
+    with repeated():
+        exact = trials.once(FullBPTT())[1]
     squares = [torch.dot(g, g).item() for g in exact]
     return Comparison(
         steps=leaves(chunk.inputs)[0].shape[time_dim],
@@ -169,7 +171,8 @@ def _compared(strategy: Any, trials: _Trials, exact: list[Tensor], names: list[s
     runs, found = [run], Draws(exact)
     found.add(gradient)
     for _ in range((draws if drawn else TIMED) - 1):
-        run, gradient = trials.once(strategy)
+        with settled():
+            run, gradient = trials.once(strategy)
         runs.append(run)
         if drawn:
             found.add(gradient)

@@ -13,6 +13,7 @@ from bptt import arguments, batch, checks, criteria, excluded, probing, recurren
 from bptt.budget import Budget
 from bptt.excluded import Sheltered
 from bptt.finite import Gradients
+from bptt.guard import Guard
 from bptt.memory import Memory, Meter, parse
 from bptt.recurrence import Loss, Recurrence, StepLoss
 from bptt.replay import isolated, noise_restored
@@ -79,6 +80,7 @@ class Run:
         self.meter = Meter((model, loss))
         watched = isinstance(scale, int | float) and scale == 1
         self.gradients = Gradients(lambda: self.meter.leaves(self.problem.params), watched)
+        self.guard = Guard()
         device = "cpu" if self.generator is None else self.generator.device
         self._drawn = torch.zeros((), dtype=torch.float64, device=device)
         limits = parse(memory)
@@ -103,7 +105,7 @@ class Run:
                 problem = replace(problem, clip=problem.clip * factor)
             try:
                 outcome = reverse.run(
-                    problem, window, begin, initial, self.memory, self.meter, factor, over, self.gradients
+                    problem, window, begin, initial, self.memory, self.meter, factor, over, self.gradients, self.guard
                 )
             except checks.NonFiniteError:
                 self.gradients.put_back()
@@ -151,6 +153,7 @@ class Run:
         initial = self.initial(window, self.carried, problem.time)
         begin = self.begin(window, self.carried, initial)
         memory = self.memory.size if isinstance(self.memory, Budget) else self.memory
+        self.guard.probed = True
         answer, *self._probed = probing.credit(problem, probe, begin, initial, self.meter, memory)
         return answer
 

@@ -5,6 +5,8 @@ re-installed for its replay. A replay runs on copies of the module's buffers as 
 would break tensors that batch norm has saved for its backward.
 """
 
+import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -37,6 +39,11 @@ class Noise(NamedTuple):
         devices, states = get_device_states(*elsewhere) if elsewhere else ([], [])
         return cls(torch.get_rng_state(), elsewhere[0].device.type if elsewhere else "cuda", devices, states)
 
+    def equals(self, other: "Noise") -> bool:
+        """Whether nothing was drawn between the two."""
+        pairs = zip([self.cpu, *self.states], [other.cpu, *other.states], strict=True)
+        return all(torch.equal(a, b) for a, b in pairs)
+
     def install(self) -> None:
         """Make them the current ones."""
         torch.set_rng_state(self.cpu)
@@ -52,6 +59,29 @@ def noise_restored(tensors: Sequence[Tensor]) -> Iterator[None]:
         yield
     finally:
         before.install()
+
+
+def foreign_states() -> tuple[Any, Any]:
+    """Random-number states that aren't torch's: Python's, and NumPy's where it is loaded."""
+    numpy: Any = sys.modules.get("numpy")
+    return random.getstate(), None if numpy is None else numpy.random.get_state()
+
+
+def install_foreign(states: tuple[Any, Any]) -> None:
+    """Make them the current ones."""
+    random.setstate(states[0])
+    if states[1] is not None:
+        sys.modules["numpy"].random.set_state(states[1])
+
+
+@contextmanager
+def foreign_noise_restored() -> Iterator[None]:
+    """Leave the random-number states that aren't torch's as they were before the block."""
+    before = foreign_states()
+    try:
+        yield
+    finally:
+        install_foreign(before)
 
 
 @contextmanager

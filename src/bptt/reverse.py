@@ -13,6 +13,7 @@ from bptt import checks, finite, state
 from bptt.budget import Budget
 from bptt.excluded import Sheltered
 from bptt.finite import Gradients
+from bptt.guard import Guard
 from bptt.memory import Checkpoints, Meter
 from bptt.replay import isolated
 from bptt.rewind import Rewind
@@ -45,12 +46,13 @@ def run(
     factor: Any,
     divisor: float,
     gradients: Gradients,
+    guard: Guard,
 ) -> Outcome:
     """Add the window's gradient to `.grad`, from the detached state `begin` before its first step.
 
     factor, divisor: on each step's loss. The losses are checked once, before anything reaches `.grad` where the window
-    is one segment; `gradients` once, after it has. Cost: the schedule's advances and one forward and backward of every
-    segment.
+    is one segment; `gradients` once, after it has; `guard` before a segment. Cost: the schedule's advances and one
+    forward and backward of every segment.
     """
     plan = memory.plan(problem, window, begin, initial) if isinstance(memory, Budget) else memory
     length = plan.segment if plan else window.stop - window.start
@@ -72,8 +74,10 @@ def run(
     total: Tensor | None = None
     memory_bytes = 0
     differentiable = False
+    measured = isinstance(memory, Budget) or rewind.forward_steps > 0
 
     for segment, carried in rewind:
+        guard.look(segment, carried, whole, measured)
         tape, saved = meter.tape(segment, carried, key)
         if tape.losses is not None:
             found.append(tape.found(brief=not whole))
@@ -83,7 +87,10 @@ def run(
         gradients.note()
         cotangents = 1 if cotangent is None else 2
         after = tape.after if after is None else after
+        versions = 0 if whole else guard.versions(problem)
         cotangent = tape.pull(cotangent, factor, divisor)
+        if not whole:
+            guard.still(problem, versions)
         memory_bytes = max(memory_bytes, saved + (rewind.states + between + 1) * one + cotangents * floating)
         del tape
 

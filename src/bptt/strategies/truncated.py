@@ -18,7 +18,9 @@ class TruncatedBPTT(Strategy):
     k1: steps between updates, >= 1. k2: steps a graph holds, >= k1; None means k1.
     k1 = k2 cuts fixed subsequences; k1 = 1 keeps k2 terms of each sum; k2 >= T + k1 - 1 is the full gradient. For
     k1 < k2 a window starts again from the state that the window before it computed, so that the optimiser may step
-    in between; states are those of the parameters of their time. A short last block reaches back equally far.
+    in between; states are those of the parameters of their time. A short last block reaches back equally far. A model
+    that draws random numbers draws new ones each time a step runs: k2 >= T + k1 - 1 is then the full gradient in
+    expectation only.
 
     One update for each k1 steps and one for the tail; `reduction="mean"` divides by k1.
     Raises ValueError for k1 < 1 or k2 < k1. Biased: what a loss owes to steps before its window is dropped.
