@@ -206,7 +206,7 @@ def axes(value: Any) -> list[Any]:
     return pytree.tree_leaves(value)
 
 
-def along(rows: Tensor, dim: int, leaf: Tensor) -> Tensor:
+def along(rows: Tensor, dim: Any, leaf: Tensor) -> Tensor:
     """`rows` (B,) in a shape that broadcasts over `leaf` with B at axis `dim`; a 0-d `rows` as it is."""
     if rows.dim() == 0:
         return rows

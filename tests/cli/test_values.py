@@ -208,7 +208,7 @@ def test_devices_that_are_not_here(bptt_, train, text, name):
 
 
 def test_a_device_torch_has_no_words_for_is_refused_in_plain_ones():
-    with pytest.raises(UserError, match="--device hpu: .*this PyTorch was built without it"):
+    with pytest.raises(UserError, match=r"--device hpu: .*this PyTorch was built without it"):
         device_of("hpu")
     with pytest.raises(UserError, match="there is no device of that name"):
         device_of("tpu")
