@@ -23,7 +23,7 @@ test: $(VENV)/test.stamp  ## all checks: pytest with doctests, ruff, basedpyrigh
 	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 test-deep: $(VENV)/test.stamp  ## the property tests on many more cases, the longest checks, every benchmark once
-	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest $(SPREAD) $(ARGS)
+	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest $(SPREAD) -m "" $(ARGS)
 
 sanitize:        ## the C++ kernels under the address, undefined-behaviour and thread sanitizers; needs cmake and a compiler
 	@for kind in address,undefined thread; do \

@@ -8,7 +8,6 @@ import torch
 import bptt
 import oracle
 from cases import make, some_resets, square
-from profiles import deep
 from runs import check, expected, gradient, seed, unroll
 from strategies_under_test import RANDOM, STRATEGIES, scripted
 
@@ -135,7 +134,7 @@ def test_expectation_for_a_learned_initial_state(every, memory):
     oracle.assert_close(got, want)
 
 
-@deep
+@pytest.mark.deep
 def test_enumeration_by_seeds_alone():
     """The same by the engine's own draws: seeds until every pattern was seen, the pattern read off the yields."""
     case, law = make("rnn", 6, hidden=2), LAWS["polynomial"]

@@ -19,7 +19,6 @@ import bptt
 import bptt.data
 from bptt.cli import main
 from pages import PAGES, ROOT, blocks, commands, name_of, quotations
-from profiles import deep
 
 DOCS = ROOT / "docs"
 PUBLIC = {
@@ -195,7 +194,7 @@ def test_notebook_is_stored_as_it_ran(notebook):
     assert sum("image/png" in output.get("data", ()) for output in outputs) >= 5
 
 
-@deep
+@pytest.mark.deep
 def test_notebook_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch, capsys):
     """In one namespace, with its own assertions; blanks stay blank, and the solutions are right."""
     pyplot.switch_backend("agg")

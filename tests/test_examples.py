@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from pages import PAGES, ROOT, code, name_of
-from profiles import deep
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 LONG = {"flow", "fuzzy", "lorenz"}  # at most 150 lines, and they take `--quick` and `--out`, a folder for their plots
@@ -60,7 +59,7 @@ def test_every_relative_link_of_a_page_leads_somewhere():
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-@deep
+@pytest.mark.deep
 @pytest.mark.parametrize("name", sorted(BENCHMARKS))
 def test_benchmark_starts(name, monkeypatch, capsys):
     """Every part of it once, on a fraction of the work: no target is judged, so no time is measured here."""

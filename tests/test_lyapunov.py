@@ -11,7 +11,6 @@ import bptt
 from bptt.diagnostics import diagnose
 from bptt.spectrum import lyapunov
 from cases import F64, make, square
-from profiles import deep
 from refusals import refused
 
 
@@ -96,7 +95,7 @@ def test_spectrum_of_random_matrices(n):
         assert (near.to(F64) @ found[row] / near.sum(1) - logs).abs().max() < 1e-3
 
 
-@deep
+@pytest.mark.deep
 def test_growth_rate_of_random_matrices_through_diagnose():
     """At its defaults for 10,000 steps. Two near top exponents can't be told from a pair: 1e-3."""
     W = torch.randn(4, 12, 12, dtype=F64) / 12**0.5

@@ -6,7 +6,6 @@ import torch
 import bptt
 import oracle
 from cases import NAMES, STEPS, TORCH, make, some_resets, square
-from profiles import deep
 from runs import check, engine, expected, gradient
 from strategies_under_test import STRATEGIES
 
@@ -66,7 +65,7 @@ def test_backward_equals_unroll_and_loss_backward(name, memory):
         oracle.assert_close(oracle.gradients(case.parameters()), want)
 
 
-@deep
+@pytest.mark.deep
 @pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 @pytest.mark.parametrize("memory", list(BUDGETS.values())[1:], ids=list(BUDGETS)[1:])
 def test_budget_does_not_change_any_strategys_gradient(strategy, memory):

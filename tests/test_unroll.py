@@ -11,7 +11,6 @@ import torch
 import bptt
 import oracle
 from cases import chunks, make, some_resets, square
-from profiles import deep
 from runs import gradient, seed, unroll
 from strategies_under_test import STRATEGIES
 
@@ -249,7 +248,7 @@ def test_a_strategy_is_a_frozen_value(strategy):
     assert repr(strategy).startswith(type(strategy).__name__ + "(")
 
 
-@deep
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ["tbptt-3-3", "tbptt-1-4", "tbptt-2-5", "artbp-constant", "artbp-polynomial-3"])
 @pytest.mark.parametrize("memory", [None, bptt.Checkpoints(2, 2), "1MiB"], ids=["stored", "replayed", "bytes"])
 def test_nothing_piles_up(name, memory, small_heap):

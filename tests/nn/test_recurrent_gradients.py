@@ -23,7 +23,6 @@ from layers import (
     weighted,
 )
 from oracle import leaves
-from profiles import deep
 
 OPTIONS = {
     "plain": {},
@@ -48,7 +47,7 @@ def function(layer, x, hx, packed=None, **keywords):
     return call, [*given, *weights]
 
 
-@deep
+@pytest.mark.deep
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("cell", [*CELLS, "relu", "identity"])
 def test_gradcheck(cell, option):

@@ -12,7 +12,6 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import bptt
 from layers import CELLS, F64, KERNELS, errors, kernel, tensors, weighted
 from oracle import leaves, tree_map
-from profiles import deep
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 LAYOUTS = ["contiguous", "transposed", "strided", "expanded", "offset"]
@@ -202,7 +201,7 @@ def test_without_grad(drawn):
     assert all(v.is_inference() for v in values)
 
 
-@deep
+@pytest.mark.deep
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_width_of_state_and_batch(name, cell):
