@@ -57,6 +57,7 @@ def test_reads_no_further_than_a_probe():
     for number, update in enumerate(bptt.unroll(case.model, square, stream, strategy=strategy)):
         needed = max(needed, update.t1, update.start + 17 if number % 3 == 0 else 0)
         assert len(read) == min(needed, 80)
+    assert len(read) == update.t1 == 80
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])

@@ -109,10 +109,20 @@ def test_too_small_a_budget_says_the_least_that_works(name, strategy):
     ],
 )
 def test_units(text, count):
-    """The same budget in words and in bytes makes the same plan; more than enough stores everything."""
+    """The budget that a plan says it keeps to, and a run that it leaves whole."""
     case = make("gru", 8)
+    found = bptt.plan(case.model, square, (case.xs, case.ys), memory=text, strategies=[bptt.FullBPTT()])
+    assert f" fits {count:,} bytes:" in found.reason
     *_, update = unroll(case, bptt.FullBPTT(), memory=text)
-    assert update.memory_bytes <= count
+    assert (update.memory_bytes, update.forward_steps) == (found.best.memory_bytes, 8)
+
+
+@pytest.mark.parametrize(("text", "count"), [("2KiB", 2048), ("3KB", 3000), ("5000B", 5000)])
+def test_a_budget_in_words_is_one_in_bytes(text, count):
+    case = make("gru", 40)
+    said, counted = (next(unroll(case, bptt.FullBPTT(), memory=memory)) for memory in (text, count))
+    assert said.forward_steps > 40  # it does bind
+    assert (said.forward_steps, said.memory_bytes) == (counted.forward_steps, counted.memory_bytes)
 
 
 @pytest.mark.parametrize("memory", ["", "lots", "12 parsecs", "-5MiB", "MiB", 0, -7, True, object(), (1, 2)])

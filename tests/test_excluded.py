@@ -88,6 +88,7 @@ def test_states_are_those_of_the_data_as_it_is(memory):
     updates = list(
         bptt.unroll(case.model, square, [(case.xs, case.ys, None, mask)], strategy=bptt.TruncatedBPTT(4), memory=memory)
     )
+    assert [update.t1 for update in updates] == [4, 8, 12]
     with torch.no_grad():
         for update in updates:
             oracle.assert_close(update.state, case.model(case.xs[: update.t1])[1])

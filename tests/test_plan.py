@@ -53,10 +53,14 @@ def ran(case, row, loss=square):
     return max(held for held, _ in found), sum(steps for _, steps in found)
 
 
-def compared(case, rows, loss=square, tolerance=0.15):
+def compared(case, rows, loss=square, tolerance=0.05):
+    """Forward steps to the step. Bytes to the byte where equal windows are stored whole, else within `tolerance`."""
+    assert rows
     for row in rows:
         held, steps = ran(case, row, loss)
-        assert row.memory_bytes == pytest.approx(held, rel=tolerance), row
+        planned_ahead = isinstance(row.strategy, (bptt.FullBPTT, bptt.TruncatedBPTT))
+        equal = row.memory is None and planned_ahead and getattr(row.strategy, "k2", None) is None
+        assert row.memory_bytes == (held if equal else pytest.approx(held, rel=tolerance)), row
         assert row.forward_steps == steps, row
 
 
@@ -96,7 +100,7 @@ def test_a_loss_that_saves_more_than_the_recurrence():
 
     strategies = [bptt.FullBPTT(), bptt.TruncatedBPTT(2, 30), bptt.TruncatedBPTT(30)]
     found = planned(case, loss, memory="100KB", strategies=strategies)
-    compared(case, found.rows, loss)
+    compared(case, found.rows, loss, tolerance=0.15)  # k1 < k2: the few losses of a window are a fifth of its bytes
     assert found.rows[-1].memory_bytes > 2 * found.rows[-2].memory_bytes
 
 
@@ -119,7 +123,9 @@ def test_reach_and_kind():
         bptt.ARTBP(bptt.ConstantLaw(1e6)): "unbiased",
         bptt.ARTBP(bptt.ConstantLaw(10), compensate=False): "biased",
     }
-    for row in planned(case, strategies=list(kinds)).rows:
+    rows = planned(case, strategies=list(kinds)).rows
+    assert [row.strategy for row in rows] == list(kinds)
+    for row in rows:
         assert row.gradient == kinds[row.strategy]
         generator = torch.Generator().manual_seed(0)
         run = bptt.unroll(case.model, square, [(case.xs, case.ys)], strategy=row.strategy, generator=generator)
@@ -171,7 +177,7 @@ def test_a_budget_that_nothing_fits_names_the_least_that_would(strategies):
     message = refused(lambda: planned(case, memory="10B", strategies=strategies), "'10B'", "no strategy fits")
     least = int(re.search(r"memory=(\d+)", message)[1])
     found = planned(case, memory=least, strategies=strategies)
-    compared(case, [found.best])
+    compared(case, [found.best], tolerance=0.15)  # one state of 144 bytes, of 1,152
     assert ran(case, found.best)[0] <= least
     refused(
         lambda: planned(case, memory=least - 1, strategies=strategies), f"memory={least}, for {found.best.strategy}"

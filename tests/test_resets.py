@@ -144,8 +144,8 @@ def test_mean_loss_is_over_valid_steps():
     def ones(outputs, targets):
         return 0 * outputs + 1
 
-    for update in unroll(case, bptt.TruncatedBPTT(4), mask=mask, loss=ones):
-        assert float(update.mean_loss) == pytest.approx(1, rel=1e-13)
+    means = [float(update.mean_loss) for update in unroll(case, bptt.TruncatedBPTT(4), mask=mask, loss=ones)]
+    assert means == pytest.approx([1] * 3, rel=1e-13)
     result = bptt.evaluate(case.model, ones, chunks(case.xs, case.ys, None, mask, cuts=(3,)))
     assert float(result.mean_loss) == pytest.approx(1, rel=1e-13)
     assert result.steps == T
@@ -184,6 +184,7 @@ def test_going_on_works_for_every_strategy():
     initial = case.random_state(5)
     for strategy in STRATEGIES.values():
         whole = list(unroll(case, strategy, is_start=is_start, initial_state=initial))
+        assert whole[-1].t1 == 13
         for middle in whole[:-1]:
             t = middle.t1
             stream = [(case.xs[t:], case.ys[t:], is_start[t:])]

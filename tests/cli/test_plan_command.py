@@ -59,7 +59,8 @@ def test_memory_is_that_of_runs(plan, text):
     assert [row[0] for row in rows] == ["full", *wanted]
     for name, kept, gradient, _, _, memory, remark in rows:
         assert gradient == wanted[name]
-        assert count(memory) == pytest.approx(ran(text, parse_strategy(name, "--strategies"), kept), rel=0.15)
+        rounding = 0.01 if kept == "all" else 0.05  # three digits are printed; checkpoints are predicted from a probe
+        assert count(memory) == pytest.approx(ran(text, parse_strategy(name, "--strategies"), kept), rel=rounding)
         assert (remark == "too much") == (count(memory) > 34 * 2**10)
     assert [row[6] for row in rows] == ["too much", "best", "", ""]
     last = " ".join(result.out.split("\n\n")[-1].split())

@@ -223,7 +223,9 @@ def test_any_recurrence_trains_on_a_task(name, strategy):
 
 def test_one_chunk_a_sequence_for_the_full_gradient():
     task = TASKS["adding"]
-    for chunk in task.stream(batch=2, length=task.sequence, steps=3 * task.sequence):
+    chunks = list(task.stream(batch=2, length=task.sequence, steps=3 * task.sequence))
+    assert len(chunks) == 3
+    for chunk in chunks:
         assert chunk.is_start.tolist() == [True] + [False] * 6
         assert torch.isfinite(bptt.backward(nn.RNN(2, 1), task.loss, chunk).loss)
 
