@@ -236,7 +236,7 @@ def sequence_keywords(
                 f"{name}: {keyword} is {got}, inputs of {T} steps need a tensor {fitting[0]} or {fitting[1]}."
             )
     if start is not None:
-        start = start.to(input.device, torch.bool).reshape(T, -1).expand(T, B).contiguous()
+        start = start.to(input.device, torch.bool).reshape(T, start[0].numel()).expand(T, B).contiguous()
     if weight is not None:
         weight = weight.detach().to(input.device, input.dtype).contiguous()
     return start, weight

@@ -8,6 +8,7 @@ from torch import nn
 
 import bptt
 from layers import CELLS, assert_equal, gradients, tensors
+from refusals import refused
 
 
 class Model(nn.Module):
@@ -123,3 +124,51 @@ def test_the_modes_that_torch_nn_has(cell):
         assert tensors(layer.double()(torch.randn(6, 2, 3).double()))[0].shape == (6, 2, 2)
     layer = bptt.nn.convert(getattr(nn, cell)(3, 5, dtype=torch.bfloat16))
     assert tensors(layer(torch.randn(6, 2, 3, dtype=torch.bfloat16)))[0].dtype == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("cell", CELLS)
+def test_back(cell):
+    """The same objects, options, results."""
+    options = {"num_layers": 2, "bidirectional": True, "batch_first": True, "bias": False, "dropout": 0.25}
+    options |= {"nonlinearity": "relu"} if cell == "RNN" else {"proj_size": 3} if cell == "LSTM" else {}
+    layer = getattr(bptt.nn, cell)(3, 5, **options)
+    torchs = getattr(nn, cell)(3, 5, **options)
+    torchs.load_state_dict(layer.state_dict())
+    parameters, keys, model = list(layer.parameters()), list(layer.state_dict()), nn.ModuleList([layer]).eval()
+    assert bptt.nn.convert(model, back=True) is model
+    assert model[0] is layer
+    assert type(layer) is type(torchs)
+    assert repr(layer) == repr(torchs)
+    assert all(a is b for a, b in zip(layer.parameters(), parameters, strict=True))
+    assert list(layer.state_dict()) == keys
+    assert not layer.training
+    assert all(getattr(layer, name) == value for name, value in options.items())
+    x = torch.randn(6, 2, 3)
+    assert_equal(gradients(layer, x), gradients(torchs.eval(), x))
+    assert type(bptt.nn.convert(model)[0]) is getattr(bptt.nn, cell)
+    assert all(a is b for a, b in zip(layer.parameters(), parameters, strict=True))
+
+
+def test_there_and_back():
+    model = Model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    types, before = [type(m) for m in model.modules()], trained(model, optimizer)
+    bptt.nn.convert(bptt.nn.convert(model), back=True)
+    assert [type(m) for m in model.modules()] == types
+    assert (trained(model, optimizer) < before).all()
+    mine = nn.ModuleList([Mine(3, 5), Ours(3, 5), bptt.nn.SimpleRNN(3, 5, 2)])
+    types = [type(m) for m in mine.modules()]
+    assert [type(m) for m in bptt.nn.convert(mine, back=True).modules()] == types
+
+
+class Ours(bptt.nn.GRU):
+    """A subclass of a fused layer, which stays as well."""
+
+
+def test_the_identity_has_no_way_back():
+    """And nothing is converted then."""
+    model = nn.Sequential(bptt.nn.GRU(3, 5), bptt.nn.RNN(5, 5, nonlinearity="identity"))
+    refused(lambda: bptt.nn.convert(model, back=True), "convert(back=True)", "'1'", '"identity"', kind=ValueError)
+    refused(lambda: bptt.nn.convert(model[1], back=True), "convert(back=True)", '"identity"', kind=ValueError)
+    assert [type(m) for m in model] == [bptt.nn.GRU, bptt.nn.RNN]

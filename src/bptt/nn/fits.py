@@ -21,6 +21,7 @@ def fused(layer: nn.RNNBase, input: Any, hx: Any, asked: bool) -> bool:
     x = input.data if packed else input
     if (
         type(x) not in _PLAIN
+        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         or x.device.type != "cpu"
         or x.layout is not torch.strided
         or x.is_nested
@@ -32,7 +33,6 @@ def fused(layer: nn.RNNBase, input: Any, hx: Any, asked: bool) -> bool:
         or layer.proj_size
         or not _weights_fit(layer, x)
         or torch.is_autocast_enabled("cpu")
-        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
@@ -86,6 +86,22 @@ def _long(layer: nn.RNNBase, input: Any, packed: bool) -> bool:
         return graph and layer.mode != "LSTM"
     steps = input.shape[1 if layer.batch_first and input.dim() == 3 else 0]
     return steps >= (4 if graph else 8)
+
+
+def keywords(layer: nn.RNNBase, input: Any, **given: Tensor | None) -> None:
+    """Raise for keywords whose numbers aren't there to be looked at, and for inputs of no steps."""
+    known: Any = torch._C
+    name = type(layer).__name__
+    for keyword, value in given.items():
+        if value is not None and torch.compiler.is_exporting():
+            raise TypeError(f"{name}: torch.export can't take {keyword}=, whose numbers decide what is computed.")
+        if isinstance(value, Tensor) and known._functorch.is_batchedtensor(value):
+            raise TypeError(
+                f"{name}: torch.func.vmap over {keyword}= is impossible: its numbers decide what is computed."
+            )
+    time = 1 if layer.batch_first and isinstance(input, Tensor) and input.dim() == 3 else 0
+    if isinstance(input, Tensor) and input.dim() > 1 and input.shape[time] == 0:
+        raise ValueError(f"{name}: inputs {tuple(input.shape)} have no steps: a call needs one at least.")
 
 
 def few(embedding: Tensor, input: Any) -> bool:

@@ -4,6 +4,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
@@ -11,6 +12,7 @@ from bptt import arguments
 from bptt.nn import fits, plain
 from bptt.nn.kernels.sequence import Plan
 from bptt.nn.layer import Layer, evaluate
+from bptt.nn.rewriters import Rewritten, recorded
 from bptt.nn.uncompiled import uncompiled
 
 State = Any
@@ -19,7 +21,7 @@ State = Any
 _M = TypeVar("_M", bound=nn.Module)
 
 
-class _Fused(nn.RNNBase):
+class _Fused(Rewritten, nn.RNNBase):
     """What the three have in common: a node of autograd for each layer and direction, or torch.nn's own forward."""
 
     @uncompiled
@@ -38,12 +40,16 @@ class _Fused(nn.RNNBase):
             after step t from step t+1, the last entry that of the returned state, and never that of the outputs.
         embedding: (V, I): `input` holds numbers of its rows, integers (T, B), and each step's input is that row.
         """
+        if isinstance(input, Proxy):
+            more = {"is_start": is_start, "cotangent_weight": cotangent_weight, "embedding": embedding}
+            return recorded(self, input, hx=hx, **more)
         asked = is_start is not None or cotangent_weight is not None
         shown = input if embedding is None else arguments.embedded(self, input, embedding)
         if asked:
+            fits.keywords(self, shown, is_start=is_start, cotangent_weight=cotangent_weight)
             is_start, cotangent_weight = arguments.sequence_keywords(self, shown, is_start, cotangent_weight)
         self._update_flat_weights()
-        fused = fits.fused(self, shown, hx, asked)
+        fused = not torch.compiler.is_exporting() and fits.fused(self, shown, hx, asked)
         if embedding is not None and not (fused and fits.few(embedding, input)):
             input, embedding = _looked_up(input, embedding), None
         if not fused and not asked and self.mode != "RNN_IDENTITY":
@@ -172,7 +178,8 @@ class RNN(_Fused, nn.RNN):
 
     The kernels serve float32 on the CPU, batched or not, packed sequences, all layers and directions. For a few steps,
     other devices, autocast, `torch.func`, or `proj_size`, torch.nn's own code runs. The backward pass can be
-    differentiated again, in plain operators then. `bptt doctor` says which kernels run.
+    differentiated again, in plain operators then. `bptt doctor` says which kernels run. Where a program takes
+    torch.nn's own types alone (torch.jit.script, quantisation), `bptt.nn.convert(model, back=True)` gives them back.
     Raises: what torch.nn.RNN raises; ValueError for keywords of another shape, the first two also with a PackedSequence
         or bidirectional; TypeError for ids of another dtype; IndexError for an id that is no row.
     Cost: the multiplications of torch.nn, the input's and those of the weight gradients for all steps at once. Saved
@@ -243,13 +250,17 @@ class LSTM(_Fused, nn.LSTM):
     """
 
 
-def convert(model: _M) -> _M:
+def convert(model: _M, back: bool = False) -> _M:
     """The model with its torch.nn.RNN, GRU and LSTM layers, or itself, made fused ones: `bptt.nn.RNN`, `GRU`, `LSTM`.
 
-    model: any module; subclasses of torch.nn's layers stay as they are.
+    model: any module; subclasses of the layers stay as they are.
+    back: the other way round, fused layers made torch.nn's: for programs that know those alone, as torch.jit.script
+        and dynamic quantisation do, or to compare.
 
     Returns the same object. The layers are the same objects too, of another class: parameters, hooks, tied weights,
     buffers and modes are untouched, so optimisers made before stay valid.
+    Raises: TypeError for anything but a module; with `back`, ValueError for an RNN whose nonlinearity is "identity",
+        which torch.nn doesn't have: nothing is converted then.
     Cost: none.
 
     >>> import bptt.nn, torch
@@ -260,11 +271,19 @@ def convert(model: _M) -> _M:
     )
     >>> type(model["layer"]) is bptt.nn.LSTM
     True
+    >>> type(bptt.nn.convert(model, back=True)["layer"]) is torch.nn.LSTM
+    True
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert(model={model!r}): a torch.nn.Module is needed.")
-    fused = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
+    classes: dict[type, type] = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
+    if back:
+        classes = {fused: torchs for torchs, fused in classes.items()}
+        for name, module in model.named_modules():
+            if type(module) is RNN and module.mode == "RNN_IDENTITY":
+                at = f"its {name!r}" if name else "it"
+                raise ValueError(f'convert(back=True): {at} has nonlinearity="identity", which torch.nn has not.')
     for module in model.modules():
-        if type(module) in fused:
-            module.__class__ = fused[type(module)]
+        if type(module) in classes:
+            module.__class__ = classes[type(module)]
     return model

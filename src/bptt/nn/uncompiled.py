@@ -12,7 +12,7 @@ _R = TypeVar("_R")
 
 
 def uncompiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """The function, never rewritten by torch.compile, nor what it calls.
+    """The function, never rewritten by torch.compile, nor what it calls; but torch.export, which calls no kernel, may.
 
     A rewritten frame lets go of a tensor after the last use that it sees, and the kernels hold addresses alone.
     (`torch.compiler.disable` does the same, but importing it costs a second, and each call some microseconds.)
@@ -20,6 +20,8 @@ def uncompiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(function)
     def call(*args: _P.args, **keywords: _P.kwargs) -> _R:
+        if torch.compiler.is_exporting():
+            return function(*args, **keywords)
         if torch.compiler.is_dynamo_compiling() or get_eval_frame_callback() not in (None, False):
             disabled: Any = torch.compiler.disable(function)
             return disabled(*args, **keywords)
