@@ -129,19 +129,18 @@ def test_one_layer_with_dropout_warns(cell):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_changes_in_place_before_backward(cell):
-    """A weight, the input or the output changed in place after the forward pass: never a wrong gradient."""
+    """A weight or the input changed in place after the forward pass: never a wrong gradient."""
     for change in (
-        lambda m, x, y: m.weight_hh_l0.mul_(2),
-        lambda m, x, y: m.weight_ih_l0.mul_(2),
-        lambda m, x, y: x.mul_(2),
-        lambda m, x, y: y.mul_(2),
+        lambda m, x: m.weight_hh_l0.mul_(2),
+        lambda m, x: m.weight_ih_l0.mul_(2),
+        lambda m, x: x.mul_(2),
     ):
         ours = getattr(bptt.nn, cell)(3, 64)
         for rows in (2, 32):  # small and large buffers
             x = torch.randn(40, rows, 3)
             y, _ = ours(x)
             with torch.no_grad():
-                change(ours, x, y)
+                change(ours, x)
             refused_in_place(lambda y=y: y.sum().backward())
 
 
@@ -165,6 +164,24 @@ def test_results_may_be_changed_in_place(cell):
     y, last = ours(x)
     (last[0] if cell == "LSTM" else last).add_(1)
     assert torch.equal(torch.autograd.grad(y.sum(), ours.weight_hh_l0)[0], expected)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_no_steps_and_no_rows_with_keywords(cell):
+    """The first an error, as without keywords; the second nothing to do."""
+    ours = getattr(bptt.nn, cell)(3, 5, batch_first=True)
+    for keywords in ("is_start",), ("cotangent_weight",), ("is_start", "cotangent_weight"):
+        for shape in ((2, 0), (0, 0)):
+            given = {keyword: torch.zeros(*shape) for keyword in keywords}
+            refused(lambda shape=shape, given=given: ours(torch.zeros(*shape, 3), **given), "no steps", kind=ValueError)
+        given = {keyword: torch.zeros(0) for keyword in keywords}
+        refused(lambda given=given: ours(torch.zeros(0, 3), **given), "no steps", kind=ValueError)
+        x = torch.zeros(0, 8, 3, requires_grad=True)
+        for shape in ((8, 0), (8,)):
+            y, last = ours(x, **{keyword: torch.zeros(*shape) for keyword in keywords})
+            y.sum().backward()
+            assert (y.shape, tensors((y, last))[1].shape) == ((0, 8, 5), (1, 0, 5))
+            assert all(not p.grad.any() for p in ours.parameters())
 
 
 def test_convert_refuses_what_is_no_module():

@@ -20,6 +20,8 @@ from bptt.nn.kernels.buffers import empty
 from bptt.nn.kernels.sequence import LSTM, RNN, SAVED, Plan, Sequence
 from bptt.nn.uncompiled import uncompiled
 
+_NOTHING = torch.empty(0, device="cpu")
+
 
 def evaluate(
     plan: Plan,
@@ -57,7 +59,11 @@ class Layer(torch.autograd.Function):
         q = evaluate(plan, *given)
         ctx.plan = plan
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*given, q.outputs, None if q.gates is q.outputs else q.gates, q.cells, plan.ids)
+        ctx.version = _version_of(q.outputs)
+        ctx.unchanged = ctx.version._version
+        outputs = q.outputs.data  # the same memory, which the caller may change in place: not autograd's to refuse
+        gates = None if q.gates is q.outputs else q.gates
+        ctx.save_for_backward(*given, outputs, gates, q.cells, plan.ids, plan.start, plan.weight)
         return q.results
 
     @staticmethod
@@ -65,10 +71,13 @@ class Layer(torch.autograd.Function):
     def backward(ctx: Any, d_outputs: Tensor | None, d_hn: Tensor | None, d_cn: Tensor | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Equations (3) and (4)."""
         plan: Plan = ctx.plan
-        *given, outputs, gates, cells, _ = ctx.saved_tensors  # the ids too, so that a change in place is seen
+        *given, outputs, gates, cells, _, _, _ = ctx.saved_tensors  # of the plan too: so a change in place is seen
         needed = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled():  # create_graph=True
+        if torch.is_grad_enabled() or any(map(_batched, (d_outputs, d_hn, d_cn))):  # create_graph=True, or under vmap
             return None, *_differentiable(plan, given, needed, (d_outputs, d_hn, d_cn))
+        if ctx.version._version != ctx.unchanged or outputs.untyped_storage().nbytes() < outputs.nbytes:
+            q = evaluate(plan, *given)
+            outputs, gates, cells = q.outputs, None if q.gates is q.outputs else q.gates, q.cells
         contiguous: Any = [_contiguous(a) for a in given]
         x, h0, c0, w_ih, w_hh, b_ih, b_hh = contiguous
         grads = [empty(a.shape, a) if need else None for a, need in zip(given, needed, strict=True)]
@@ -83,24 +92,43 @@ class Layer(torch.autograd.Function):
         return None, *grads
 
 
+def _version_of(x: Tensor) -> Tensor:
+    """A tensor without memory that counts the changes in place of x, and of all that share its memory, as x does."""
+    counter = x.detach()
+    counter.data = _NOTHING
+    return counter
+
+
+def _batched(cotangent: Tensor | None) -> bool:
+    """Whether it stands for many at once, without memory of its own: `is_grads_batched=True`, `torch.func.vmap`."""
+    if cotangent is None:
+        return False
+    known: Any = torch._C
+    known = known._functorch
+    return known.is_legacy_batchedtensor(cotangent) or known.is_functorch_wrapped_tensor(cotangent)
+
+
 def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
 def _differentiable(plan: Plan, given: Any, needed: Any, cotangents: tuple[Any, ...]) -> list[Any]:
-    """The same vjp as a graph: forward once more in operators that can be differentiated, then torch.autograd.grad.
+    """The same vjp in operators that can be differentiated and vectorised: forward once more, then torch.autograd.grad.
 
-    The views are so that a weight given twice has two gradients.
+    A graph where one is asked for. The views are so that a weight given twice has two gradients.
     """
-    x, h0, c0, *weights = given = [None if a is None else a.view_as(a) for a in given]
-    zeros = x.new_zeros(1, plan.rows, weights[1].shape[1])
-    state = tuple(zeros if s is None else s for s in ((h0, c0) if plan.cell == LSTM else (h0,)))
-    weights = [w for w in weights if w is not None]
-    inputs = x if plan.ids is None else functional.embedding(plan.ids, x)
-    y, last = plain.run(plan.mode, inputs, state, weights, plan.sizes, plan.reverse, plan.start, plan.weight)
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x, h0, c0, *weights = given = [None if a is None else a.view_as(a) for a in given]
+        zeros = x.new_zeros(1, plan.rows, weights[1].shape[1])
+        state = tuple(zeros if s is None else s for s in ((h0, c0) if plan.cell == LSTM else (h0,)))
+        weights = [w for w in weights if w is not None]
+        inputs = x if plan.ids is None else functional.embedding(plan.ids, x)
+        y, last = plain.run(plan.mode, inputs, state, weights, plan.sizes, plan.reverse, plan.start, plan.weight)
     pairs = [(r, c) for r, c in zip((y, *last), cotangents, strict=False) if c is not None]
     wanted = [a for a, need in zip(given, needed, strict=True) if need]
-    grads = iter(
-        torch.autograd.grad([r for r, _ in pairs], wanted, [c for _, c in pairs], create_graph=True, allow_unused=True)
+    found = torch.autograd.grad(
+        [r for r, _ in pairs], wanted, [c for _, c in pairs], create_graph=again, allow_unused=True
     )
+    grads = iter(found)
     return [next(grads) if need else None for need in needed]
