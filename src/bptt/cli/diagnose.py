@@ -13,6 +13,7 @@ import tyro
 import bptt
 from bptt.cli.config import PLAIN, at_least_one, can_be_written, flag, parse
 from bptt.cli.diagnosis import Measured, ladder, show
+from bptt.cli.files import data_text
 from bptt.cli.folder import CONFIG, load, replace
 from bptt.cli.model import CharModel, build, loss
 from bptt.cli.plots import diagnosis_plot
@@ -21,7 +22,7 @@ from bptt.cli.reading import reading
 from bptt.cli.screen import Screen
 from bptt.cli.train import describe, device_of, parameters
 from bptt.cli.train_config import TrainConfig, parse_train
-from bptt.data import PYTHON_DOCS, Vocabulary, lanes, load_text, split
+from bptt.data import PYTHON_DOCS, Vocabulary, lanes, split
 
 PLOT = "diagnosis.png"
 LENGTH, LANES = 200, 8
@@ -144,8 +145,7 @@ def _trained(config: DiagnoseConfig, folder: Path) -> Subject:
 
 
 def _text(data: str) -> tuple[str, str]:
-    with user_errors(prefix="--data "):
-        return load_text(data), "Python documentation" if data == PYTHON_DOCS else data
+    return data_text(data), "Python documentation" if data == PYTHON_DOCS else data
 
 
 def _sequence(config: DiagnoseConfig, subject: Subject) -> tuple[bptt.Chunk, int]:

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import stat
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from bptt.cli.printing import UserError
+from bptt.cli.printing import UserError, user_errors
+from bptt.cli.room import must_have_room
+from bptt.data import PYTHON_DOCS, load_text
 
 SETTINGS_MOST = 2**20
 """Bytes that a file of settings or of a worked example may have."""
+_OF_A_BYTE = 8
+"""Bytes that each byte of a text takes at the least while it is turned into ids; ASCII takes twice that."""
 _SCALARS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "null": "null"}
 """Tags of YAML that an option's value may have -> what such a value is."""
 _PREFIX = "tag:yaml.org,2002:"
+
+
+def data_text(source: str) -> str:
+    """The text that `--data` names. Raises UserError for what `bptt.data.load_text` refuses, or memory can't hold."""
+    with user_errors(prefix="--data "):
+        with contextlib.suppress(OSError):  # load_text says what is wrong
+            if source != PYTHON_DOCS and stat.S_ISREG((found := Path(source).stat()).st_mode):
+                must_have_room(_OF_A_BYTE * found.st_size, f"--data {source}", "this text", "Give a part of it")
+        return load_text(source)
 
 
 def small_text(path: Path, most: int = SETTINGS_MOST) -> str:

@@ -9,12 +9,11 @@ import torch
 from torch import nn
 
 import bptt
-from bptt.cli.printing import UserError
+from bptt.cli.printing import UserError, no_memory
+from bptt.cli.room import EMBEDDING, FLOAT, LAYERS_MOST, must_have_room, numbers_of
 from bptt.data import Vocabulary
 
 CELLS: dict[str, Any] = {"rnn": bptt.nn.RNN, "gru": bptt.nn.GRU, "lstm": bptt.nn.LSTM}
-EMBEDDING = 64
-"""Numbers that stand for one character; enough for alphabets of a few hundred."""
 
 State = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
@@ -57,12 +56,25 @@ def zeros(layer: Any, batch: int) -> State:
     return (state, state.clone()) if isinstance(layer, nn.LSTM) else state
 
 
-def build(characters: int, cell: str, hidden: int, layers: int) -> CharModel:
-    """A `CharModel`. Raises UserError if it doesn't fit into memory."""
+def build(characters: int, cell: str, hidden: int, layers: int, copies: int = 1) -> CharModel:
+    """A `CharModel`.
+
+    Arguments:
+        copies: how often what it is built for holds each parameter; training also its gradient and averages.
+
+    Raises: UserError if it doesn't fit into memory, before anything is allocated.
+    """
+    named = f"--hidden {hidden} --layers {layers}"
+    if layers > LAYERS_MOST:
+        raise UserError(f"--layers {layers}: must be at most {LAYERS_MOST:,}")
+    count = numbers_of(characters, cell, hidden, layers)
+    must_have_room(copies * FLOAT * count, named, f"no memory for a model of this size: its {count:,} parameters")
     try:
         return CharModel(characters, cell, hidden, layers)
-    except (RuntimeError, MemoryError, TypeError, OverflowError):  # torch has no error of its own for too large a size
-        raise UserError(f"--hidden {hidden} --layers {layers}: no memory for a model of this size") from None
+    except (RuntimeError, MemoryError, TypeError, OverflowError) as error:
+        if not no_memory(error):
+            raise
+        raise UserError(f"{named}: no memory for a model of this size") from None
 
 
 loss = bptt.per_step(nn.CrossEntropyLoss())

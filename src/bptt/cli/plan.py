@@ -13,13 +13,14 @@ import tyro
 
 import bptt
 from bptt.cli.config import at_least_one, parse
+from bptt.cli.files import data_text
 from bptt.cli.model import build, loss
 from bptt.cli.printing import UserError, duration, one_line, size, user_errors
 from bptt.cli.screen import Screen
 from bptt.cli.strategies import labelled, parse_strategies
 from bptt.cli.train import describe, device_of, parameters
 from bptt.cli.train_config import TrainConfig
-from bptt.data import PYTHON_DOCS, Vocabulary, lanes, load_text
+from bptt.data import PYTHON_DOCS, Vocabulary, lanes
 
 PROBE = 256
 """Characters a lane that are read for the probe; `bptt.plan` repeats them."""
@@ -69,8 +70,7 @@ def run(words: Sequence[str]) -> int:
             f"the K that you expect, such as tbptt:20:39"
         )
     device = device_of(config.device)
-    with user_errors(prefix="--data "):
-        text = load_text(config.data)
+    text = data_text(config.data)
     vocabulary = Vocabulary.of(text)
     with user_errors(prefix=f"--batch {config.batch}: "):
         ids = lanes(vocabulary.encode(text), config.batch)[: PROBE + 1].to(device)

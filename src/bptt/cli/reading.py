@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import bptt
 from bptt.cli.config import flag
@@ -12,6 +13,7 @@ from bptt.cli.printing import UserError
 from bptt.cli.strategies import LAWFUL, parse_strategy
 from bptt.cli.train_config import TrainConfig
 
+T = TypeVar("T")
 CHUNK = 64
 """Characters read at once where the strategy doesn't say how many it needs."""
 
@@ -47,3 +49,11 @@ def reading(config: TrainConfig) -> Reading:
     if isinstance(strategy, bptt.ARTBP):
         return Reading(strategy, max(strategy.every, math.ceil(float(config.strategy.split(":")[1]))))
     return Reading(strategy, CHUNK)
+
+
+def until(stream: Iterator[T], stopping: Callable[[], bool]) -> Iterator[T]:
+    """The stream up to where `stopping` says so, one chunk at the least: what was read then is the last window."""
+    for chunk in stream:
+        yield chunk
+        if stopping():
+            return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
 from typing import Any, TypeVar
 
 import bptt
@@ -63,6 +65,22 @@ def parse_strategies(text: str, where: str = "--strategies") -> dict[str, Any]:
     return {name: parse_strategy(name, where) for name in names}
 
 
+def reach(strategy: Any) -> tuple[str, float]:
+    """What makes the windows of a strategy long, in words, and how many steps they then have, on average.
+
+    >>> reach(bptt.TruncatedBPTT(5, 50)), reach(bptt.ARTBP(every=100)), reach(bptt.FullBPTT())
+    (('K2', 50), ('--every', 100), ('a sequence', 0))
+    """
+    if isinstance(strategy, bptt.TruncatedBPTT):
+        return ("K1", strategy.k1) if strategy.k2 is None else ("K2", strategy.k2)
+    if isinstance(strategy, bptt.ARTBP):
+        mean = strategy.law.mean_length  # pyright: ignore[reportFunctionMemberAccess]
+        return ("--every", strategy.every) if strategy.every > mean else ("L", mean)
+    if isinstance(strategy, bptt.AdaptiveTruncatedBPTT):
+        return "K", 2 * strategy.k_max - 1
+    return "a sequence", 0
+
+
 def labelled(name: str) -> str:
     """The text of a strategy with what everybody should know of it.
 
@@ -73,10 +91,10 @@ def labelled(name: str) -> str:
 
 
 def _number(word: str, kind: type[N]) -> N:
-    try:
-        number = kind(word)
-    except ValueError:
-        number = kind(-1)
+    number = kind(-1)
+    if re.fullmatch(r"[0-9.eE+-]{1,40}", word):  # Python reads more: spaces, underscores, digits of other scripts
+        with contextlib.suppress(ValueError):
+            number = kind(word)
     if not 0 <= number < math.inf:
         raise ValueError(f"{word!r} is not a {'whole number' if kind is int else 'number'}")
     return number

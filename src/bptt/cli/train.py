@@ -12,6 +12,7 @@ from functools import partial
 import torch
 
 import bptt
+from bptt.cli.files import data_text
 from bptt.cli.folder import EVENTS, LOSS_PLOT, NORM_PLOT, PART, REPORT, RunFolder
 from bptt.cli.interrupt import Interrupt
 from bptt.cli.model import CharModel, build, write
@@ -20,10 +21,11 @@ from bptt.cli.printing import UserError, bits, block, duration, one_line, user_e
 from bptt.cli.progress import Display
 from bptt.cli.reading import Reading, reading
 from bptt.cli.report import report
-from bptt.cli.strategies import labelled
+from bptt.cli.room import ADAM, FLOAT, must_have_room, numbers_of_window
+from bptt.cli.strategies import labelled, reach
 from bptt.cli.train_config import TrainConfig, parse_train
 from bptt.cli.training import NonFinite, Training
-from bptt.data import PYTHON_DOCS, Vocabulary, lanes, load_text, split
+from bptt.data import PYTHON_DOCS, Vocabulary, lanes, split
 
 SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 400, 0.6
 
@@ -50,8 +52,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _prepare(config: TrainConfig, read: Reading, device: torch.device, folder: RunFolder, display: Display) -> Training:
-    with user_errors(prefix="--data "):
-        text = load_text(config.data)
+    text = data_text(config.data)
     vocabulary = Vocabulary.of(text)
     with user_errors(prefix=f"--batch {config.batch}: "):
         train_ids, validation_ids = split(vocabulary.encode(text))
@@ -63,9 +64,12 @@ def _prepare(config: TrainConfig, read: Reading, device: torch.device, folder: R
             f"--sequence-length {config.sequence_length}: with --batch {config.batch} a lane of this text has only "
             f"{len(train) - 1} characters to predict; give that or less"
         )
+    _ends(config, read, len(train) - 1)
     torch.manual_seed(config.seed)
     with user_errors():
-        model = build(len(vocabulary), config.cell, config.hidden, config.layers).to(device)
+        copies = ADAM if config.optimizer.startswith("adam") else 2
+        model = build(len(vocabulary), config.cell, config.hidden, config.layers, copies).to(device)
+    _fits(config, read, len(train) - 1, len(vocabulary))
     source = "Python documentation" if config.data == PYTHON_DOCS else config.data
     display.say(f"text        {one_line(source)}, {len(text):,} characters, {len(vocabulary)} of them distinct")
     display.say(
@@ -76,6 +80,26 @@ def _prepare(config: TrainConfig, read: Reading, device: torch.device, folder: R
     if not folder.held:
         folder.publish(config, vocabulary)
     return Training(config, read, model, vocabulary, train, validation, folder)
+
+
+def _ends(config: TrainConfig, read: Reading, lane: int) -> None:
+    """Raise UserError for windows longer than the text: it is read again and again, and no update comes of it."""
+    what, steps = reach(read.strategy)
+    if steps > lane and not isinstance(read.strategy, bptt.AdaptiveTruncatedBPTT):
+        named = f"--strategy {config.strategy}" + (f" --every {config.every}" if what == "--every" else "")
+        raise UserError(
+            f"{named}: windows of {steps:,.0f} characters, but with --batch {config.batch} a lane of this text has "
+            f"only {lane:,} to predict; give {what} of that or less"
+        )
+
+
+def _fits(config: TrainConfig, read: Reading, lane: int, characters: int) -> None:
+    """Raise UserError for windows that memory has no room for."""
+    steps = min(config.sequence_length or reach(read.strategy)[1], lane)
+    if config.memory is None:
+        window = numbers_of_window(steps, config.batch, config.cell, config.hidden, config.layers, characters)
+        named = f"--strategy {config.strategy} --hidden {config.hidden}"
+        must_have_room(FLOAT * window, named, f"a window of {steps:,.0f} characters", "Give --memory, or smaller sizes")
 
 
 def _train(training: Training, display: Display, interrupt: Interrupt) -> int:

@@ -16,7 +16,7 @@ from bptt.cli.interrupt import Interrupt
 from bptt.cli.model import CharModel, loss
 from bptt.cli.printing import bits, duration, user_errors
 from bptt.cli.progress import Display
-from bptt.cli.reading import Reading
+from bptt.cli.reading import Reading, until
 from bptt.cli.train_config import TrainConfig
 from bptt.data import Vocabulary, chunks, continuous
 
@@ -67,7 +67,7 @@ class Training:
         self.began = time.monotonic()
         done = 0
         before = self.began
-        for update in self._updates():
+        for update in self._updates(interrupt):
             record, chars = self._step(update)
             now = time.monotonic()
             display.show(self._fraction(), self.history.numbers(record, chars, now - before))
@@ -88,15 +88,19 @@ class Training:
         """Since training began."""
         return time.monotonic() - self.began
 
-    def _updates(self) -> Iterator[Any]:
-        """The updates of the run; every chunk of `--strategy full` is a sequence of its own."""
+    def _updates(self, interrupt: Interrupt) -> Iterator[Any]:
+        """The updates of the run; every chunk of `--strategy full` is a sequence of its own.
+
+        The stream ends at Ctrl-C, so that a window which is still being read becomes the last update.
+        """
         options: dict[str, Any] = {
             "strategy": self.reading.strategy,
             "memory": self.config.memory,
             "initial_state": self.model.initial_state(self.lanes.shape[1]),
             "generator": torch.Generator().manual_seed(self.config.seed),
         }
-        stream = self._on_device(continuous(chunks(self.lanes, self.reading.chunk_length, self.config.epochs)))
+        endless = chunks(self.lanes, self.reading.chunk_length, self.config.epochs)
+        stream = self._on_device(until(continuous(endless), lambda: interrupt.asked))
         # A sequence starts from the initial state as it is; marking that as a reset would cut its last cotangent off.
         sequences = ([chunk._replace(is_start=None)] for chunk in stream) if self.reading.sequences else [stream]
         with user_errors():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,8 +24,8 @@ def load_text(source: str | Path) -> str:
 
     Returns: the text, with every line end as one newline and without a byte order mark.
 
-    Raises: ValueError, one line, for a file that is missing, a directory, unreadable, not UTF-8, empty, or made of
-        one character only.
+    Raises: ValueError, one line, for a file that is missing, a directory, no regular file (such as a pipe, which may
+        never end), unreadable, larger than memory, not UTF-8, empty, or made of one character only.
 
     >>> text = load_text("python-docs")
     >>> "assert" in text, len(text) > 100_000
@@ -34,6 +35,9 @@ def load_text(source: str | Path) -> str:
         return _python_docs()
     path = Path(source)
     try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise ValueError(f"{path}: this is not a regular file, and may never end. Save the text to a file first.")
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file. Give a text file in UTF-8, or {PYTHON_DOCS}.") from None
@@ -41,6 +45,8 @@ def load_text(source: str | Path) -> str:
         raise ValueError(f"{path}: this is a directory. Give one text file.") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
+    except MemoryError:
+        raise ValueError(f"{path}: there is no memory for a text of {path.stat().st_size:,} bytes.") from None
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: not a UTF-8 text (byte {error.start} cannot be decoded). Convert it to UTF-8 first."

@@ -62,6 +62,12 @@ class PolynomialLaw:
                 f"PolynomialLaw(alpha={self.alpha!r}): alpha must be a number above 1, or the mean window is infinite."
             )
 
+        if math.isinf((self.alpha - 1) * self.mean_length):
+            raise ValueError(
+                f"{self!r}: (alpha - 1) * mean_length is beyond the largest float, so nothing would ever be cut. Use a "
+                f"smaller alpha, such as 3."
+            )
+
     def __call__(self, k: int) -> float:
         return self.alpha / ((self.alpha - 1) * self.mean_length + k)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from bptt.cli.config import PLAIN, at_least_one, flag
+from bptt.cli.config import PLAIN, at_least_one, at_most, flag
 from bptt.cli.printing import UserError, duration
 
 UNTIL = {"": 1, "s": 1, "min": 60, "h": 3600}
@@ -153,6 +153,7 @@ class CompareConfig:
             if self.task not in tasks and getattr(self, name) is not None:
                 raise UserError(f"{flag(name)} applies only to --task {', '.join(tasks)}, not to {self.task}")
         at_least_one(self, "seeds", "sequence_length", "hidden", "batch")
+        at_most(self, seeds=10_000, draws=1_000_000)
         if self.draws is not None and self.draws < 3:
             raise UserError(f"--draws {self.draws}: must be at least 3, for a variance and its interval")
         if self.lr is not None and not 0 < self.lr <= 1e30:

@@ -18,7 +18,12 @@ import bptt
 from bptt.cli.contest.config import Budget
 from bptt.cli.contest.settings import Setting
 from bptt.cli.printing import UserError, user_errors
+from bptt.cli.reading import until
+from bptt.cli.room import FLOAT, must_have_room
+from bptt.cli.strategies import reach
 
+STEPS_MOST = 10_000_000
+"""Steps of a window that any budget of memory makes an update of within hours."""
 POINTS = 25
 """Validations of a run, evenly over its budget, besides the one before training."""
 
@@ -128,7 +133,8 @@ class Runner:
         """Those of the stream, or of one sequence after another for the full gradient."""
         setting = self.setting
         if not isinstance(self.strategy, bptt.FullBPTT):
-            yield from self._unroll(_limited(setting.stream(self.seed), self.budget.steps))
+            stream = _limited(setting.stream(self.seed), self.budget.steps)
+            yield from self._unroll(until(stream, self.stopping))
             return
         for chunk in setting.sequences(self.seed):
             yield from self._unroll([chunk])
@@ -211,6 +217,8 @@ def must_fit(setting: Setting, strategies: dict[str, Any], budget: Budget, memor
             f"--budget {budget.steps}: full needs at least the {setting.sequence} steps of a sequence. Give that or "
             f"more, or leave full out of --strategies"
         )
+    for name, strategy in strategies.items():
+        _ends(setting, name, strategy, budget, memory)
     torch.manual_seed(0)
     try:
         model = setting.build()
@@ -221,7 +229,8 @@ def must_fit(setting: Setting, strategies: dict[str, Any], budget: Budget, memor
         try:
             with user_errors():
                 stream = itertools.islice(setting.sequences(0), 1)  # full reads a stream to its end
-                stream = stream if isinstance(strategy, bptt.FullBPTT) else setting.stream(0)
+                if not isinstance(strategy, bptt.FullBPTT):
+                    stream = _limited(setting.stream(0), budget.steps)
                 next(unroll(setting, copy.deepcopy(model), stream, strategy, memory, seed=0))
         except UserError as error:
             found = re.search(r"the least that works here is memory=(\d+)|, which takes (\d+):", str(error))
@@ -235,6 +244,23 @@ def must_fit(setting: Setting, strategies: dict[str, Any], budget: Budget, memor
         raise UserError(f"--memory {memory}: no strategy fits. The least that would is {least[name]}B, for {name}")
     needs = ", ".join(f"{name} (the least is {count}B)" for name, count in least.items())
     raise UserError(f"--memory {memory}: too little for {needs}. Give more, or leave these out of --strategies")
+
+
+def _ends(setting: Setting, name: str, strategy: Any, budget: Budget, memory: str | None) -> None:
+    """Raise UserError for windows that a run's budget, its data or memory has no room for: no update comes of them."""
+    _, steps = reach(strategy)
+    whole = isinstance(strategy, bptt.FullBPTT)
+    for most, of in ((budget.steps, f"--budget {budget.steps}"), (setting.whole, "one pass through the text")):
+        if most is not None and steps > most and not isinstance(strategy, bptt.AdaptiveTruncatedBPTT):
+            raise UserError(
+                f"--strategies {name}: windows of {steps:,.0f} steps, but {of} has only {most:,}; give that or less"
+            )
+    if memory is None:
+        steps = setting.sequence if whole else steps
+        what = f"a window of {steps:,.0f} steps"
+        must_have_room(FLOAT * steps * setting.kept, f"--strategies {name}", what, "Give --memory, or smaller sizes")
+    elif steps > STEPS_MOST:
+        raise UserError(f"--strategies {name}: windows of {steps:,.0f} steps; give {STEPS_MOST:,} or less")
 
 
 def _limited(stream: Iterator[bptt.Chunk], steps: int | None) -> Iterator[bptt.Chunk]:

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 import bptt
 from bptt.cli import model as text_model
 from bptt.cli.contest.config import CompareConfig
+from bptt.cli.files import data_text
 from bptt.cli.printing import one_line, user_errors
-from bptt.data import PYTHON_DOCS, Vocabulary, chunks, lanes, load_text, split
-from bptt.data.tasks import Adding, BernoulliAdd, CopyMemory, DelayedCopy, InfluenceBalancing, Task
+from bptt.cli.room import ADAM, FLOAT, must_have_room, numbers_of_layers, numbers_of_window
+from bptt.data import PYTHON_DOCS, Vocabulary, chunks, lanes, split
+from bptt.data.influence import BLOCK
+from bptt.data.tasks import SPAN, Adding, BernoulliAdd, CopyMemory, DelayedCopy, InfluenceBalancing, Task
 
 TASKS: dict[str, Any] = {"copy": CopyMemory, "delayed": DelayedCopy, "adding": Adding, "bernoulli": BernoulliAdd}
 TITLES = {"copy": "copy memory", "delayed": "delayed copy", "adding": "adding", "bernoulli": "Bernoulli add"}
@@ -39,6 +42,8 @@ class Setting:
     reduction, optimizer: as the task wants them. parameter, optimum: of a model with a single one, its name and what it
         should become. lost: beyond this |parameter| a run counts as diverged.
     state_batch_dim: as `bptt.unroll` takes it. digest: of the text that is read.
+    whole: steps after which the data is read again, None where it never is. kept: numbers that a window keeps for its
+        backward pass, at the least, for each of its steps.
     """
 
     title: str
@@ -61,6 +66,8 @@ class Setting:
     lost: float | None = None
     state_batch_dim: int | None = 1
     digest: str = ""
+    whole: int | None = None
+    kept: float = 1.0
 
     def sequences(self, seed: int) -> Iterator[bptt.Chunk]:
         """The training data as sequences of their own, each from the start state, and no loss without its inputs."""
@@ -113,6 +120,12 @@ def setting(config: CompareConfig) -> Setting:
 def _of_task(config: CompareConfig, task: Task) -> Setting:
     rows, loss = config.batch or 1, task.loss
     sequence = task.sequence or config.sequence_length or 1
+    cell, hidden = config.cell or "", config.hidden or 1
+    named = f"--task {config.task} ({_described(task)}) --batch {rows} --hidden {hidden}"
+    data = max(sequence, task.lag, SPAN) * max(rows, VALIDATION_ROWS) * task.inputs
+    must_have_room(2 * FLOAT * data, named, f"a sequence of {max(sequence, task.lag):,} steps")
+    numbers = numbers_of_layers(cell, task.inputs, hidden, 1) + (hidden + 1) * task.outputs
+    must_have_room(ADAM * FLOAT * numbers, named, f"no memory for a model of this size: its {numbers:,} parameters")
     held_out = task.stream(VALIDATION_ROWS, sequence, seed=HELD_OUT)
     count = max(1, VALIDATION_STEPS // sequence)
     described = _described(task)
@@ -125,7 +138,7 @@ def _of_task(config: CompareConfig, task: Task) -> Setting:
             "model": f"{config.cell} of {config.hidden} units and a linear readout, batch {rows}",
             "optimizer": f"Adam, learning rate {config.lr:g}, {_clipping(config)}",
         },
-        build=lambda: TaskModel(task.inputs, config.cell or "", config.hidden or 1, task.outputs),
+        build=lambda: TaskModel(task.inputs, cell, hidden, task.outputs),
         loss=loss,
         stream=lambda seed: task.stream(rows, sequence, seed=seed),
         start=lambda model, rows: None,
@@ -134,14 +147,14 @@ def _of_task(config: CompareConfig, task: Task) -> Setting:
         measured=next(task.stream(rows, sequence, seed=HELD_OUT + 1)),
         sequence=sequence,
         lag=0 if task.sequence else task.lag,
+        kept=numbers_of_window(1, rows, cell, hidden, 1, task.outputs),
         marks={"without memory": task.baseline} | ({"best possible": task.floor} if task.floor else {}),
     )
 
 
 def _of_text(config: CompareConfig) -> Setting:
     source, rows, sequence = config.data or PYTHON_DOCS, config.batch or 1, config.sequence_length or 1
-    with user_errors(prefix="--data "):
-        text = load_text(source)
+    text = data_text(source)
     vocabulary = Vocabulary.of(text)
     with user_errors(prefix=f"--batch {rows}: "):
         training, held_out = split(vocabulary.encode(text))
@@ -165,7 +178,7 @@ def _of_text(config: CompareConfig) -> Setting:
             "model": f"{config.cell} of {config.hidden} units on an embedding of {text_model.EMBEDDING}, batch {rows}",
             "optimizer": f"Adam, learning rate {config.lr:g}, {_clipping(config)}",
         },
-        build=lambda: text_model.build(len(vocabulary), config.cell or "", config.hidden or 1, 1),
+        build=lambda: text_model.build(len(vocabulary), config.cell or "", config.hidden or 1, 1, ADAM),
         loss=text_model.loss,
         stream=stream,
         start=lambda model, rows: model.initial_state(rows),
@@ -175,6 +188,8 @@ def _of_text(config: CompareConfig) -> Setting:
         sequence=sequence,
         unit="character",
         digest=digest,
+        whole=len(read) - 1,
+        kept=numbers_of_window(1, rows, config.cell or "", config.hidden or 1, 1, len(vocabulary)),
     )
 
 
@@ -183,6 +198,8 @@ def _of_influence(config: CompareConfig) -> Setting:
     with user_errors(prefix="--task influence: "):
         task = InfluenceBalancing(**given)
     sequence = config.sequence_length or 1
+    powers = 2 * FLOAT * (BLOCK * task.size**2 + 2 * sequence)
+    must_have_room(powers, f"--size {task.size} --sequence-length {sequence}", "powers of the chain's matrix and steps")
 
     def endless(seed: int = 0) -> Iterator[bptt.Chunk]:
         return (next(task.stream(sequence, sequence)) for _ in itertools.count())

@@ -1,0 +1,57 @@
+"""Whether what is asked for has room on this machine, found by arithmetic before anything is allocated."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from bptt.cli.printing import UserError, size
+
+GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+EMBEDDING = 64
+"""Numbers that stand for one character; enough for alphabets of a few hundred."""
+LAYERS_MOST = 1000
+"""Recurrent layers on top of each other; of more, building alone takes minutes, and none was ever trained."""
+FLOAT, ADAM = 4, 4
+"""Bytes of a number; how often Adam holds each parameter: itself, its gradient and two averages."""
+
+
+def memory_here() -> float:
+    """Bytes that this process can have at most: the machine's memory, or a limit of the shell or container below it."""
+    limits = [float("inf")]
+    with contextlib.suppress(AttributeError, ValueError, OSError, ImportError):  # not a POSIX system
+        import resource
+
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if soft != resource.RLIM_INFINITY:
+            taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            limits.append(max(0, soft - taken))
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int(Path(path).read_text()))
+    return min(limits)
+
+
+def must_have_room(count: float, named: str, what: str, remedy: str = "Give smaller sizes") -> None:
+    """Raise `UserError` where `what` takes more than `count` bytes, at the least, and this machine has less."""
+    here = memory_here()
+    if count > here:
+        wanted = size(count) if count < 2**40 else f"{count / 2**30:,.0f}GiB"
+        raise UserError(f"{named}: {what} would take {wanted} or more, and {size(here)} can be had. {remedy}")
+
+
+def numbers_of(characters: int, cell: str, hidden: int, layers: int) -> int:
+    """Parameters of a character model."""
+    return EMBEDDING * characters + numbers_of_layers(cell, EMBEDDING, hidden, layers) + (hidden + 1) * characters
+
+
+def numbers_of_layers(cell: str, inputs: int, hidden: int, layers: int) -> int:
+    """Parameters of recurrent layers on top of each other."""
+    return GATES[cell] * hidden * (inputs + hidden + 2 + (layers - 1) * (2 * hidden + 2))
+
+
+def numbers_of_window(steps: float, rows: int, cell: str, hidden: int, layers: int, outputs: int) -> float:
+    """Numbers that a window of so many steps keeps for its backward pass, at the least."""
+    return steps * rows * (layers * hidden * (GATES[cell] + 1) + outputs)
