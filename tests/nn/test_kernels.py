@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 
@@ -24,6 +25,16 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+def test_a_compiler_means_kernels():
+    """Without the library every other check of it is skipped: where it could be built, it must be here and load."""
+    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    assert NATIVE, f"{compiler} is here, but bptt.nn runs on PyTorch alone: {kernels.reason}"
+    instructions = torch.backends.cpu.get_cpu_capability().lower()  # what torch's own kernels use
+    assert instructions not in ("avx2", "avx512") or instructions in NATIVE
 
 
 @needs_native
