@@ -1,0 +1,167 @@
+"""The public names with their call signatures, held as data: whoever adds, drops or changes one changes this table."""
+
+import importlib.resources
+import inspect
+import re
+from types import ModuleType
+
+import pytest
+
+import bptt
+
+PUBLIC = {
+    "bptt": """
+ARTBP(law=<factory>, every=1, per_row=False, compensate=True)
+AdaptiveTruncatedBPTT(tolerance=0.5, k_min=2, k_max=100, probe_every=50, window=100)
+Checkpoints(slots, segment)
+Chunk(inputs, targets, is_start=None, mask=None)
+Compared(bias, signed_bias, cosine, variance, strategy, draws, parameters, seconds, memory_bytes, updates,
+    forward_steps, backward_steps)
+Comparison(steps, norms, norm, entries)
+ConstantLaw(mean_length=50)
+Decision(k, step, estimate, bias, decay, norms=())
+Deviation(bias, signed_bias, cosine, variance)
+Diagnosis(steps, rows, state_size, norms, mean, quantiles, levels, growth_rates, exponents, singular_values,
+    memory_length, fraction, spectral_radius, gradient_norm, dropped)
+Estimate(value, low, high)
+Evaluation(loss, mean_loss, steps, state, aux)
+FullBPTT()
+NonFiniteError(message, step)
+NonFiniteGradientError(message, step)
+NonFiniteLossError(message, step)
+Plan(steps, budget, rows)
+PlanRow(strategy, memory, gradient, reach, seconds, memory_bytes, forward_steps, fits)
+PolynomialLaw(alpha=3, mean_length=50)
+TruncatedBPTT(k1, k2=None)
+Update(t0, t1, start, loss, steps, state, aux, forward_steps, memory_bytes, decision)
+backward(model, loss, chunk, state=None, *, strategy=None, memory=None, initial_state=None, state_batch_dim=None,
+    time_dim=0, params=None, reduction='mean', clip_cotangent=None, generator=None, scale=1.0)
+compare(model, loss, sequence, state=None, *, strategies, draws=100, memory=None, initial_state=None,
+    state_batch_dim=None, time_dim=0, params=None, generator=None)
+diagnose(model, loss, sequence, state=None, *, initial_state=None, state_batch_dim=None, time_dim=0, max_lag=None,
+    exponents=None, discard=None, singular_lags=None, truncations=None, params=None, fraction=0.01, levels=(0.1, 0.5,
+    0.9))
+equations
+evaluate(model, loss, stream, state=None, *, initial_state=None, state_batch_dim=None, time_dim=0)
+lyapunov(jacobians, *, exponents=None, discard=0)
+nn
+per_step(criterion)
+plan(model, loss, chunk, state=None, *, steps=None, memory=None, strategies=None, initial_state=None,
+    state_batch_dim=None, time_dim=0)
+scale_gradient(state, w, state_batch_dim=None)
+scan(step, time_dim=0)
+unroll(model, loss, stream, state=None, *, strategy, memory=None, initial_state=None, state_batch_dim=None,
+    time_dim=0, params=None, reduction='mean', clip_cotangent=None, generator=None, scale=1.0)
+""",
+    "bptt.nn": """
+GRU(*args, **kwargs)
+LSTM(*args, **kwargs)
+RNN(*args, **keywords)
+SimpleRNN(input_size, hidden_size, output_size, nonlinearity='identity', bias=False, *, device=None, dtype=None,
+    generator=None)
+convert(model)
+init
+""",
+    "bptt.nn.init": """
+glorot_(tensor, gain=1.0, *, generator=None)
+identity_(tensor, gain=1.0)
+orthogonal_(tensor, gain=1.0, *, generator=None)
+spectral_radius_(tensor, radius, *, generator=None)
+""",
+    "bptt.equations": """
+ACTIVATIONS
+ARTBPPattern(steps, cuts, law, every=1)
+Cached(symbol, shape, reads)
+Cost(method, products, outer_products, cached)
+Gradient(U, W, V, b=None, c=None)
+LOSSES
+Network(U, W, V, b=None, c=None, nonlinearity='identity', loss='squared_error')
+Trace(network, x, y, h_before, a, h, o, l)
+artbp_gradient(trace, pattern)
+costs(network, steps)
+forward(network, x, y, h0=None)
+full_weights(steps)
+gradient_by_double_sum(trace, weights=None)
+gradient_by_recursion(trace, boundaries=None)
+jacobian(trace, t, k)
+lag_term(trace, lag)
+lag_terms(trace)
+pair_term(trace, t, k)
+pair_terms(trace)
+pair_weights(boundaries)
+softmax_cross_entropy(o, y)
+squared_error(o, y)
+state_cotangents(trace)
+step_jacobian(trace, t)
+subsequence_boundaries(steps, length)
+subsequence_gradient(trace, length)
+subsequence_weights(steps, length)
+truncated_gradient(trace, tau)
+truncated_weights(steps, tau)
+""",
+    "bptt.data": """
+PYTHON_DOCS
+Vocabulary(characters)
+chunks(lanes, length, epochs=1)
+continuous(stream)
+lanes(ids, batch)
+load_text(source)
+split(ids, part=10)
+tasks
+""",
+    "bptt.data.tasks": """
+Adding(length=100)
+BernoulliAdd(t1=3, t2=8)
+CopyMemory(delay=100, length=10, symbols=8)
+DelayedCopy(delay=10, symbols=4)
+Influence(matrix, effect)
+InfluenceBalancing(size=23, positive=10)
+Task()
+""",
+    "bptt.models": """
+Flow(size, viscosity, modes=(), coefficients=None, *, dt=0.02, mean=(0.0, 0.0), device=None, dtype=None)
+TakagiSugeno(low, high, sets=('low', 'medium', 'high'), lags=2, inputs=1, *, widths=(0.4, 0.8), closest=0.0,
+    device=None, dtype=None)
+""",
+}
+"""Name and arguments, annotations and private fields aside; a name without brackets is a module or a value."""
+
+
+def names(module) -> list[str]:
+    """What `from module import *` gives, sorted."""
+    functions = [name for name, thing in vars(module).items() if inspect.isfunction(thing) and name[0] != "_"]
+    return sorted(getattr(module, "__all__", functions))
+
+
+def described(module, name: str) -> str:
+    """The name and the arguments of a call."""
+    thing = getattr(module, name)
+    if not callable(thing):
+        return name
+    signature = inspect.signature(thing)
+    kept = [p.replace(annotation=p.empty) for p in signature.parameters.values() if p.name[0] != "_"]
+    return f"{name}{signature.replace(parameters=kept, return_annotation=signature.empty)}"
+
+
+@pytest.mark.parametrize("path", PUBLIC)
+def test_public_names_and_how_they_are_called(path):
+    module = importlib.import_module(path)
+    assert [described(module, name) for name in names(module)] == re.sub(r"\n +", " ", PUBLIC[path]).split("\n")[1:-1]
+
+
+@pytest.mark.parametrize("path", PUBLIC)
+def test_every_public_name_is_explained(path):
+    module = importlib.import_module(path)
+    for name in names(module):
+        thing = getattr(module, name)
+        if callable(thing) or isinstance(thing, ModuleType):
+            doc = thing.__doc__ or ""
+            assert doc, f"{path}.{name} has no docstring"
+            assert not doc.startswith(f"{name}("), f"{path}.{name} has only the one that a dataclass gets by itself"
+
+
+def test_nothing_else_is_in_sight():
+    """Beside modules, what one sees of the package is what it says is public; its types are shipped."""
+    seen = {name for name, thing in vars(bptt).items() if name[0] != "_" and not isinstance(thing, ModuleType)}
+    assert seen == set(bptt.__all__) - {"equations", "nn"}
+    assert (importlib.resources.files(bptt) / "py.typed").is_file()
