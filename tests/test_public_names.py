@@ -19,6 +19,7 @@ Compared(bias, signed_bias, cosine, variance, strategy, draws, parameters, secon
     forward_steps, backward_steps)
 Comparison(steps, norms, norm, entries)
 ConstantLaw(mean_length=50)
+Credit(norms, sums)
 Decision(k, step, estimate, bias, decay, norms=())
 Deviation(bias, signed_bias, cosine, variance)
 Diagnosis(steps, rows, state_size, norms, mean, quantiles, levels, growth_rates, exponents, singular_values,
@@ -32,8 +33,11 @@ NonFiniteLossError(message, step)
 Plan(steps, budget, rows)
 PlanRow(strategy, memory, gradient, reach, seconds, memory_bytes, forward_steps, fits)
 PolynomialLaw(alpha=3, mean_length=50)
+Probe(start, stop, losses)
+Strategy(*args, **kwargs)
 TruncatedBPTT(k1, k2=None)
 Update(t0, t1, start, loss, steps, state, aux, forward_steps, memory_bytes, decision)
+Window(start, first, stop, keep, weights=<factory>, decision=None, progress=None)
 backward(model, loss, chunk, state=None, *, strategy=None, memory=None, initial_state=None, state_batch_dim=None,
     time_dim=0, params=None, reduction='mean', clip_cotangent=None, generator=None, scale=1.0)
 compare(model, loss, sequence, state=None, *, strategies, draws=100, memory=None, initial_state=None,
@@ -59,7 +63,7 @@ LSTM(*args, **kwargs)
 RNN(*args, **keywords)
 SimpleRNN(input_size, hidden_size, output_size, nonlinearity='identity', bias=False, *, device=None, dtype=None,
     generator=None)
-convert(model)
+convert(model, back=False)
 init
 """,
     "bptt.nn.init": """
