@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import safetensors
 import torch
@@ -16,7 +15,9 @@ from safetensors.torch import load_file, save
 
 import bptt
 from bptt.cli.contest.config import CompareConfig
-from bptt.cli.contest.runner import Point, Run
+from bptt.cli.contest.parts import is_gradient, run_of
+from bptt.cli.contest.runner import Run
+from bptt.cli.files import read_settings, small_text
 from bptt.cli.folder import FILES as RUN_FILES
 from bptt.cli.folder import dated, jsonable, replace
 from bptt.cli.printing import UserError
@@ -24,6 +25,9 @@ from bptt.cli.printing import UserError
 CONFIG, RESULTS, PAGE = "config.yaml", "results.json", "report.html"
 PLOTS = ("loss.png", "gradients.png", "windows.png")
 PARTS = "parts"
+PART_MOST = 2**28
+"""Bytes of a part; a run of a million updates, each of another length, has a tenth of that."""
+_MISSING = object()
 
 
 class ContestFolder:
@@ -65,12 +69,11 @@ class ContestFolder:
 
     def run(self, name: str, seed: int) -> Run | None:
         """A finished run, or None."""
-        kept = self._kept(_part(name, seed))
-        if kept is None:
+        part = _part(name, seed)
+        kept = self._kept(part)
+        if kept is _MISSING:
             return None
-        values = {**kept, "points": [Point(*point) for point in kept["points"]]}
-        values["windows"] = Counter({int(steps): count for steps, count in kept["windows"].items()})
-        return Run(**{**values, "decisions": [tuple(pair) for pair in kept["decisions"]]})
+        return run_of(kept, name, seed) or self._damaged(part)
 
     def keep_run(self, run: Run, model: torch.nn.Module) -> None:
         """Keep a finished run: first its weights, then what says that it is there."""
@@ -84,26 +87,34 @@ class ContestFolder:
         """Let `model` be that of the end of a finished run."""
         path = self.path / PARTS / f"{_part(run.strategy, run.seed)}.safetensors"
         try:
-            model.load_state_dict(load_file(path))
-        except (OSError, RuntimeError, safetensors.SafetensorError):
+            weights, own = load_file(path), model.state_dict()
+            if any(weights[name].dtype != t.dtype or not weights[name].isfinite().all() for name, t in own.items()):
+                raise KeyError
+            model.load_state_dict(weights)
+        except (OSError, KeyError, RuntimeError, safetensors.SafetensorError):
             raise UserError(f"{path}: missing or damaged. Delete {path.with_suffix('.json')} to run it again") from None
 
     def gradient(self, name: str, when: str) -> dict[str, Any] | None:
         """What `bptt.compare` found for a strategy, or None."""
-        return self._kept(f"gradient_{when}_{_plain(name)}")
+        part = f"gradient_{when}_{_plain(name)}"
+        kept = self._kept(part)
+        return None if kept is _MISSING else kept if is_gradient(kept) else self._damaged(part)
 
     def keep_gradient(self, name: str, when: str, found: dict[str, Any]) -> None:
         """Keep that."""
         self._keep(f"gradient_{when}_{_plain(name)}", found)
 
-    def _kept(self, part: str) -> dict[str, Any] | None:
+    def _kept(self, part: str) -> Any:
+        """The JSON of a finished part, `_MISSING` without one."""
         path = self.path / PARTS / f"{part}.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            raise UserError(f"{path}: damaged. Delete it to run that part again") from None
+            return json.loads(small_text(path, PART_MOST)) if path.exists() else _MISSING
+        except (ValueError, RecursionError, UserError, OSError):
+            self._damaged(part)
+
+    def _damaged(self, part: str) -> NoReturn:
+        path = self.path / PARTS / f"{part}.json"
+        raise UserError(f"{path}: damaged, or of another version. Delete it to run that part again") from None
 
     def _keep(self, part: str, values: dict[str, Any]) -> None:
         self.write(f"{PARTS}/{part}.json", json.dumps(jsonable(values)))
@@ -125,10 +136,9 @@ def _held(path: Path) -> dict[str, Any] | None:
     if not (path / CONFIG).exists() or not (path / PARTS).is_dir():
         return None
     try:
-        held = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        held = None
-    return held if isinstance(held, dict) else {"config": "damaged"}
+        return read_settings(path / CONFIG)
+    except UserError:
+        return {"config": "damaged"}
 
 
 def _unfinished(identity: dict[str, Any]) -> Path | None:
