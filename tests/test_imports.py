@@ -22,7 +22,7 @@ LAYERS = [  # lowest first; a module imports from layers strictly below its own
     {"segment"},
     {"memory", "mixing", "pullback", "purity", "rewind"},
     {"budget", "finite", "guard", "probing"},
-    {"reverse"},
+    {"reverse", "reached"},
     {"strategies"},
     {"engine"},
     {"unroll"},

@@ -121,8 +121,9 @@ def test_parameters_out_of_reach_keep_no_gradient():
     case = make("gru", 5)
     case.model.register_parameter("unused", torch.nn.Parameter(torch.ones(2)))
     frozen = case.model.bias_hh_l0.requires_grad_(False)
-    for _ in unroll(case, bptt.TruncatedBPTT(2, 3)):
-        pass
+    with pytest.warns(UserWarning, match="unused"):
+        for _ in unroll(case, bptt.TruncatedBPTT(2, 3)):
+            pass
     assert case.model.unused.grad is None
     assert frozen.grad is None
     assert case.model.weight_hh_l0.grad is not None

@@ -97,6 +97,18 @@ def step_returns(after: Any, carried: Tree, step: Any) -> Tree:
         raise ValueError(f"{error} A step such as {named(step)} must return (output, state).") from None
 
 
+def aux_fits(aux: Any, losses: Tensor, outputs: Tree) -> None:
+    """Aux is tensors, and no second loss: bare, with a graph of its own, in the shape of the losses."""
+    checks.tensors(aux, "aux")
+    if isinstance(aux, Tensor) and aux.requires_grad and aux.grad_fn is not None and aux.shape == losses.shape:
+        storage = aux.untyped_storage().data_ptr()
+        if all(leaf.untyped_storage().data_ptr() != storage for leaf in state.leaves(outputs)):
+            raise ValueError(
+                f"the loss returned two tensors {shape(losses)} with a graph, of which the second would be aux and get "
+                f"no gradient: return their sum if both are losses, else detach the second."
+            )
+
+
 def failed_loss(error: Exception, loss: Any, outputs: Tree, targets: Tree) -> NoReturn:
     """The loss failed: on targets that are missing or of other rows, or as torch says."""
     who = f"the loss {named(loss)}"

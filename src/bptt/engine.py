@@ -15,6 +15,7 @@ from bptt.excluded import Sheltered
 from bptt.finite import Gradients
 from bptt.guard import Guard
 from bptt.memory import Memory, Meter, parse
+from bptt.reached import Watch
 from bptt.recurrence import Loss, Recurrence, StepLoss
 from bptt.replay import isolated, noise_restored
 from bptt.results import Evaluation, Sum, Update, mean
@@ -92,13 +93,18 @@ class Run:
         self.owed: dict[int, tuple[Tensor, Tensor]] = {}
         self.owed_at_start: list[Tensor | None] = []
 
-    def updates(self, strategy: Strategy, merge: bool = False) -> Iterator[Update]:
-        """The updates of a strategy; for `merged`, with one divisor and what is owed to inputs and states kept back."""
+    def updates(self, strategy: Strategy, watch: Watch | None = None, merge: bool = False) -> Iterator[Update]:
+        """The updates of a strategy; for `merged`, with one divisor and what is owed to inputs and states kept back.
+
+        watch: told of each window, to refuse or warn where nothing gets a gradient.
+        """
         steps = self.time.upto(math.inf) if merge else 0
         for window in self._windows(strategy):
             problem = self.sheltered(window)
             initial = self.initial(window, self.carried, problem.time)
             begin = self.begin(window, self.carried, initial)
+            if watch is not None:
+                watch.begin(begin, self.state, initial)
             over = 1 if self.reduction == "sum" else steps or strategy.divisor(window)
             self.factor = factor = self._factor(begin)
             if problem.clip is not None:
@@ -115,6 +121,8 @@ class Run:
             if not merge:
                 self.pass_on()
                 self.gradients.forget()
+            if watch is not None and watch.window(window, begin, initial, outcome.valid, outcome.aux) and not merge:
+                watch.conclude(3)
             self.carried = outcome.kept if window.keep > 0 else self.carried
             self.time.drop(window.keep)
             yield Update(
@@ -132,6 +140,8 @@ class Run:
                 _norm=partial(state.norm, outcome.cotangent, begin, factor),
             )
             torch.clear_autocast_cache()  # the casts of weights that have been stepped since
+        if watch is not None and not merge:
+            watch.conclude(3)
 
     def _windows(self, strategy: Strategy) -> Iterator[Window]:
         """The windows of a strategy, its probes answered from the state that is carried then."""
@@ -157,11 +167,16 @@ class Run:
         answer, *self._probed = probing.credit(problem, probe, begin, initial, self.meter, memory)
         return answer
 
+    def watch(self) -> Watch:
+        """What sees that the run trains something."""
+        return Watch(self.problem, callable(self.initial_state))
+
     def merged(self, strategy: Strategy) -> Update:
         """The updates of one finite sequence as one."""
+        watch = self.watch()
         losses, aux, like, forward_steps, memory_bytes = Sum(), [], None, 0, 0
         last: Any = None
-        for last in self.updates(strategy, merge=True):
+        for last in self.updates(strategy, watch, merge=True):
             losses.add(last.loss)
             if last.aux is not None:
                 aux.append(last.aux)
@@ -169,6 +184,7 @@ class Run:
             forward_steps += last.forward_steps
             memory_bytes = max(memory_bytes, last.memory_bytes)
         self.pass_on()
+        watch.conclude(4)
         return replace(
             last,
             t0=0,

@@ -158,7 +158,7 @@ class StepLoss:
         losses, aux = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
         losses = checks.losses(losses, steps, self.time_dim)
         if aux is not None:
-            checks.tensors(aux, "aux")
+            criteria.aux_fits(aux, losses, outputs)
             aux = state.detach(aux)
         return (losses.movedim(1, 0) if self.time_dim and losses.dim() > 1 else losses), aux
 

@@ -209,6 +209,11 @@ class Timeline:
             piece.cotangents = {}
         return pairs
 
+    @property
+    def asking(self) -> bool:
+        """Whether a leaf of the chunks at hand asks for a gradient."""
+        return any(piece.asking for piece in self._pieces)
+
     def resets(self, a: int, b: int) -> list[int]:
         """The steps in [a, b) at which some row is reset."""
         if not any(piece.resets for piece in self._pieces):

@@ -82,11 +82,7 @@ def unroll(
 
     Source: Werbos 1990; Williams & Peng 1990; Tallec & Ollivier 2017, proposition 1.
     """
-    arguments.gradient_possible()
-    checks.no_graph(state, "state")
-    if not callable(initial_state):
-        checks.no_graph(initial_state, "initial_state")
-    run = Run(
+    run = _run(
         model,
         loss,
         stream,
@@ -100,9 +96,24 @@ def unroll(
         clip_cotangent=clip_cotangent,
         generator=generator,
         scale=scale,
-        check=checks.no_graph_in_chunk,
     )
-    return run.updates(arguments.strategy(strategy, reduction))
+    return run.updates(arguments.strategy(strategy, reduction), run.watch())
+
+
+def unwatched(
+    model: Recurrence, loss: Loss, stream: Iterable[Any], state: Tree, *, strategy: Strategy, **options: Any
+) -> Iterator[Update]:
+    """`unroll` without a word where a parameter gets no gradient: for `compare`, which shows that it is zero."""
+    return _run(model, loss, stream, state, **options).updates(arguments.strategy(strategy, "sum"))
+
+
+def _run(model: Recurrence, loss: Loss, stream: Iterable[Any], state: Tree, **options: Any) -> Run:
+    """The run of `unroll`: neither states nor chunks carry a graph."""
+    arguments.gradient_possible()
+    checks.no_graph(state, "state")
+    if not callable(options["initial_state"]):
+        checks.no_graph(options["initial_state"], "initial_state")
+    return Run(model, loss, stream, state, check=checks.no_graph_in_chunk, **options)
 
 
 def backward(
