@@ -1,6 +1,7 @@
 """Errors of losses, criteria and steps: at the call, and where they fail on what they are given."""
 
 import functools
+import inspect
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
@@ -29,6 +30,19 @@ def criterion(value: Any) -> None:
             f"per_step: {named(value)} takes more than (outputs, targets): write a loss (outputs, targets) -> (T, B, "
             f"...) that calls it."
         )
+
+
+def ignored_target(value: Any) -> int | None:
+    """The target that a criterion leaves out, `ignore_index`, of a module, a function or a partial one."""
+    if isinstance(value, nn.Module):
+        index = getattr(value, "ignore_index", None)
+    else:
+        try:
+            parameters = inspect.signature(value).parameters
+        except (TypeError, ValueError):  # a builtin has no signature
+            return None
+        index = parameters["ignore_index"].default if "ignore_index" in parameters else None
+    return index if isinstance(index, int) else None
 
 
 def loss(value: Any) -> None:

@@ -110,6 +110,7 @@ def per_step(criterion: Callable[..., Tensor]) -> Loss:
     Returns a loss `(outputs, targets) -> (T, B, ...)`. Without a batch axis, (T, C) against (T,), it gives (T,).
     Raises TypeError for a loss over whole sequences such as CTC, which is no sum over steps: compute its logits with
     `backward`'s encoder support instead, calling `.backward()` on the loss yourself.
+    Targets that the criterion ignores (`ignore_index`) don't count in `mean_loss`, as under a mask.
     A criterion that divides by the sum of class weights under "mean" doesn't here.
 
     >>> import bptt, torch
@@ -133,6 +134,9 @@ def per_step(criterion: Callable[..., Tensor]) -> Loss:
         return criteria.not_spread(losses, outputs, targets).unflatten(0, lead)
 
     loss.__name__ = f"per_step({checks.named(criterion)})"
+    ignored = criteria.ignored_target(criterion)
+    if ignored is not None:
+        loss.counted = lambda targets: targets != ignored  # pyright: ignore[reportFunctionMemberAccess]
     return loss
 
 
@@ -161,6 +165,14 @@ class StepLoss:
             criteria.aux_fits(aux, losses, outputs)
             aux = state.detach(aux)
         return (losses.movedim(1, 0) if self.time_dim and losses.dim() > 1 else losses), aux
+
+    def counted(self, targets: Tree, losses: Tensor) -> Tensor | None:
+        """Which of the losses (n, ...), time first, of the last n steps of `targets` count; None where all do."""
+        ask = getattr(self.loss, "counted", None)
+        if ask is None or not isinstance(targets, Tensor) or targets.is_floating_point():
+            return None
+        targets = targets.movedim(self.time_dim, 0)[-len(losses) :]
+        return ask(targets) if targets.shape == losses.shape else None
 
     def _tell_axes_apart(self, outputs: Tree, targets: Tree, steps: int) -> None:
         """Where another axis is as long as time, the shape proves nothing: ask once more with one step less."""

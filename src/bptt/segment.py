@@ -222,9 +222,11 @@ class Tape:
         """The losses without their graph; `brief` keeps one number a step, for when many segments wait."""
         assert self.losses is not None
         valid: Any = len(self.losses)
-        if self.mask is not None:
-            counts = self.mask.to(torch.promote_types(self.losses.dtype, torch.float32))
-            valid = counts.mean(1).sum() if counts.dim() > 1 else counts.sum()
+        counted = self.segment.problem.loss.counted(self.data.targets, self.losses)
+        counted = self.mask if counted is None else self.counted(counted)
+        if counted is not None:
+            counts = counted.to(torch.promote_types(self.losses.dtype, torch.float32))
+            valid = counts.flatten(1).mean(1).sum() if counts.dim() > 1 else counts.sum()
         values = self.counted(self.losses.detach())
         return Losses(values.flatten(1).mean(1) if brief and values.dim() > 1 else values, valid, self.aux)
 
