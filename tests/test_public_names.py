@@ -36,7 +36,7 @@ PolynomialLaw(alpha=3, mean_length=50)
 Probe(start, stop, losses)
 Strategy(*args, **kwargs)
 TruncatedBPTT(k1, k2=None)
-Update(t0, t1, start, loss, steps, state, aux, forward_steps, memory_bytes, decision)
+Update(t0, t1, start, loss, steps, aux, forward_steps, memory_bytes, decision)
 Window(start, first, stop, keep, weights=<factory>, decision=None, progress=None)
 backward(model, loss, chunk, state=None, *, strategy=None, memory=None, initial_state=None, state_batch_dim=None,
     time_dim=0, params=None, reduction='mean', clip_cotangent=None, generator=None, scale=1.0)

@@ -163,6 +163,18 @@ def unchanged(before: list[int], now: list[int]) -> None:
         )
 
 
+def carried_unchanged(before: list[int], carried: Tree) -> None:
+    """The state that a run carries, which nobody has written to between two updates."""
+    if before == (now := state.versions(carried)):
+        return
+    paths = [path for path, _ in state.named_leaves(carried, "state")]
+    path = next(path for path, a, b in zip(paths, before, now, strict=True) if a != b)
+    raise ValueError(
+        f"{path}, which the run goes on from, was changed in place between two updates, through a tensor that shares "
+        f"its memory (the state= that was passed, inputs, or aux): change a clone of that."
+    )
+
+
 def tensors(tree: Tree, name: str) -> None:
     """A pytree whose leaves are tensors."""
     if bad := state.fault(tree, name, lambda leaf: not isinstance(leaf, Tensor)):

@@ -125,20 +125,23 @@ class Run:
                 watch.conclude(3)
             self.carried = outcome.kept if window.keep > 0 else self.carried
             self.time.drop(window.keep)
+            versions = state.versions(self.carried)
             yield Update(
                 t0=window.first,
                 t1=window.stop,
                 start=window.start,
                 loss=outcome.loss,
                 steps=window.steps,
-                state=outcome.after,
                 aux=outcome.aux,
                 forward_steps=outcome.forward_steps + self._probed[0],
                 memory_bytes=max(outcome.memory_bytes, self._probed[1]),
                 decision=window.decision,
+                _state=outcome.after,
                 _valid=outcome.valid,
                 _norm=partial(state.norm, outcome.cotangent, begin, factor),
             )
+            if not merge:
+                checks.carried_unchanged(versions, self.carried)
             torch.clear_autocast_cache()  # the casts of weights that have been stepped since
         if watch is not None and not merge:
             watch.conclude(3)
@@ -180,7 +183,7 @@ class Run:
             losses.add(last.loss)
             if last.aux is not None:
                 aux.append(last.aux)
-            like = last.state if like is None else like
+            like = last._state if like is None else like
             forward_steps += last.forward_steps
             memory_bytes = max(memory_bytes, last.memory_bytes)
         self.pass_on()

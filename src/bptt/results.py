@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bptt.state import map_leaves
+
 
 @dataclass(frozen=True)
 class Update:
@@ -16,7 +18,8 @@ class Update:
     t0, t1: the losses are those of steps t0 .. t1-1 since the stream's start. start: first step of the graph.
     loss: 0-d tensor, the sum over steps of the losses averaged over all other axes. mean_loss: that by valid step,
         0 where none is valid.
-    steps: t1 - t0. state: pytree, detached, after step t1-1: where to go on from.
+    steps: t1 - t0. state: pytree, detached, after step t1-1: where to go on from. A copy, made when first asked for:
+        changing it doesn't change the run.
     cotangent_norm: 0-d tensor, the 2-norm of ∂L/∂(state before `start`), in the units of the gradient without `scale`.
     aux: what the loss returned beside the losses, joined over the steps, or None.
     forward_steps: steps of the recurrence that were run, replays included.
@@ -29,13 +32,18 @@ class Update:
     start: int
     loss: Tensor
     steps: int
-    state: Any
     aux: Any
     forward_steps: int
     memory_bytes: int
     decision: Any
+    _state: Any = field(repr=False)
     _valid: Any = field(repr=False)
     _norm: Callable[[], Tensor] = field(repr=False)
+
+    @cached_property
+    def state(self) -> Any:
+        """The state after the last step, the user's own."""
+        return map_leaves(torch.Tensor.clone, self._state)
 
     @cached_property
     def mean_loss(self) -> Tensor:

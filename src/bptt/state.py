@@ -161,6 +161,14 @@ def ordinary(tree: Tree) -> Tree:
     return map_leaves(lambda leaf: leaf.clone() if leaf.is_inference() else leaf, tree)
 
 
+def versions(tree: Tree) -> list[int]:
+    """What counts up with each change in place, leaf by leaf; -1 for leaves that ask for a gradient: these are learned.
+
+    A leaf and its detached twins count together.
+    """
+    return [-1 if leaf.requires_grad or leaf.is_inference() else leaf._version for leaf in leaves(tree)]
+
+
 def compact(tree: Tree) -> Tree:
     """Detached, and copied where a leaf is a view that would keep a larger storage alive."""
     return map_leaves(
