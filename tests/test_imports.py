@@ -17,7 +17,7 @@ LAYERS = [  # lowest first; a module imports from layers strictly below its own
     {"arguments", "batch", "hidden"},
     {"criteria"},
     {"replay", "results"},
-    {"recurrence", "stream", "gates"},
+    {"recurrence", "stream", "gates", "axes"},
     {"excluded"},
     {"segment"},
     {"memory", "mixing", "pullback", "purity", "rewind"},

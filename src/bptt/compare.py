@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from bptt import arguments, checks
 from bptt.comparison import Compared, Comparison, Draws
+from bptt.engine import Run
 from bptt.guard import repeated, settled
 from bptt.memory import Memory
 from bptt.recurrence import Loss, Recurrence, unwrapped
 from bptt.replay import isolated
-from bptt.results import Update
 from bptt.state import Tree, leaves, map_leaves
 from bptt.strategies import FullBPTT, Strategy
 from bptt.stream import Chunk
-from bptt.unroll import unwatched
+from bptt.unroll import run_of
 
 TIMED = 3  # runs of a strategy that draws nothing
 
@@ -91,7 +91,7 @@ def compare(
     start = _detached(state)
     trials = _Trials(
         run=partial(
-            unwatched,
+            run_of,
             model,
             loss,
             [chunk],
@@ -108,6 +108,7 @@ def compare(
         tensors=[*theta.values(), *leaves(chunk.inputs), *leaves(start)],
         generator=_draws_from(generator),
     )
+    trials.look()
     with repeated():
         exact = trials.once(FullBPTT())[1]
     squares = [torch.dot(g, g).item() for g in exact]
@@ -133,15 +134,21 @@ class _Run(NamedTuple):
 class _Trials:
     """Runs over one sequence, each from the same buffers and noise; nothing that is the user's changes.
 
-    run: `unroll` but for strategy and generator. modules: what may have buffers. theta: whose gradient is taken.
+    run: the run of `unroll` but for its generator. modules: what may have buffers. theta: whose gradient is taken.
     tensors: where the computation may lie. generator: what strategies draw from, our own.
     """
 
-    run: Callable[..., Iterator[Update]]
+    run: Callable[..., Run]
     modules: tuple[Any, Any]
     theta: list[Tensor]
     tensors: list[Tensor]
     generator: torch.Generator
+
+    def look(self) -> None:
+        """See once that steps and rows aren't taken for one another, apart from what is timed."""
+        model, loss = self.modules
+        with isolated(model, self.tensors), isolated(loss, []):
+            self.run().tell_axes_apart()
 
     def once(self, strategy: Strategy) -> tuple[_Run, list[Tensor]]:
         """The cost of a run, and its gradient: a flat float64 tensor a parameter."""
@@ -151,7 +158,7 @@ class _Trials:
             begin = time.perf_counter()
             updates = [
                 (update.memory_bytes, update.forward_steps, update.t1 - update.start)
-                for update in self.run(strategy=strategy, generator=self.generator)
+                for update in self.run(generator=self.generator).updates(strategy)
             ]
             self._wait()
             seconds = time.perf_counter() - begin

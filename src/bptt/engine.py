@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bptt import arguments, batch, checks, criteria, excluded, probing, recurrence, reverse, state
+from bptt import arguments, axes, batch, checks, criteria, excluded, probing, recurrence, reverse, state
 from bptt.budget import Budget
 from bptt.excluded import Sheltered
 from bptt.finite import Gradients
@@ -103,8 +103,8 @@ class Run:
             problem = self.sheltered(window)
             initial = self.initial(window, self.carried, problem.time)
             begin = self.begin(window, self.carried, initial)
-            if watch is not None:
-                watch.begin(begin, self.state, initial)
+            if watch is not None and watch.begin(begin, self.state, initial):
+                self.tell_axes_apart(begin)
             over = 1 if self.reduction == "sum" else steps or strategy.divisor(window)
             self.factor = factor = self._factor(begin)
             if problem.clip is not None:
@@ -212,6 +212,8 @@ class Run:
                 window = Window(start=end, first=end, stop=self.time.end, keep=self.time.end)
                 initial = self.initial(window, carried)
                 begin = self.begin(window, carried, initial)
+                if end == 0:
+                    self.tell_axes_apart(begin)
                 tape = Segment(p, window, initial, window.start, window.stop).tape(begin, grad=False)
                 losses = tape.found()
                 losses_so_far.add(losses.total())
@@ -222,6 +224,13 @@ class Run:
         torch.clear_autocast_cache()  # casts made without a graph
         total = losses_so_far.total()
         return Evaluation(total, mean(total, self.valid), end, carried, state.join(aux, p.time_dim))
+
+    def tell_axes_apart(self, begin: Tree = None) -> None:
+        """See in the first chunk that the model takes steps for steps, from the state `begin` or that of the start."""
+        if begin is None and self.time.upto(1):
+            window = Window(0, 0, 1, 1)
+            begin = self.begin(window, self.carried, self.initial(window, self.carried))
+        axes.told_apart(self.problem.model, self.time.inputs_at(0), begin, self.problem.time_dim)
 
     def begin(self, window: Window, carried: Tree, initial: Initial | None) -> Tree:
         """The detached state before the window's first step."""

@@ -16,6 +16,7 @@ def tapes(run: Run, steps: int) -> tuple[list[Tape], Rows]:
     window = Window(start=0, first=0, stop=steps, keep=steps)
     initial = run.initial(window, run.state)
     carried = run.begin(window, run.state, initial)
+    run.tell_axes_apart(carried)
     rows = Rows.of(run.problem, carried, "diagnose")
     found: list[Tape] = []
     for t in range(steps):

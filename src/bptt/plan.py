@@ -182,6 +182,7 @@ def plan(
         def run(stream: list[Chunk], schedule: Checkpoints | None) -> Run:
             return Run(model, loss, stream, begin, memory=schedule, **options)
 
+        run([probed], None).tell_axes_apart()
         costs = Costs(run, probed, time_dim, steps, budget)
         rows: list[PlanRow] = []
         least: list[tuple[int, Strategy]] = []

@@ -27,10 +27,13 @@ class Watch:
         self._waiting: dict[str, tuple[Tensor, Tensor | None, int]] | None = None
         self._counted = self._looked = False
 
-    def begin(self, begin: Tree, given: Tree, initial: Initial | None) -> None:
-        """Before a window: at the first one, see that there is something to train, and note the gradients of then."""
+    def begin(self, begin: Tree, given: Tree, initial: Initial | None) -> bool:
+        """Before a window: at the first one, see that there is something to train, and note the gradients of then.
+
+        Returns whether it was the first.
+        """
         if self._waiting is not None:
-            return
+            return False
         p = self._problem
         learned = [*state.leaves(given), *state.leaves(initial.value if initial else None)]
         if p.params is None and not any(leaf.requires_grad for leaf in learned) and not p.time.asking:
@@ -39,6 +42,7 @@ class Watch:
             name: (tensor, tensor.grad, -1 if tensor.grad is None else tensor.grad._version)
             for name, tensor in _watched(p).items()
         }
+        return True
 
     def window(self, window: Window, begin: Tree, initial: Initial | None, valid: Any, aux: Tree) -> bool:
         """After a window: whether it is time to name what nothing has reached; a later graph may reach further back."""

@@ -82,7 +82,7 @@ def unroll(
 
     Source: Werbos 1990; Williams & Peng 1990; Tallec & Ollivier 2017, proposition 1.
     """
-    run = _run(
+    run = run_of(
         model,
         loss,
         stream,
@@ -100,14 +100,7 @@ def unroll(
     return run.updates(arguments.strategy(strategy, reduction), run.watch())
 
 
-def unwatched(
-    model: Recurrence, loss: Loss, stream: Iterable[Any], state: Tree, *, strategy: Strategy, **options: Any
-) -> Iterator[Update]:
-    """`unroll` without a word where a parameter gets no gradient: for `compare`, which shows that it is zero."""
-    return _run(model, loss, stream, state, **options).updates(arguments.strategy(strategy, "sum"))
-
-
-def _run(model: Recurrence, loss: Loss, stream: Iterable[Any], state: Tree, **options: Any) -> Run:
+def run_of(model: Recurrence, loss: Loss, stream: Iterable[Any], state: Tree, **options: Any) -> Run:
     """The run of `unroll`: neither states nor chunks carry a graph."""
     arguments.gradient_possible()
     checks.no_graph(state, "state")
