@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,6 +81,61 @@ def test_without_a_library(tmp_path):
     assert natives == []
     assert "doesn't load" in reason
     assert "libbptt.so" in reason
+
+
+@needs_native
+def test_a_library_that_is_cut_short(tmp_path):
+    """By a full disk, say; the loader maps what isn't there, and the process is killed."""
+    path = next(Path(folder) / "libbptt.so" for folder in kernels.__path__ if (Path(folder) / "libbptt.so").exists())
+    whole = path.read_bytes()
+    for length in (0, 50, 5000, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "libbptt.so").write_bytes(whole[:length])
+        natives, reason = load([tmp_path])
+        assert natives == []
+        assert "cut short" in reason or "doesn't load" in reason
+    (tmp_path / "libbptt.so").unlink()
+    (tmp_path / "libbptt.so").mkdir()
+    assert "doesn't load" in load([tmp_path])[1]
+
+
+def stale(numbers, lacks=""):
+    """A library as ctypes shows it, of so many numbers a struct, without one of its functions."""
+
+    class Function:
+        def __init__(self, value):
+            self.value = value
+
+        def __call__(self, *args):
+            return self.value
+
+    names = {"bptt_numbers": numbers, "bptt_use_openmp": None, "bptt_isa": None, "bptt_forward": 0, "bptt_backward": 0}
+    return type("Library", (), {name: Function(value) for name, value in names.items() if name != lacks})()
+
+
+@pytest.mark.parametrize("lacks", ["bptt_numbers", "bptt_use_openmp", "bptt_isa", "bptt_forward", "bptt_backward"])
+def test_a_library_that_lacks_a_function(tmp_path, monkeypatch, lacks):
+    (tmp_path / "libbptt.so").touch()
+    monkeypatch.setattr(ctypes, "CDLL", lambda path, mode=0: stale(39, lacks))
+    natives, reason = load([tmp_path])
+    assert natives == []
+    assert "libbptt.so is of another version. Install bptt again" in reason
+
+
+def test_a_library_of_another_struct(tmp_path, monkeypatch):
+    (tmp_path / "libbptt.so").touch()
+    monkeypatch.setattr(ctypes, "CDLL", lambda path, mode=0: stale(40))
+    assert "of another version" in load([tmp_path])[1]
+
+
+def test_a_library_without_kernels_says_so(tmp_path, monkeypatch):
+    (tmp_path / "libbptt.so").touch()
+    monkeypatch.setattr(ctypes, "CDLL", lambda path, mode=0: stale(39))
+    natives, reason = load([tmp_path])
+    assert natives == []
+    assert "no kernels for this machine" in reason
+    monkeypatch.setattr(kernels, "chosen", None)
+    monkeypatch.setattr(kernels, "reason", reason)
+    assert kernels.describe() == f"PyTorch alone, slower ({reason})"
 
 
 def results(cell, seed=0):

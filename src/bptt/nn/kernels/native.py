@@ -22,7 +22,8 @@ _TENSORS = (
 )  # fmt: skip
 _of_plan: Callable[[Any], tuple[Tensor | None, ...]] = attrgetter(*_OF_PLAN)
 _tensors: Callable[[Any], tuple[Tensor | None, ...]] = attrgetter(*_TENSORS)
-_pack = struct.Struct(f"{_NUMBERS + len(_OF_PLAN) + len(_TENSORS)}q").pack
+_ALL = _NUMBERS + len(_OF_PLAN) + len(_TENSORS)
+_pack = struct.Struct(f"{_ALL}q").pack
 
 
 class Native:
@@ -71,9 +72,33 @@ def load(folders: list[Path]) -> tuple[list[Native], str]:
     if path is None:
         return [], "no C++ compiler was found when bptt was installed"
     try:
+        if _cut_short(path):
+            return [], f"{path.name} is cut short. Install bptt again to build it anew"
         library = ctypes.CDLL(str(path))
     except OSError as error:
         return [], f"the library doesn't load: {error}"
+    try:
+        numbers = library.bptt_numbers()
+        found = _kernels(library) if numbers == _ALL else []
+    except AttributeError:  # a function that it doesn't have
+        numbers, found = None, []
+    if numbers != _ALL:
+        return [], f"{path.name} is of another version. Install bptt again to build it anew"
+    return found, "" if found else f"{path.name} has no kernels for this machine"
+
+
+def _cut_short(path: Path) -> bool:
+    """Whether an ELF file ends before its table of sections, which comes last: loading such a one kills the process."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if len(head) < 64 or head[:5] != b"\x7fELF\x02":
+        return False
+    (table,), (size, count) = struct.unpack_from("=Q", head, 0x28), struct.unpack_from("=HH", head, 0x3A)
+    return path.stat().st_size < table + size * count
+
+
+def _kernels(library: ctypes.CDLL) -> list[Native]:
+    """Those of a library, its functions' types declared. Raises AttributeError where it lacks a function."""
     library.bptt_isa.restype = c_char_p
     library.bptt_isa.argtypes = [c_int32]
     library.bptt_use_openmp.argtypes = [c_void_p, c_void_p, c_void_p]
@@ -84,7 +109,7 @@ def load(folders: list[Path]) -> tuple[list[Native], str]:
     found: list[Native] = []
     while name := library.bptt_isa(len(found)):
         found.append(Native(library, len(found), name.decode(), threaded))
-    return found, ""
+    return found
 
 
 def _share_threads(library: ctypes.CDLL) -> bool:

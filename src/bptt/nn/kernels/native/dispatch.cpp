@@ -96,6 +96,8 @@ const char *bptt_isa(int32_t i) {
     return kernels ? kernels->name : nullptr;
 }
 
+int32_t bptt_numbers() { return int32_t(sizeof(Sequence) / 8); }
+
 int32_t bptt_forward(int32_t isa, const Sequence *sequence) { return bptt::enter(isa, sequence, bptt::forward); }
 int32_t bptt_backward(int32_t isa, const Sequence *sequence) { return bptt::enter(isa, sequence, bptt::backward); }
 }

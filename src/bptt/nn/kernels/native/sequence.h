@@ -48,6 +48,9 @@ BPTT_API void bptt_use_openmp(Parallel parallel, int (*thread)(), int (*threads)
 // The instruction sets that this machine has kernels for: "generic", "avx2" or "avx512", the i-th; null after the last.
 BPTT_API const char *bptt_isa(int32_t i);
 
+// How many numbers of 8 bytes a Sequence holds: what a caller packs must be that long.
+BPTT_API int32_t bptt_numbers();
+
 // Fill gates, cells, outputs, hn and cn; d_gates and the gradients that are wanted. 1: there was no memory.
 // 2: an id is no row of x, and nothing was done.
 BPTT_API int32_t bptt_forward(int32_t isa, const Sequence *sequence);
