@@ -8,6 +8,7 @@ import pytest
 
 import bptt
 from bptt.cli import main
+from drawing import quick_savefig
 
 TINY = ["--hidden", "12", "--batch", "4", "--strategy", "tbptt:8", "--lr", "0.01", "--device", "cpu"]
 """A run of a second: few units, few lanes, short windows."""
@@ -36,13 +37,13 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def real_plots():
-    """Ask for it to have plots drawn; without it a plot is an empty file: drawing takes most of a small run's time."""
+    """Ask for it to have plots as a user gets them; without it they are small: drawing takes most of a small run."""
 
 
 @pytest.fixture(autouse=True)
 def quick_plots(request, monkeypatch):
     if "real_plots" not in request.fixturenames:
-        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, path: path.touch())
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", quick_savefig)
 
 
 @pytest.fixture

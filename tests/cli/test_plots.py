@@ -2,11 +2,14 @@
 
 import math
 
-import matplotlib.figure
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.image import imread
 
 from bptt.cli.history import History, Validation
-from bptt.cli.plots import loss_plot, norm_plot
+from bptt.cli.plots import BLUE, loss_plot, norm_plot
+from drawing import quick_savefig
 
 pytestmark = pytest.mark.usefixtures("real_plots")
 
@@ -21,21 +24,25 @@ def history(bpc, norms, validations=(), clip=1.0):
 
 
 @pytest.mark.parametrize(
-    "run",
+    ("run", "curves"),
     [
-        history([], []),
-        history([5.0], [0.5]),
-        history([5.0, 4.0], [0.0, 0.0], [(2, 4.1)]),
-        history([5.0, 4.0, 3.0], [0.0, 1e-9, 1e9], [(1, 4.1), (3, 3.2)]),
-        history([3.0] * 300, [1.0] * 300, clip=0.0),
-        history([1e30, 2e30], [1e30, 3e38], [(2, 1e30)]),
-        history([0.0, 0.0], [1e-40, 1e-40], [(2, 0.0)]),
+        (history([], []), []),
+        (history([5.0], [0.5]), []),
+        (history([5.0, 4.0], [0.0, 0.0], [(2, 4.1)]), [loss_plot]),
+        (history([5.0, 4.0, 3.0], [0.0, 1e-9, 1e9], [(1, 4.1), (3, 3.2)]), [loss_plot, norm_plot]),
+        (history([3.0] * 300, [1.0] * 300, clip=0.0), [loss_plot, norm_plot]),
+        (history([1e30, 2e30], [1e30, 3e38], [(2, 1e30)]), [loss_plot, norm_plot]),
+        (history([0.0, 0.0], [1e-40, 1e-40], [(2, 0.0)]), [loss_plot]),
     ],
 )
 @pytest.mark.parametrize("plot", [loss_plot, norm_plot])
-def test_any_run_can_be_drawn(tmp_path, run, plot):
+def test_any_run_can_be_drawn(tmp_path, run, curves, plot):
+    """An image of 8 x 4.5 inches, and in it the curve of the running mean, where two points or more can be shown."""
     plot(run, "lstm of 3 units, $x$ [b]", tmp_path / "x.png")
-    assert (tmp_path / "x.png").stat().st_size > 5000
+    image = imread(tmp_path / "x.png")[..., :3]
+    assert image.shape == (540, 960, 3)
+    of_the_curve = (abs(image - to_rgb(BLUE)) < 0.1).all(-1)[:470]  # the legend is below
+    assert (of_the_curve.any(0).sum() > 300) == (plot in curves)
 
 
 @pytest.fixture
@@ -44,7 +51,7 @@ def axes(monkeypatch, tmp_path):
 
     def of(plot, run):
         figures = []
-        monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, path: figures.append(figure))
+        monkeypatch.setattr(Figure, "savefig", lambda f, path: figures.append(f) or quick_savefig(f, path))
         plot(run, "title", tmp_path / "x.png")
         return figures[0].axes[0]
 
