@@ -98,7 +98,9 @@ def test_numbers_of_the_page_are_those_of_autograd(page, words):
             assert agrees(shown.numbers(f"dL/d{name}"), value.view(len(value), -1))
     for name in ("W", "U"):
         norms = getattr(terms, name).flatten(2).norm(dim=-1)
-        for t, row in enumerate(shown.numbers(f"|term of dL/d{name}|")):
+        rows = shown.numbers(f"|term of dL/d{name}|")
+        assert len(rows) == len(norms)
+        for t, row in enumerate(rows):
             assert row[t + 1 :] == [None] * (len(norms) - t - 1)
             assert agrees(row[: t + 1], norms[t, : t + 1])
 

@@ -1,5 +1,6 @@
 """Runs that end well: every strategy learns, and the folder holds what it says."""
 
+import itertools
 import json
 import math
 
@@ -67,18 +68,19 @@ def test_the_folder(train, folder, text, real_plots):
     assert "sample at temperature" in result.out
 
 
-def test_the_metrics(train, folder):
+def test_the_metrics(train, folder, text):
     train("--steps", 16, "--out", "run", "--strategy", "tbptt:4:12", "--clip", "0.2")
     lines = records(folder / "run", "train")
     assert [line["step"] for line in lines] == list(range(1, 17))
     assert [line["chars"] for line in lines] == [16 * step for step in range(1, 17)]
     assert [line["window"] for line in lines[:4]] == [4, 8, 12, 12]
-    for line in lines:
+    updates = by_hand(text, bptt.TruncatedBPTT(4, 12), length=4, clip=0.2)[1]
+    for line, (update, norm) in zip(lines, itertools.islice(updates, 16), strict=True):
         assert line["bpc"] == pytest.approx(line["loss"] / math.log(2))
         assert line["clipped"] == (line["grad_norm"] > 0.2)
-        assert line["forward_steps"] >= 4
-        assert line["memory_bytes"] > 0
-        assert line["cotangent_norm"] >= 0
+        assert (line["forward_steps"], line["memory_bytes"]) == (update.forward_steps, update.memory_bytes)
+        found = (line["loss"], line["grad_norm"], line["cotangent_norm"])
+        assert found == pytest.approx([float(x) for x in (update.mean_loss, norm, update.cotangent_norm)], rel=1e-6)
     assert any(line["clipped"] for line in lines)
     assert lines[0]["loss"] == pytest.approx(math.log(29), rel=0.1)  # at first every character is about as likely
     valid = records(folder / "run", "valid")
@@ -99,23 +101,35 @@ def test_the_validation_figure_is_that_of_the_saved_weights_on_the_last_tenth(tr
     assert records(folder / "run", "valid")[-1]["loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
-def test_one_update_is_the_library_s(train, folder, text):
-    """The weights after two updates are those of the loop that the README shows."""
+def by_hand(text, strategy, length, clip, seed=0):
+    """(the model, its updates with the norms of the gradients): the loop that the README shows."""
     from bptt.cli.model import CharModel, loss
     from bptt.data import Vocabulary, chunks, lanes, split
 
-    train("--steps", 2, "--out", "run", "--seed", "3", "--clip", "0.1")
     vocabulary = Vocabulary.of(text.read_text())
-    stream = chunks(lanes(split(vocabulary.encode(text.read_text()))[0], 4), 8)
-    torch.manual_seed(3)
+    stream = chunks(lanes(split(vocabulary.encode(text.read_text()))[0], 4), length)
+    torch.manual_seed(seed)
     model = CharModel(len(vocabulary), "lstm", 12)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    updates = bptt.unroll(model, loss, stream, strategy=bptt.TruncatedBPTT(8), initial_state=model.initial_state(4))
-    for _, _ in zip(range(2), updates, strict=False):
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-        optimizer.step()
-        optimizer.zero_grad()
-    for name, weight in load_file(folder / "run" / "weights.safetensors").items():
+
+    def updates():
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        for update in bptt.unroll(model, loss, stream, strategy=strategy, initial_state=model.initial_state(4)):
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            yield update, norm
+
+    return model, updates()
+
+
+def test_one_update_is_the_library_s(train, folder, text):
+    """The weights after two updates are those of the loop that the README shows."""
+    train("--steps", 2, "--out", "run", "--seed", "3", "--clip", "0.1")
+    model, updates = by_hand(text, bptt.TruncatedBPTT(8), length=8, clip=0.1, seed=3)
+    assert len(list(itertools.islice(updates, 2))) == 2
+    saved = load_file(folder / "run" / "weights.safetensors")
+    assert set(saved) == set(model.state_dict())
+    for name, weight in saved.items():
         assert torch.equal(weight, model.state_dict()[name]), name
 
 
