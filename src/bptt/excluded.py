@@ -117,6 +117,11 @@ class Sheltered:
         """Whether a mask leaves out any loss of the steps [a, b)."""
         return self.whole.masked(a, b)
 
+    @property
+    def asking(self) -> bool:
+        """As `Timeline.asking`."""
+        return self.whole.asking
+
     def inputs_at(self, step: int) -> Tree:
         """As `Timeline.inputs_at`."""
         return self.whole.inputs_at(step)

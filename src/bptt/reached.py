@@ -93,7 +93,7 @@ class Watch:
 
 def _watched(problem: Problem) -> dict[str, Tensor]:
     """The leaves that should get a gradient by name, but those whose hooks may take it away at once."""
-    registered = {
+    registered: dict[Tensor, str] = {
         parameter: prefix + name
         for prefix, module in (("", getattr(problem.model, "_orig_mod", problem.model)), ("loss.", problem.loss.loss))
         if isinstance(module, nn.Module)
