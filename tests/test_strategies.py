@@ -123,7 +123,7 @@ def test_a_text_and_back(text):
         bptt.ARTBP(per_row=True),
         bptt.AdaptiveTruncatedBPTT(0.5, k_max=50),
     ],
-    ids=str,
+    ids=["function", "constant", "alpha", "every", "per_row", "k_max"],
 )
 def test_no_text_where_none_gives_it_back(strategy):
     assert strategy.spec is None
