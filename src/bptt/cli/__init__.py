@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import io
-import os
 import sys
 from collections.abc import Sequence
 
 import bptt
 from bptt.cli.printing import NO_MEMORY, UserError, no_memory, one_line, shortened
+from bptt.cli.streams import OutputLost, Streams, lost, tell_terminal
 
 COMMANDS = {
     "train": "train a character model on a text and write a run folder",
@@ -37,6 +36,9 @@ commands:
   bptt COMMAND --help                        all options of a command
   bptt --version"""
 
+GO_ON = {"train", "compare", "diagnose"}
+"""Commands that write files, which they do whether anybody reads their output or not."""
+
 EXTRAS = {"tyro", "rich", "matplotlib", "safetensors", "yaml", "numpy", "jinja2", "markupsafe"}
 """Import names of the packages that the `cli` extra brings."""
 
@@ -50,9 +52,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `bptt`; `sys.argv[1:]` by default.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows only ASCII shows \\u2014 and goes on
-            stream.reconfigure(errors="backslashreplace")
+    name = words[0] if words else ""
+    with Streams(go_on=name in GO_ON) as streams:
+        try:
+            code = _command(words)
+        except OutputLost:
+            code = 0
+        except SystemExit:  # --help was shown
+            if streams.error() is None:
+                raise
+            code = 0
+        error = streams.error()
+        if error is None or code != 0:
+            return code
+        if isinstance(error, BrokenPipeError):  # `bptt sample runs/x | head` has all it wanted
+            return 0 if name in GO_ON else 141
+        rest = "; everything else was done" if name in GO_ON else ""
+        who = f"bptt {name}" if name in COMMANDS else "bptt"
+        return _fail(who, f"standard output cannot be written ({error.strerror}){rest}", 1)
+
+
+def _command(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP)
         return 0
@@ -77,11 +97,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"bptt {name}", NO_MEMORY, 2)
     except KeyboardInterrupt:
         return _fail(f"bptt {name}", "interrupted", 130)
-    except BrokenPipeError:  # `bptt sample runs/x | head` has all it wanted; nothing may be flushed there any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename is not None else ""
+        return _fail(f"bptt {name}", f"{what}{error.strerror or error}", 1)
 
 
 def _fail(who: str, message: str, code: int) -> int:
-    print(f"{who}: {shortened(one_line(message))}", file=sys.stderr)
+    line = f"{who}: {shortened(one_line(message))}"
+    print(line, file=sys.stderr)
+    sys.stderr.flush()
+    if code == 130 and lost(sys.stderr):  # with `2>&1 | tee`, Ctrl-C ends tee first
+        tell_terminal(line)
     return code

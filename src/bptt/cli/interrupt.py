@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 import threading
 from types import FrameType
 
@@ -31,5 +33,6 @@ class Interrupt:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        # os.write, since a handler may run while print holds the stream's lock.
-        os.write(2, b"\nstopping after this update; Ctrl-C again stops at once, without saving\n")
+        # os.write, since a handler may run while print holds the stream's lock; and nobody may read it any more.
+        with contextlib.suppress(OSError):
+            os.write(sys.stderr.fileno(), b"\nstopping after this update; Ctrl-C again stops at once, without saving\n")

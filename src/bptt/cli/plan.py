@@ -32,7 +32,8 @@ class PlanConfig:
 
     That is the fastest exact one that fits the budget, else the fastest unbiased one, else the least biased.
 
-    Exit codes: 0 done; 2 wrong use, such as a budget that no strategy fits.
+    Exit codes: 0 done; 1 output cannot be written; 2 wrong use, such as a budget that no strategy fits; 141 nobody
+    reads it any more.
     """
 
     cell: Literal["rnn", "gru", "lstm"] = "lstm"

@@ -25,7 +25,7 @@ LENGTH_MOST = 100_000_000
 class SampleConfig:
     """Let a trained model write text: the prompt and what the model makes of it.
 
-    Exit codes: 0 done; 2 wrong use.
+    Exit codes: 0 done; 1 output cannot be written; 2 wrong use; 141 nobody reads it any more.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]

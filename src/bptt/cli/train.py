@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from bptt.cli.reading import Reading, reading
 from bptt.cli.report import report
 from bptt.cli.room import ADAM, FLOAT, must_have_room, numbers_of_window
 from bptt.cli.strategies import labelled, reach
+from bptt.cli.streams import lost
 from bptt.cli.train_config import TrainConfig, parse_train
 from bptt.cli.training import NonFinite, Training
 from bptt.data import PYTHON_DOCS, Vocabulary, lanes, split
@@ -126,6 +128,8 @@ def _train(training: Training, display: Display, interrupt: Interrupt) -> int:
     if (folder.path / EVENTS).exists():
         display.say(f"Curves:     tensorboard --logdir {quoted}")
     display.say(f"More text:  bptt sample {quoted} --temperature {SAMPLE_TEMPERATURE}")
+    if interrupt.asked and lost(sys.stdout):  # with `| tee`, Ctrl-C ends tee first
+        raise UserError(f"{ended} Weights, report.md, plots and metrics are in {path}", 130)
     return 130 if interrupt.asked else 0
 
 

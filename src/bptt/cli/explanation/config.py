@@ -25,7 +25,7 @@ class ExplainConfig:
     Forward values, Jacobians, each term (t, k) of the gradients, their agreement with autograd, and what truncation and
     ARTBP make of them: as tables in the terminal and, with --out, as one HTML page.
 
-    Exit codes: 0 done; 2 wrong use.
+    Exit codes: 0 done; 1 output cannot be written; 2 wrong use; 141 nobody reads it any more.
     """
 
     text: Annotated[str | None, _SEQUENCE, tyro.conf.arg(metavar="STR", help_behavior_hint="")] = None
