@@ -39,8 +39,8 @@ def run(words: Sequence[str]) -> int:
     again = shlex.join(["bptt", "compare", *words, *([] if config.out else ["--out", str(folder.path)])])
     interrupt = Interrupt()
     contest = Contest(config, chosen, strategies, budget, folder, interrupt)
-    kept = contest.kept()
     try:
+        kept = contest.kept()
         with interrupt:
             with Bars(contest.parts) as bars:
                 bars.say(f"task        {chosen.title}")
@@ -53,6 +53,8 @@ def run(words: Sequence[str]) -> int:
         raise UserError(f"stopped; {contest.kept()} of {contest.total} runs are kept. Go on: {again}", 130) from None
     except OSError as error:
         raise UserError(f"{folder.path}: writing failed ({error.strerror})", 1) from None
+    finally:
+        folder.close()
     _show(found, Screen(), one_line(str(folder.path)))
     return 0
 
@@ -64,6 +66,7 @@ def _write(found: Found, folder: ContestFolder, again: str) -> None:
         folder.replace(name, partial(png, row, found))
     folder.write(RESULTS, json.dumps(jsonable(numbers(found)), indent=1) + "\n")
     folder.write(PAGE, page(found, again))
+    folder.finish()
 
 
 def _show(found: Found, screen: Screen, path: str) -> None:

@@ -37,7 +37,7 @@ class DiagnoseConfig:
     The model is that of a run folder, or one with --cell as it is before training. It reads the end of the text, which
     training keeps for validation, from the zero state. The plot is diagnosis.png in the run folder.
 
-    Exit codes: 0 done; 1 the loss is not finite or the plot cannot be written; 2 wrong use.
+    Exit codes: 0 done; 1 the loss is not finite or something cannot be written; 2 wrong use.
     """
 
     run: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import hashlib
+import io
+import itertools
 import json
 import math
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import safetensors
 import torch
 import yaml
 from safetensors.torch import load_file, save
 
+from bptt.cli import exchange
 from bptt.cli.events import Events
 from bptt.cli.files import read_settings, small_text
+from bptt.cli.lock import Lock, alone
 from bptt.cli.model import CELLS, CharModel, build
 from bptt.cli.printing import UserError, block, one_line
 from bptt.cli.train_config import TrainConfig
@@ -33,10 +38,11 @@ FILES = (WEIGHTS, CONFIG, VOCABULARY, METRICS, EVENTS, LOSS_PLOT, NORM_PLOT, REP
 PART = METRICS + ".part"
 VOCABULARY_MOST = 2**26
 """Bytes; all of Unicode, each character as an escape, needs a fifth of it."""
+RUNS = Path("runs")
 
 
 class RunFolder:
-    """A folder made for one run.
+    """A folder made for one run, which no other process writes to until it is closed.
 
     With `overwrite`, a run that the folder holds stays whole until the new one has weights to put in its place.
 
@@ -44,18 +50,24 @@ class RunFolder:
         out: the folder; None makes a new dated one under runs/.
         overwrite: let it hold a run already.
 
-    Raises: UserError if it holds a run, is a file, or can't be written to.
+    Raises: UserError if it holds a run, is a file, can't be written to, or is written to by another process.
     """
 
     def __init__(self, out: Path | None, overwrite: bool) -> None:
-        self.path = out if out is not None else dated()
+        self.path = RUNS if out is None else out
         try:
             self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
-            self.held = [name for name in FILES if (self.path / name).exists()]
-            if self.held and not overwrite:
-                raise UserError(f"{self.path} already holds a run. Choose another --out, or give --overwrite")
-            self.path.mkdir(parents=True, exist_ok=out is not None)
-            self._metrics = self._open(PART, "w")
+            if out is None:
+                self.path = dated()
+                self._made.insert(0, self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(self.path, "bptt train")
+            try:
+                self.held = self._find(overwrite)
+                self._metrics = Lines(self.path / PART, "w")
+            except BaseException:
+                self._lock.release()
+                raise
         except OSError as error:
             raise UserError(
                 f"{self.path}: no run can be written here ({error.strerror}). Choose another --out"
@@ -64,13 +76,21 @@ class RunFolder:
         self._began = time.time()
         self._events: Events | None = None
 
-    def _open(self, name: str, mode: str) -> IO[str]:
-        return open(self.path / name, mode, encoding="utf-8", buffering=1)  # by line: a killed run keeps its metrics
+    def _find(self, overwrite: bool) -> list[str]:
+        """The files of the run that the folder holds; what a killed process left is finished, or thrown away."""
+        exchange.settle(self.path)
+        held = [name for name in FILES if (self.path / name).exists()]
+        if held and not overwrite:
+            raise UserError(f"{self.path} already holds a run. Choose another --out, or give --overwrite")
+        exchange.discard(self.path)
+        for name in FILES:
+            _temporary(self.path / name).unlink(missing_ok=True)
+        return held
 
     def log(self, record: dict[str, Any]) -> None:
         """Add one line to the metrics; a number that JSON can't hold (NaN, infinity) becomes null."""
         clean = jsonable(record)
-        self._metrics.write(json.dumps(clean) + "\n")
+        self._metrics.add(json.dumps(clean))
         if self._events is not None:
             self._events.add(clean)
 
@@ -79,21 +99,28 @@ class RunFolder:
         if self._events is not None:
             self._events.text(name, text, step)
 
-    def publish(self, config: TrainConfig, vocabulary: Vocabulary) -> None:
-        """Make this the run that the folder holds: its metrics, config, vocabulary, and nothing of the run before."""
-        if self.published:
-            return
-        for name in self.held:
-            if name not in (WEIGHTS, CONFIG, VOCABULARY):
-                (self.path / name).unlink(missing_ok=True)
-        self._metrics.close()
-        os.replace(self.path / PART, self.path / METRICS)
-        self._metrics = self._open(METRICS, "a")
-        settings = yaml.safe_dump(config.recorded(), sort_keys=False)
-        self._publish_events(settings)
-        self.write(CONFIG, settings)
-        self.write(VOCABULARY, json.dumps(vocabulary.characters) + "\n")
-        self.published = True
+    def publish(self, config: TrainConfig, vocabulary: Vocabulary, weights: bytes | None = None) -> None:
+        """Make this the run that the folder holds: its files and nothing of the run before, all at once or not at all.
+
+        Once it is, only the weights are replaced.
+        """
+        if not self.published:
+            settings = yaml.safe_dump(config.recorded(), sort_keys=False)
+            with exchange.exchange(self.path) as new:
+                if weights is not None:
+                    replace(new / WEIGHTS, lambda path: path.write_bytes(weights))
+                write(new / CONFIG, settings)
+                write(new / VOCABULARY, json.dumps(vocabulary.characters) + "\n")
+                for name in self.held:
+                    if name != METRICS and not (new / name).exists():
+                        exchange.remove(new, name)
+                self._metrics.close()
+                os.replace(self.path / PART, new / METRICS)
+            self.published = True
+            self._metrics = Lines(self.path / METRICS, "a")
+            self._publish_events(settings)
+        elif weights is not None:
+            self.replace(WEIGHTS, lambda path: path.write_bytes(weights))
 
     def _publish_events(self, settings: str) -> None:
         """Events from here on, and of what the metrics hold already: no file of them lies about before."""
@@ -108,42 +135,99 @@ class RunFolder:
         weights = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
         if not all(torch.isfinite(t).all() for t in weights.values()):
             return False
-        self.publish(config, vocabulary)
-        self.replace(WEIGHTS, lambda path: path.write_bytes(save(weights, {"vocabulary": digest(vocabulary)})))
+        self.publish(config, vocabulary, save(weights, {"vocabulary": digest(vocabulary)}))
         return True
 
     def write(self, name: str, text: str) -> None:
         """Write a text file."""
-        self.replace(name, lambda path: path.write_text(text, encoding="utf-8"))
+        write(self.path / name, text)
 
     def replace(self, name: str, write: Callable[[Path], object]) -> None:
         """Replace the file `name` by what `write` writes."""
         replace(self.path / name, write)
 
     def close(self) -> None:
-        """Close metrics and events; nothing more can be logged."""
+        """Close metrics and events, and let other processes write here; nothing more can be logged."""
+        self._close_files()
+        self._lock.release()
+
+    def _close_files(self) -> None:
         self._metrics.close()
         if self._events is not None:
-            self._events.close()
+            with contextlib.suppress(OSError):  # nothing waits to be written
+                self._events.close()
 
     def discard(self) -> None:
         """Take back what was made: the run never began. A run that was held, and anything else here, stays."""
-        self.close()
+        self._close_files()
         for name in (PART,) if self.held else (PART, *FILES):
             (self.path / name).unlink(missing_ok=True)
+        self._lock.release()
         with contextlib.suppress(OSError):
             for path in self._made:
                 path.rmdir()
 
 
+class Lines:
+    """A file of lines that is whole to its last line, however its process ends.
+
+    Arguments:
+        mode: "w" or "a".
+    """
+
+    def __init__(self, path: Path, mode: str) -> None:
+        self._file = io.FileIO(path, mode)
+
+    def add(self, line: str) -> None:
+        """Write a line. Raises OSError; nothing of the line stays then."""
+        end = self._file.seek(0, os.SEEK_END)
+        left = memoryview((line + "\n").encode())
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            self._file.truncate(end)
+            raise
+
+    def close(self) -> None:
+        """Nothing more can be written; a second call does nothing."""
+        with contextlib.suppress(OSError):  # nothing waits to be written
+            self._file.close()
+
+
 def replace(target: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file and put it in the place of `target`: readers see the old one or the new."""
-    temporary = target.with_name(f".{target.name}.part{target.suffix}")  # the suffix tells savefig the format
-    try:
-        write(temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Let `write` fill a temporary file and put it in the place of `target`: readers see the old one or the new.
+
+    What a killed process leaves of it, the next one that writes the same file replaces.
+    """
+    temporary = _temporary(target)
+    with alone(temporary):
+        try:
+            write(temporary)
+            _to_disk(temporary)
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write(target: Path, text: str) -> None:
+    """Put a text file in the place of `target`."""
+    replace(target, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.part{target.suffix}")  # the suffix tells savefig the format
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file is on the disk, where a full one may show itself only then."""
+    with open(path, "r+b") as file:
+        try:
+            os.fsync(file)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems can't wait
+                raise
 
 
 def jsonable(value: Any) -> Any:
@@ -160,10 +244,14 @@ def jsonable(value: Any) -> Any:
 
 
 def dated() -> Path:
-    """A new folder under runs/, named after the time."""
+    """Make a folder under runs/, named after the time; two processes at the same time get one each."""
     name = f"{datetime.datetime.now():%Y-%m-%d_%H%M%S}"
-    paths = (Path("runs") / (name + (f"-{n}" if n else "")) for n in range(10**6))
-    return next(path for path in paths if not path.exists())
+    for n in itertools.count():
+        path = RUNS / (name + (f"-{n}" if n else ""))
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
+    raise AssertionError("unreachable")
 
 
 def load(path: Path) -> tuple[CharModel, Vocabulary]:
@@ -172,6 +260,7 @@ def load(path: Path) -> tuple[CharModel, Vocabulary]:
     Raises: UserError if it is none, or if a file in it is damaged or doesn't fit the others.
     """
     try:
+        exchange.settle_if_idle(path)
         missing = [name for name in (WEIGHTS, CONFIG, VOCABULARY) if not (path / name).is_file()]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None

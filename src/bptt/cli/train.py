@@ -48,7 +48,10 @@ def run(words: Sequence[str]) -> int:
             folder.discard()
         raise
     except OSError as error:
-        raise UserError(f"{folder.path}: writing failed ({error.strerror})", 1) from None
+        if training is None or training.history.step == 0:
+            folder.discard()
+        kept = "" if folder.published or not folder.held else ". It still holds the run before it"
+        raise UserError(f"{folder.path}: writing failed ({error.strerror}){kept}", 1) from None
     finally:
         folder.close()
 

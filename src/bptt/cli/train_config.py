@@ -26,8 +26,8 @@ class TrainConfig:
     report.md, and events that TensorBoard shows. The last tenth of the text is kept for validation; weights are saved
     at each validation.
 
-    Exit codes: 0 done; 1 a loss or gradient became non-finite (the last good weights stay); 2 wrong use; 130 stopped
-    with Ctrl-C, everything saved.
+    Exit codes: 0 done; 1 a loss or gradient became non-finite, or something cannot be written (the last good weights
+    stay); 2 wrong use; 130 stopped with Ctrl-C, everything saved.
     """
 
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None

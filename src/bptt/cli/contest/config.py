@@ -89,7 +89,7 @@ class CompareConfig:
     windows.png, and a file for each finished run. A comparison that was stopped, or killed, goes on from its finished
     runs when the same command is given again with the same --out.
 
-    Exit codes: 0 done; 1 the folder cannot be written to; 2 wrong use; 130 stopped with Ctrl-C, finished runs kept.
+    Exit codes: 0 done; 1 something cannot be written; 2 wrong use; 130 stopped with Ctrl-C, finished runs kept.
     """
 
     task: Literal["text", "copy", "delayed", "adding", "bernoulli", "influence"] = "delayed"
@@ -145,7 +145,7 @@ class CompareConfig:
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder; with finished runs of the same comparison, it goes on. A new dated folder under runs/ if not given."""
     overwrite: Annotated[tyro.conf.FlagCreatePairsOff[bool], PLAIN] = False
-    """Allow a folder that holds another comparison; that one's files are deleted."""
+    """Allow a folder that holds another comparison; its files are replaced once this one is finished."""
 
     def check(self) -> None:
         """Raise `UserError` for options that the task doesn't have, and for numbers that cannot be."""

@@ -14,12 +14,14 @@ import yaml
 from safetensors.torch import load_file, save
 
 import bptt
+from bptt.cli import exchange
 from bptt.cli.contest.config import CompareConfig
 from bptt.cli.contest.parts import is_gradient, run_of
 from bptt.cli.contest.runner import Run
 from bptt.cli.files import read_settings, small_text
 from bptt.cli.folder import FILES as RUN_FILES
-from bptt.cli.folder import dated, jsonable, replace
+from bptt.cli.folder import RUNS, dated, jsonable, replace, write
+from bptt.cli.lock import Lock
 from bptt.cli.printing import UserError
 
 CONFIG, RESULTS, PAGE = "config.yaml", "results.json", "report.html"
@@ -33,12 +35,16 @@ _MISSING = object()
 class ContestFolder:
     """A folder made for one comparison, or found with the finished parts of the very same one.
 
+    No other process writes to it until it is closed. With `overwrite`, another comparison that the folder holds stays
+    until `finish`: the new one grows in a folder inside, where it is found again too.
+
     Arguments:
         config: resolved; its `out` is the folder. None goes on in the last one under runs/ that holds the same one
             without its report, or makes a new dated one.
         digest: of a text that is read, "" without: the data belong to what makes a comparison the same.
 
-    Raises: UserError if it holds another comparison or a run of `bptt train`, or can't be written to.
+    Raises: UserError if it holds another comparison or a run of `bptt train`, can't be written to, or is written to by
+        another process.
     """
 
     def __init__(self, config: CompareConfig, digest: str) -> None:
@@ -46,26 +52,51 @@ class ContestFolder:
         if digest:
             identity["sha256"] = digest
         try:
-            self.path = config.out if config.out is not None else _unfinished(identity) or dated()
-            held = _held(self.path)
-            if held is not None and held != identity and not config.overwrite:
-                raise UserError(f"{self.path} holds another comparison ({_difference(held, identity)})" + _OTHERWISE)
-            if held is None and any((self.path / name).exists() for name in (*RUN_FILES, PAGE, RESULTS, *PLOTS)):
-                raise UserError(f"{self.path} holds something else, such as a run of bptt train. Choose another --out")
-            (self.path / PARTS).mkdir(parents=True, exist_ok=True)
-            if held != identity:
-                self._clear()
-                self.write(CONFIG, yaml.safe_dump(identity, sort_keys=False))
+            self.path = RUNS if config.out is None else config.out
+            if config.out is None:
+                self.path = _unfinished(identity) or dated()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(self.path, "bptt compare")
+            try:
+                self._inside = self._find(identity, config.overwrite)
+            except BaseException:
+                self._lock.release()
+                raise
         except OSError as error:
             raise UserError(
                 f"{self.path}: no comparison can be written here ({error.strerror}). Choose another --out"
             ) from None
 
-    def _clear(self) -> None:
-        for path in (self.path / PARTS).iterdir():
-            path.unlink()
-        for name in (RESULTS, PAGE, *PLOTS):
-            (self.path / name).unlink(missing_ok=True)
+    def _find(self, identity: dict[str, Any], overwrite: bool) -> Path:
+        """Where the comparison is to be written, or goes on: the folder, or one inside that will take its place."""
+        exchange.settle(self.path)
+        held = _held(self.path)
+        if held is not None and held != identity and not overwrite:
+            raise UserError(f"{self.path} holds another comparison ({_difference(held, identity)})" + _OTHERWISE)
+        others = [self.path / name for name in (*RUN_FILES, PAGE, RESULTS, *PLOTS)]
+        if held is None and any(path.exists() for path in (*others, *(self.path / PARTS).glob("*"))):
+            raise UserError(f"{self.path} holds something else, such as a run of bptt train. Choose another --out")
+        if held is None or held == identity:
+            inside = self.path
+        else:
+            inside = self.path / exchange.NEW
+            held = _held(inside)
+            if held != identity:
+                exchange.discard(self.path)
+        if held != identity:
+            (inside / PARTS).mkdir(parents=True, exist_ok=True)
+            write(inside / CONFIG, yaml.safe_dump(identity, sort_keys=False))
+        return inside
+
+    def finish(self) -> None:
+        """Everything is written: it takes the place of another comparison that the folder holds."""
+        if self._inside != self.path:
+            exchange.commit(self.path)
+            self._inside = self.path
+
+    def close(self) -> None:
+        """Let other processes write here."""
+        self._lock.release()
 
     def run(self, name: str, seed: int) -> Run | None:
         """A finished run, or None."""
@@ -79,13 +110,13 @@ class ContestFolder:
         """Keep a finished run: first its weights, then what says that it is there."""
         weights = {name: t.detach().to(copy=True).contiguous() for name, t in model.state_dict().items()}
         part = _part(run.strategy, run.seed)
-        replace(self.path / PARTS / f"{part}.safetensors", lambda path: path.write_bytes(save(weights)))
+        replace(self._inside / PARTS / f"{part}.safetensors", lambda path: path.write_bytes(save(weights)))
         values = {**vars(run), "points": [dataclasses.astuple(point) for point in run.points]}
         self._keep(part, values)
 
     def load_weights(self, run: Run, model: torch.nn.Module) -> None:
         """Let `model` be that of the end of a finished run."""
-        path = self.path / PARTS / f"{_part(run.strategy, run.seed)}.safetensors"
+        path = self._inside / PARTS / f"{_part(run.strategy, run.seed)}.safetensors"
         try:
             weights, own = load_file(path), model.state_dict()
             if any(weights[name].dtype != t.dtype or not weights[name].isfinite().all() for name, t in own.items()):
@@ -106,14 +137,14 @@ class ContestFolder:
 
     def _kept(self, part: str) -> Any:
         """The JSON of a finished part, `_MISSING` without one."""
-        path = self.path / PARTS / f"{part}.json"
+        path = self._inside / PARTS / f"{part}.json"
         try:
             return json.loads(small_text(path, PART_MOST)) if path.exists() else _MISSING
         except (ValueError, RecursionError, UserError, OSError):
             self._damaged(part)
 
     def _damaged(self, part: str) -> NoReturn:
-        path = self.path / PARTS / f"{part}.json"
+        path = self._inside / PARTS / f"{part}.json"
         raise UserError(f"{path}: damaged, or of another version. Delete it to run that part again") from None
 
     def _keep(self, part: str, values: dict[str, Any]) -> None:
@@ -121,14 +152,14 @@ class ContestFolder:
 
     def write(self, name: str, text: str) -> None:
         """Write a text file."""
-        self.replace(name, lambda path: path.write_text(text, encoding="utf-8"))
+        write(self._inside / name, text)
 
     def replace(self, name: str, write: Callable[[Path], object]) -> None:
         """Replace the file `name` by what `write` writes."""
-        replace(self.path / name, write)
+        replace(self._inside / name, write)
 
 
-_OTHERWISE = ". Give the same options to go on with it, another --out, or --overwrite to delete it"
+_OTHERWISE = ". Give the same options to go on with it, another --out, or --overwrite to replace it"
 
 
 def _held(path: Path) -> dict[str, Any] | None:
