@@ -30,7 +30,7 @@ class Budget:
 
     def plan(self, problem: Problem, window: Window, begin: Tree, initial: Initial | None) -> Checkpoints:
         """The checkpoints for a window; ValueError with the least budget that works where this one doesn't."""
-        probe = WindowProbe(problem, window, begin, initial, self._meter)
+        probe = WindowProbe(problem, window, begin, initial, self._meter, self.size)
         key = (probe.steps, probe.shapes)
         if not probe.cuts and key in self._plans:
             return self._plans[key]
@@ -111,6 +111,7 @@ class WindowProbe:
     begin: Tree
     initial: Initial | None
     meter: Meter
+    size: int
 
     @property
     def steps(self) -> int:
@@ -149,7 +150,7 @@ class WindowProbe:
         a, b = self.window.start + start, self.window.start + stop
         piece = replace(self.window, start=a, first=a, stop=b, keep=b)
         segment = Segment(self.problem, piece, self.initial, a, b, cuts)
-        return self.meter.tape(segment, self.begin)[1]
+        return self.meter.held(segment, self.begin, self.size)
 
 
 def cheapest(probe: WindowProbe, size: int, saved: Callable[[int, int, int], float]) -> Checkpoints:

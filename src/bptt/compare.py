@@ -124,7 +124,7 @@ class _Run(NamedTuple):
     """What one run took."""
 
     seconds: float
-    memory_bytes: int
+    memory_bytes: float
     updates: int
     forward_steps: int
     backward_steps: int

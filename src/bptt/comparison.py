@@ -61,7 +61,7 @@ class Compared(Deviation):
     draws: int
     parameters: dict[str, Deviation]
     seconds: float
-    memory_bytes: int
+    memory_bytes: float
     updates: float
     forward_steps: float
     backward_steps: float
@@ -205,6 +205,8 @@ def _cells(entry: Compared) -> tuple[str, ...]:
 
 
 def _size(count: float) -> str:
+    if math.isnan(count):
+        return "unknown"
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.4g} {unit}"

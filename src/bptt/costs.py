@@ -118,13 +118,14 @@ class Given(Strategy):
 class Costs:
     """Measured when first asked for: a window of some shape stored whole, a segment of a schedule, a plain advance.
 
-    run: makes a `Run` over a stream under a memory setting; chunk: the steps that probes are made of, over and over.
+    run: makes a `Run` over a stream under a memory setting, for the gradients of all leaves or of some; chunk: the
+        steps that probes are made of, over and over.
     steps: the most that a probe need have. budget: bytes that no long probe is to exceed, or None.
     """
 
     def __init__(
         self,
-        run: Callable[[list[Chunk], Checkpoints | None], Run],
+        run: Callable[[list[Chunk], Checkpoints | None, list[Tensor] | None], Run],
         chunk: Chunk,
         time_dim: int,
         steps: int,
@@ -134,13 +135,19 @@ class Costs:
         self._longest, self._budget = min(steps, LONGEST), math.inf if budget is None else budget
         self._found: dict[Shape, Cost] = {}
         segment = self._segment(1)
-        tape = segment.tape(state.tracked(self.begin))
         modules = [m for m in (self.run.problem.model, self.run.problem.loss.loss) if isinstance(m, nn.Module)]
-        self._leaves = [*leaves_of(tape), *(p for module in modules for p in module.parameters())]
+        found = [p for module in modules for p in module.parameters()]
+        more, all_of_them = leaves_of(segment, self.begin)
+        self._leaves = list({id(leaf): leaf for leaf in (*found, *more)}.values())
+        self._params = None if all_of_them else [leaf for leaf in self._leaves if leaf.requires_grad] or None
         self.one = state.nbytes(self.begin)
         self.floating = sum(leaf.nbytes for leaf in state.leaves(self.begin) if state.carries_cotangent(leaf))
         self._device = next(leaf.device for leaf in state.leaves(self.begin))
-        self._sample(Shape(4, 4))  # what a process does once
+        if math.isnan(self._sample(Shape(4, 4)).held):  # the first is also what a process does once
+            raise ValueError(
+                "plan predicts the bytes that autograd saves, and torch.func's transforms inside the model or the loss "
+                "don't let it see them: use compare, which runs the strategies."
+            )
 
     @cached_property
     def plain(self) -> Lines:
@@ -206,7 +213,7 @@ class Costs:
         """The fastest of some runs of two windows each, one chunk a segment."""
         first: list[float] = []
         later: list[float] = []
-        held = 0
+        held = 0.0
         n = memory.segment if memory else shape.steps
         stream = [self._piece(n)] * (2 * shape.steps // n)
         windows = Given((shape.window(0), shape.window(shape.steps)))
@@ -216,7 +223,7 @@ class Costs:
                 for leaf in self._leaves:
                     leaf.grad = None
                 start = self._now()
-                updates = self._run(stream, memory).updates(windows)
+                updates = self._run(stream, memory, self._params).updates(windows)
                 held = next(updates).memory_bytes
                 between = self._now()
                 held = max(held, next(updates).memory_bytes)
@@ -226,7 +233,7 @@ class Costs:
 
     def _segment(self, steps: int) -> Segment:
         """The first steps as a segment that can be replayed, in a run of its own."""
-        self.run = self._run([self._piece(steps)], None)
+        self.run = self._run([self._piece(steps)], None, None)
         self.run.time.upto(steps)
         window = Window(0, 0, steps, steps)
         initial = self.run.initial(window, self.run.state)

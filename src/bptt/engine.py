@@ -80,7 +80,7 @@ class Run:
         )
         self.meter = Meter((model, loss))
         watched = isinstance(scale, int | float) and scale == 1
-        self.gradients = Gradients(lambda: self.meter.leaves(self.problem.params), watched)
+        self.gradients = Gradients(self.problem, watched)
         self.guard = Guard()
         device = "cpu" if self.generator is None else self.generator.device
         self._drawn = torch.zeros((), dtype=torch.float64, device=device)

@@ -1,7 +1,7 @@
 """Gradients that aren't finite though the losses are: found when they arise, taken back, and named with their step."""
 
 from cmath import isfinite
-from collections.abc import Callable
+from functools import cached_property
 from math import isqrt
 from typing import Any, NoReturn
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from bptt import state
 from bptt.checks import NonFiniteGradientError
+from bptt.reached import in_sight
+from bptt.recurrence import unwrapped
 from bptt.replay import isolated
 from bptt.rewind import Rewind
 from bptt.schedules.windows import Window
@@ -20,17 +22,24 @@ from bptt.state import Tree
 class Gradients:
     """The `.grad`s that a window adds to: noted before, looked at after, put back where something isn't finite.
 
-    leaves: gives those that are known. watched: False under loss scaling, where overflow is the scaler's to find.
+    watched: False under loss scaling, where overflow is the scaler's to find.
     """
 
-    def __init__(self, leaves: Callable[[], list[Tensor]], watched: bool) -> None:
-        self._leaves, self._watched = leaves, watched
+    def __init__(self, problem: Problem, watched: bool) -> None:
+        self._problem, self._watched = problem, watched
         self._before: list[tuple[Tensor, Tensor | None, Tensor | None]] | None = None
+
+    @cached_property
+    def leaves(self) -> list[Tensor]:
+        """Those that may get a gradient: `params=`, or what model and loss hold or close over."""
+        p = self._problem
+        found = in_sight((unwrapped(p.model), p.loss.loss), set()) if p.params is None else p.params
+        return [leaf for leaf in found if leaf.is_leaf and leaf.requires_grad]
 
     def note(self) -> None:
         """What there is before, unless it is noted already."""
         if self._before is None:
-            before = [(p, p.grad) for p in self._leaves() if p.is_leaf]
+            before = [(p, p.grad) for p in self.leaves]
             self._before = [(p, grad, None if grad is None else grad.clone()) for p, grad in before]
 
     def forget(self) -> None:

@@ -2,8 +2,9 @@
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+import sys
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bptt import arguments, state
+from bptt.replay import Noise, buffers_of
 from bptt.segment import Segment, Tape
 from bptt.state import Tree
 
@@ -20,6 +22,9 @@ _UNITS = {"": 1, "b": 1} | {
     for power, prefix in enumerate("KMGT", start=1)
     for end, base in (("b", 1000), ("ib", 1024))
 }
+
+_NODES = 1000
+"""Nodes of a graph that are looked at from Python: each gets an object, and to free a long chain of these recurses."""
 
 
 @dataclass(frozen=True)
@@ -79,50 +84,75 @@ def parse(memory: Memory) -> Checkpoints | int | None:
 class Meter:
     """Bytes held for a backward pass: storages that autograd saved, each once, and stored states and cotangents.
 
-    Parameters, buffers, the stream's own chunks and the gradients don't count.
+    Parameters, buffers, the stream's own chunks and the gradients don't count. What is saved is seen as it is saved,
+    since a graph of many steps can't be walked from Python: see `_NODES`.
     """
 
     def __init__(self, modules: Iterable[Any]) -> None:
+        self._modules = tuple(modules)
         self._apart: list[Tensor] = [
             tensor
-            for module in modules
+            for module in self._modules
             if isinstance(module, nn.Module)
             for tensor in (*module.parameters(), *module.buffers())
         ]
-        self._closures_known = False
+        self._watches = True
+        self._proven = False
         self._saved: defaultdict[Any, _Line] = defaultdict(_Line)
 
-    def leaves(self, params: list[Tensor] | None) -> list[Tensor]:
-        """`params`, or what may get a gradient: leaves of the modules, and of closures once a tape was made."""
-        if params is not None:
-            return params
-        return [tensor for tensor in self._apart if tensor.requires_grad and tensor.is_leaf]
-
-    def tape(self, segment: Segment, begin: Tree, key: Any = None) -> tuple[Tape, int]:
+    def tape(self, segment: Segment, begin: Tree, key: Any = None) -> tuple[Tape, float]:
         """A tape from the state `begin`, and the bytes autograd saved for it beside the states it begins and ends in.
 
         key: equal for tapes that differ in their length only; what is known is not measured again. None: always.
+        The bytes are NaN where the recurrence or the loss calls what refuses hooks on saved tensors.
         """
         line, steps = None if key is None else self._saved[key], segment.stop - segment.start
         known = None if line is None else line.at(steps)
         if known is not None:
             return segment.tape(state.tracked(begin)), known
-        storages: dict[int, int] = {}
-        with _recorded(storages):
-            tape = segment.tape(state.tracked(begin))
-        if not self._closures_known and tape.losses is not None:
-            self._apart += leaves_of(tape)
-            self._closures_known = True
+        watched = self._watched(segment, begin) if self._watches else None
+        if watched is None:
+            return segment.tape(state.tracked(begin)), math.nan
+        tape, seen = watched
         counted = (*state.leaves(tape.begin), *state.leaves(tape.after), *state.leaves(segment.kept))
         stream = (
             *state.leaves(tape.data.inputs),
             *state.leaves(tape.data.targets),
         )  # joined from several chunks or not
-        apart = {leaf.untyped_storage()._cdata for leaf in (*self._apart, *counted, *stream)}
-        saved = sum(size for storage, size in storages.items() if storage not in apart)
+        apart = seen.parameters(segment).union(*map(_storages, (*self._apart, *counted, *stream)))
+        saved = sum(size for storage, size in seen.storages.items() if storage not in apart)
         if line is not None:
             line.add(steps, saved)
         return tape, saved
+
+    def held(self, segment: Segment, begin: Tree, size: int, key: Any = None) -> int:
+        """The bytes of `tape`, to keep within a budget of `size` bytes; ValueError where they can't be seen."""
+        saved = self.tape(segment, begin, key)[1]
+        if math.isnan(saved):
+            raise ValueError(
+                f"memory={size}: a budget in bytes needs to see what autograd saves, which torch.func's transforms in "
+                f"the model or the loss forbid. Use memory=bptt.Checkpoints(slots, segment), or None to store everything."
+            )
+        return int(saved)
+
+    def _watched(self, segment: Segment, begin: Tree) -> "tuple[Tape, Seen] | None":
+        """A tape and what it saved; None where that is refused: then all is as before, and nothing watched again."""
+        seen, before = Seen(), dict(vars(segment))
+        put_back = None if self._proven else _remembered(self._modules, begin, segment)
+        try:
+            with seen.watching():
+                tape = segment.tape(state.tracked(begin))
+        except (RuntimeError, ValueError) as error:
+            if not _refuses_hooks(error):
+                raise
+        else:
+            self._proven = True
+            return tape, seen
+        self._watches = False
+        vars(segment).update(before)
+        if put_back is not None:
+            put_back()
+        return None
 
 
 class _Line:
@@ -146,38 +176,112 @@ class _Line:
         return self._points[a] + (self._points[b] - self._points[a]) * (steps - a) // (b - a)
 
 
-@contextmanager
-def _recorded(storages: dict[int, int]) -> Iterator[None]:
-    """Note identity and size of every storage that autograd saves in the block."""
+class Seen:
+    """What autograd saved in a block: `storages` by identity, with their bytes, and the leaves among them."""
 
-    autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
-    outer = autograd._top_saved_tensors_default_hooks(False)  # hooks don't stack by themselves
-    pack_outer, unpack_outer = outer or (torch.Tensor.detach, lambda tensor: tensor)
+    def __init__(self) -> None:
+        self.storages: dict[int, int] = {}
+        self.leaves: dict[int, Tensor] = {}
 
-    def pack(tensor: Tensor) -> Any:
-        storage = tensor.untyped_storage()
-        storages[storage._cdata] = storage.nbytes()
-        return pack_outer(tensor)  # never the tensor itself, which would tie a cycle through its own graph
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note every storage that is saved in the block, in forward alone."""
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack_outer):
-        yield
+        autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
+        outer = autograd._top_saved_tensors_default_hooks(False)  # hooks don't stack by themselves
+        pack_outer, unpack_outer = outer or (torch.Tensor.detach, lambda tensor: tensor)
+
+        storages = self.storages
+
+        def pack(tensor: Tensor) -> Any:
+            try:
+                storage = tensor.untyped_storage()
+            except NotImplementedError:  # a sparse tensor is made of dense ones
+                storages.update(_storages(tensor))
+                return pack_outer(tensor)
+            key = storage._cdata
+            if key not in storages:
+                storages[key] = storage.nbytes()
+                base = tensor._base  # a layer's weight is saved transposed
+                root = tensor if base is None else base
+                if root.is_leaf and root.requires_grad:
+                    self.leaves[key] = root
+            return pack_outer(tensor)  # never the tensor itself, which would tie a cycle through its own graph
+
+        if compiler := sys.modules.get("torch._dynamo.decorators"):  # else a compiled model has the hook compiled too
+            compiler.skip(pack)
+            compiler.skip(_storages)
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack_outer):
+            yield
+
+    def parameters(self, segment: Segment) -> set[int]:
+        """The storages of the leaves that aren't the engine's own: parameters, of closures too."""
+        initial = segment.initial
+        ours = {id(leaf) for leaf in state.leaves(initial.leaves if initial else None)}
+        return {storage for storage, leaf in self.leaves.items() if id(leaf) not in ours}
 
 
-def leaves_of(tape: Tape) -> list[Tensor]:
-    """The leaves that the graph reaches and that are not the engine's own: parameters, of closures too."""
+def _storages(tensor: Tensor) -> dict[int, int]:
+    """Identity and bytes of a tensor's storage, or of those that a sparse one is made of."""
+    if tensor.layout is torch.strided:
+        parts = [tensor]
+    elif tensor.layout is torch.sparse_coo:
+        parts = [tensor._indices(), tensor._values()]
+    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        parts = [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        parts = [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    else:  # another that has no storage to look at
+        parts = []
+    return {storage._cdata: storage.nbytes() for storage in (part.untyped_storage() for part in parts)}
+
+
+def _refuses_hooks(error: BaseException) -> bool:
+    """Whether this is what torch.func.grad and its like say where hooks on saved tensors are set."""
+    said = [str(each) for each in (error, error.__cause__) if isinstance(each, RuntimeError)]
+    return any("saved tensor" in text and "hooks" in text for text in said)
+
+
+def _remembered(modules: Iterable[Any], begin: Tree, segment: Segment) -> Callable[[], None]:
+    """What puts noise and buffers back to what they are now, after a first attempt that failed."""
+    noise = Noise.now([*state.leaves(begin), *state.leaves(segment.problem.time.inputs_at(segment.start))])
+    own = [(*buffer, buffer[2]._version, buffer[2].clone()) for module in modules for buffer in buffers_of(module)]
+
+    def put_back() -> None:
+        noise.install()
+        for module, name, value, version, copy in own:
+            module._buffers[name] = value
+            if value._version != version:
+                with torch.no_grad():
+                    value.copy_(copy)
+
+    return put_back
+
+
+def leaves_of(segment: Segment, begin: Tree) -> tuple[list[Tensor], bool]:
+    """Leaves that a segment's graph reaches, of closures too, but for the engine's own; whether these are all.
+
+    Of a graph of many nodes only the next ones are looked at; the others among its leaves are those that it saves.
+    """
+    seen = Seen()
+    try:
+        with seen.watching():
+            tape = segment.tape(state.tracked(begin))
+    except (RuntimeError, ValueError):  # hooks are refused, or something that comes again
+        tape = segment.tape(state.tracked(begin))
     ours = {id(leaf) for leaf in (*state.leaves(tape.begin), *tape.data.tracked.values())}
-    if tape.segment.initial is not None:
-        ours |= {id(leaf) for leaf in state.leaves(tape.segment.initial.leaves)}
-    found, seen = [], set()
+    if segment.initial is not None:
+        ours |= {id(leaf) for leaf in state.leaves(segment.initial.leaves)}
+    found = {id(leaf): leaf for leaf in seen.leaves.values()}
     roots = [tape.losses, *state.leaves(tape.end)]
-    nodes = [root.grad_fn for root in roots if root is not None and root.grad_fn is not None]
-    while nodes:
-        node = nodes.pop()
-        if node in seen:
-            continue
-        seen.add(node)
+    nodes = deque(root.grad_fn for root in roots if root is not None and root.grad_fn is not None)
+    known = set(nodes)
+    while nodes and len(known) < _NODES:
+        node = nodes.popleft()
         variable = getattr(node, "variable", None)
-        if variable is not None and id(variable) not in ours:
-            found.append(variable)
-        nodes += [following for following, _ in node.next_functions if following is not None]
-    return found
+        if variable is not None:
+            found[id(variable)] = variable
+        following = [n for n, _ in node.next_functions if n is not None and n not in known]
+        known.update(following)
+        nodes += dict.fromkeys(following)
+    return [leaf for key, leaf in found.items() if key not in ours], not nodes

@@ -9,6 +9,7 @@ from math import ceil
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bptt import arguments, checks
 from bptt.budget import WindowProbe, cheapest
@@ -179,8 +180,8 @@ def plan(
         options["generator"] = torch.Generator().manual_seed(0)
         begin = detach(state)
 
-        def run(stream: list[Chunk], schedule: Checkpoints | None) -> Run:
-            return Run(model, loss, stream, begin, memory=schedule, **options)
+        def run(stream: list[Chunk], schedule: Checkpoints | None, params: list[Tensor] | None) -> Run:
+            return Run(model, loss, stream, begin, memory=schedule, params=params, **options)
 
         run([probed], None).tell_axes_apart()
         costs = Costs(run, probed, time_dim, steps, budget)
@@ -238,7 +239,7 @@ class _Forecast:
         def saved(segment: int, cuts: int, resets: int) -> float:
             return MARGIN * self._saved(segment, cuts, resets)
 
-        probe = WindowProbe(costs.run.problem, self._longest, costs.begin, None, costs.run.meter)
+        probe = WindowProbe(costs.run.problem, self._longest, costs.begin, None, costs.run.meter, budget)
         least = ceil(probe.states + saved(1, 0, 0)) + costs.one
         if budget < least:
             return [stored], min(stored.memory_bytes, least)

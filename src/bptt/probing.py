@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ from bptt.state import Tree
 
 def credit(
     problem: Problem, probe: Probe, begin: Tree, initial: Initial | None, meter: Meter, memory: Checkpoints | int | None
-) -> tuple[Credit, int, int]:
+) -> tuple[Credit, int, Any]:
     """The answer to a probe, the steps that it ran, and the bytes that it held: states, cotangents, one step's graph.
 
     memory: how many states are kept, or the bytes to keep within; None keeps those of all steps.
@@ -42,17 +43,17 @@ def credit(
         key, one, held = ("probe", rows.count, rows.size), state.nbytes(begin), 3 * vectors.nbytes
         slots = memory.slots if isinstance(memory, Checkpoints) else steps
         if isinstance(memory, int):  # 5 states lie apart, as they do in a window
-            saved = meter.tape(segments[0], begin, key)[1]
+            saved = meter.held(segments[0], begin, memory, key)
             slots = checks.probe_fits(memory, saved + held + 5 * one, one, probe)
         rewind = Rewind(segments, min(slots, steps), begin)
-        pull, most = Pullback(rows), 0
+        pull, most = Pullback(rows), 0.0
         at = torch.arange(losses, device=rows.device) - losses  # of each loss, its step less that of the sweep
         so_far = torch.zeros(losses, rows.size, dtype=torch.float64, device=rows.device)
         norms, sums = so_far.new_zeros(lags), so_far.new_zeros(lags, rows.size)
         for segment, carried in rewind:
             at = at + 1
             tape, saved = meter.tape(segment, carried, key)
-            most = max(most, saved + (rewind.states + 1) * one)
+            most = max(saved + (rewind.states + 1) * one, most)  # NaN stays NaN
             vectors = pull.to_state(tape, vectors, (at == 0).to(vectors.dtype))
             seen = (at >= 0) & (at < lags)
             so_far = so_far + torch.where(seen[:, None], vectors.sum(1).double(), so_far.new_zeros(()))

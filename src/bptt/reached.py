@@ -109,7 +109,7 @@ def _watched(problem: Problem) -> dict[str, Tensor]:
 
 def _something_to_train(problem: Problem, begin: Tree, initial: Initial | None) -> None:
     """ValueError where all parameters in sight are frozen, and one step's graph from a fixed state reaches no other."""
-    found = list(_in_sight((problem.model, problem.loss.loss), set()))
+    found = list(in_sight((problem.model, problem.loss.loss), set()))
     if any(tensor.requires_grad for tensor in found) or not any(isinstance(t, nn.Parameter) for t in found):
         return
     step = Segment(problem, Window(0, 0, 1, 1), initial, 0, 1)
@@ -131,7 +131,7 @@ def _one_step(problem: Problem, window: Window, begin: Tree, initial: Initial | 
         return step._unfold(begin, problem.time.read(first, first + 1))[:2]
 
 
-def _in_sight(value: Any, seen: set[int]) -> Iterator[Tensor]:
+def in_sight(value: Any, seen: set[int]) -> Iterator[Tensor]:
     """The tensors of modules and containers, and of what functions close over, by whatever names they use."""
     if id(value) in seen:
         return
@@ -142,18 +142,18 @@ def _in_sight(value: Any, seen: set[int]) -> Iterator[Tensor]:
         yield from value.parameters()
     elif isinstance(value, dict | list | tuple):
         for part in list(value.values() if isinstance(value, dict) else value)[:100]:
-            yield from _in_sight(part, seen)
+            yield from in_sight(part, seen)
     elif isinstance(value, functools.partial):
-        yield from _in_sight((value.func, value.args, value.keywords), seen)
+        yield from in_sight((value.func, value.args, value.keywords), seen)
     elif inspect.ismethod(value):
-        yield from _in_sight((value.__self__, value.__func__), seen)
+        yield from in_sight((value.__self__, value.__func__), seen)
     elif inspect.isfunction(value) and not value.__module__.startswith("torch."):
         cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
         names = [value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__]
-        yield from _in_sight((cells, value.__defaults__, value.__kwdefaults__), seen)
-        yield from _in_sight([part for part in names if not inspect.ismodule(part)], seen)
+        yield from in_sight((cells, value.__defaults__, value.__kwdefaults__), seen)
+        yield from in_sight([part for part in names if not inspect.ismodule(part)], seen)
     elif hasattr(value, "__dict__") and not isinstance(value, type) and not inspect.ismodule(value):
-        yield from _in_sight(dict(vars(value)), seen)
+        yield from in_sight(dict(vars(value)), seen)
 
 
 def _filled(cell: Any) -> bool:

@@ -23,7 +23,8 @@ class Update:
     cotangent_norm: 0-d tensor, the 2-norm of ∂L/∂(state before `start`), in the units of the gradient without `scale`.
     aux: what the loss returned beside the losses, joined over the steps, or None.
     forward_steps: steps of the recurrence that were run, replays included.
-    memory_bytes: the most bytes that saved tensors, stored states and cotangents took at once.
+    memory_bytes: the most bytes that saved tensors, stored states and cotangents took at once; NaN where model or loss
+        call torch.func's transforms, which don't let anyone see what is saved.
     decision: what a strategy that decides on lengths decided here, or None.
     """
 
@@ -34,7 +35,7 @@ class Update:
     steps: int
     aux: Any
     forward_steps: int
-    memory_bytes: int
+    memory_bytes: float
     decision: Any
     _state: Any = field(repr=False)
     _valid: Any = field(repr=False)

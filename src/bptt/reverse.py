@@ -33,7 +33,7 @@ class Outcome:
     after: Tree
     cotangent: list[Tensor | None]
     forward_steps: int
-    memory_bytes: int
+    memory_bytes: float
 
 
 def run(
@@ -72,7 +72,7 @@ def run(
     cotangent: list[Tensor | None] | None = None
     found: list[Losses] = []
     total: Tensor | None = None
-    memory_bytes = 0
+    memory_bytes: float = 0
     differentiable = False
     measured = isinstance(memory, Budget) or rewind.forward_steps > 0
 
@@ -91,7 +91,7 @@ def run(
         cotangent = tape.pull(cotangent, factor, divisor)
         if not whole:
             guard.still(problem, versions)
-        memory_bytes = max(memory_bytes, saved + (rewind.states + between + 1) * one + cotangents * floating)
+        memory_bytes = max(saved + (rewind.states + between + 1) * one + cotangents * floating, memory_bytes)  # or NaN
         del tape
 
     if kept is None:
@@ -100,7 +100,7 @@ def run(
     found.reverse()
     total = checked_total(found, window.first) if total is None else total
     if not gradients.finite():
-        finite.refuse(problem, window, begin, initial, meter.leaves(problem.params), factor)
+        finite.refuse(problem, window, begin, initial, gradients.leaves, factor)
     return Outcome(
         loss=total,
         valid=sum(losses.valid for losses in found),
