@@ -131,7 +131,7 @@ class Meter:
         if math.isnan(saved):
             raise ValueError(
                 f"memory={size}: a budget in bytes needs to see what autograd saves, which torch.func's transforms in "
-                f"the model or the loss forbid. Use memory=bptt.Checkpoints(slots, segment), or None to store everything."
+                f"the model or the loss forbid. Use memory=bptt.Checkpoints(slots, segment), or None to store all."
             )
         return int(saved)
 

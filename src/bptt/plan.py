@@ -183,7 +183,7 @@ def plan(
         def run(stream: list[Chunk], schedule: Checkpoints | None, params: list[Tensor] | None) -> Run:
             return Run(model, loss, stream, begin, memory=schedule, params=params, **options)
 
-        run([probed], None).tell_axes_apart()
+        run([probed], None, None).tell_axes_apart()
         costs = Costs(run, probed, time_dim, steps, budget)
         rows: list[PlanRow] = []
         least: list[tuple[int, Strategy]] = []
