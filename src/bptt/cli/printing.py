@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -77,6 +77,63 @@ def one_line(text: str) -> str:
     return " ".join(printable(text).split())
 
 
+def fitted(text: str, width: int) -> str:
+    r"""`text` in lines of at most `width` columns, broken between words; a word that is longer stays whole.
+
+    Lines go on below what follows their name, and spaces that aren't broken at are kept.
+
+    >>> print(fitted("model       lstm of 256 units, tbptt:64, adam 0.003", 40))
+    model       lstm of 256 units, tbptt:64,
+                adam 0.003
+    """
+    lines: list[str] = []
+    for line in text.split("\n"):
+        name = re.match(r"\S.{0,11}?  +(?=\S)", line)
+        indent = " " * len(name[0]) if name and len(name[0]) < width / 2 else ""
+        if len(line) <= width:
+            lines.append(line)
+            continue
+        lines += textwrap.wrap(
+            line,
+            width,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+            replace_whitespace=False,
+        )
+    return "\n".join(lines)
+
+
+def fields(values: Iterable[str], width: int) -> str:
+    r"""Short values side by side, two spaces between them, in lines of at most `width` columns; none is broken.
+
+    >>> print(fields(["update 9", "validation 1.769 bits/char", "8.2 s"], 40))
+    update 9  validation 1.769 bits/char
+              8.2 s
+    """
+    whole = "  ".join(value.replace(" ", "\u2007") for value in values)  # a space that no line is broken at
+    return fitted(whole, width).replace("\u2007", " ")
+
+
+def command(name: str, words: Sequence[str], width: int) -> str:
+    r"""A command line to copy, after its name: where it is too long, it goes on as a shell lets it go on.
+
+    >>> print(command("More text:", ["bptt", "sample", "runs/a-long-name", "--seed", "1"], 30))
+    More text:  bptt sample \
+                runs/a-long-name \
+                --seed 1
+    """
+    lines = [f"{name:<12}{words[0]}"]
+    for i, word in enumerate(words[1:], 1):
+        room = width - 2 * (i < len(words) - 1)
+        if len(lines[-1]) + 1 + len(word) > room:
+            lines[-1] += " \\"
+            lines.append(" " * 12 + word)
+        else:
+            lines[-1] += f" {word}"
+    return "\n".join(lines)
+
+
 def shortened(text: str) -> str:
     """`text` with words that are longer than any file's name cut down to their two ends: nobody reads 5,000 digits.
 
@@ -122,6 +179,21 @@ def size(count: float) -> str:
             break
         count /= 1024
     return f"{count:.4g}{unit}"
+
+
+def brief(seconds: float) -> str:
+    """A time in eight columns.
+
+    >>> brief(8.25), brief(84), brief(7384)
+    ('8.2 s', '1.4 min', '2.1 h')
+    """
+    return (
+        f"{seconds:.1f} s"
+        if seconds < 60
+        else f"{seconds / 60:.1f} min"
+        if seconds < 3600
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from bptt.cli.printing import bits, printable, quantity, size
+from bptt.cli.printing import bits, fitted, printable, quantity, size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +54,18 @@ class Bars(Progress):
             expand=True,
         )
 
-    def say(self, text: Any = "") -> None:
-        """Print a line that stays, control characters escaped."""
-        self.console.print(Text(printable(str(text))), soft_wrap=True)
+    @property
+    def width(self) -> int:
+        """Columns that a line may have."""
+        return self.console.width
+
+    def say(self, text: Any = "", fit: bool = True) -> None:
+        """Print a line that stays, control characters escaped, in several lines where it is too wide.
+
+        fit: False for text that must stay as it is.
+        """
+        shown = printable(str(text))
+        self.console.print(Text(fitted(shown, self.width) if fit else shown), soft_wrap=True)
 
 
 class Display(Bars):

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bptt.cli.printing import printable
+from bptt.cli.printing import fields, fitted, printable
 
 
 class Screen:
@@ -20,18 +20,29 @@ class Screen:
         self.console = Console(markup=False, highlight=False, emoji=False)
 
     def say(self, text: str) -> None:
-        """Print text as it is, control characters escaped."""
-        self.console.print(Text(printable(text)), soft_wrap=True)
+        """Print text, control characters escaped, its lines broken between words where they are too wide."""
+        self.console.print(Text(fitted(printable(text), self.console.width)), soft_wrap=True)
 
     def waiting(self, text: str) -> contextlib.AbstractContextManager[object]:
         """A sign of life on a terminal, gone at the end."""
         return self.console.status(Text(text)) if self.console.is_terminal else contextlib.nullcontext()
 
     def table(self, names: Sequence[str], rows: Sequence[Sequence[str]], words: int = 0) -> None:
-        """Print a table, its first columns, as many as `words`, aligned to the left, the others to the right."""
+        """Print a table, its first columns, as many as `words`, aligned to the left, the others to the right.
+
+        Where the terminal is too narrow for its cells, each row is a paragraph that names its values.
+        """
+        columns = [[name, *(row[i] for row in rows)] for i, name in enumerate(names)]
+        least = [max(map(len, [*name.split(), *cells])) for name, *cells in columns]
+        width = self.console.width
+        if sum(least) + 3 * (len(names) - 1) > width:
+            for row in rows:
+                named = [f"{name} {value}".strip() for name, value in zip(names, row, strict=True) if value]
+                self.console.print(Text(fields(named, width)), soft_wrap=True)
+            return
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for i, name in enumerate(names):
-            table.add_column(Text(name), justify="left" if i < words else "right")
+        for i, (name, most) in enumerate(zip(names, least, strict=True)):
+            table.add_column(Text(name), justify="left" if i < words else "right", min_width=most)
         for row in rows:
             table.add_row(*map(Text, row))
         self.console.print(table)

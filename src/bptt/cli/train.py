@@ -18,7 +18,7 @@ from bptt.cli.folder import EVENTS, LOSS_PLOT, NORM_PLOT, PART, REPORT, RunFolde
 from bptt.cli.interrupt import Interrupt
 from bptt.cli.model import CharModel, build, write
 from bptt.cli.plots import loss_plot, norm_plot
-from bptt.cli.printing import UserError, bits, block, duration, one_line, user_errors
+from bptt.cli.printing import UserError, bits, block, command, duration, one_line, user_errors
 from bptt.cli.progress import Display
 from bptt.cli.reading import Reading, reading
 from bptt.cli.report import report
@@ -124,13 +124,14 @@ def _train(training: Training, display: Display, interrupt: Interrupt) -> int:
         _write_results(training, _ended(training, failure, interrupt.asked, "this folder"), sample, seconds)
     if failure:
         raise UserError(f"{ended} A lower --lr or --clip may help", 1)
-    display.say(f"\nsample at temperature {SAMPLE_TEMPERATURE}:\n\n{sample}\n")
+    display.say(f"\nsample at temperature {SAMPLE_TEMPERATURE}:\n\n{sample}\n", fit=False)
     display.say(f"{ended} Took {duration(seconds)}.")
     display.say(f"Weights, report.md, plots and metrics are in {path}")
     quoted = one_line(shlex.quote(str(folder.path)))
     if (folder.path / EVENTS).exists():
-        display.say(f"Curves:     tensorboard --logdir {quoted}")
-    display.say(f"More text:  bptt sample {quoted} --temperature {SAMPLE_TEMPERATURE}")
+        display.say(command("Curves:", ["tensorboard", f"--logdir {quoted}"], display.width), fit=False)
+    more = ["bptt sample", quoted, f"--temperature {SAMPLE_TEMPERATURE}"]
+    display.say(command("More text:", more, display.width), fit=False)
     if interrupt.asked and lost(sys.stdout):  # with `| tee`, Ctrl-C ends tee first
         raise UserError(f"{ended} Weights, report.md, plots and metrics are in {path}", 130)
     return 130 if interrupt.asked else 0

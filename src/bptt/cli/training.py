@@ -14,7 +14,7 @@ from bptt.cli.folder import RunFolder
 from bptt.cli.history import LN2, History, Validation
 from bptt.cli.interrupt import Interrupt
 from bptt.cli.model import CharModel, loss
-from bptt.cli.printing import bits, duration, user_errors
+from bptt.cli.printing import bits, brief, fields, quantity, user_errors
 from bptt.cli.progress import Display
 from bptt.cli.reading import Reading, until
 from bptt.cli.train_config import TrainConfig
@@ -177,10 +177,14 @@ class Training:
         }
         self.folder.log({**record, "elapsed": round(point.seconds, 3)})
         self._save()
-        display.say(
-            f"update {point.step:>5,}  validation {bits(point.bpc)} bits/char  "
-            f"training {bits(history.recent_bpc())}  {point.chars:,} characters  {duration(point.seconds)}"
-        )
+        shown = [
+            f"update {point.step:>5,}",
+            f"validation {bits(point.bpc)} bits/char",
+            f"training {bits(history.recent_bpc())}",
+            f"{quantity(point.chars)} chars",
+            brief(point.seconds),
+        ]
+        display.say(fields(shown, display.width), fit=False)
 
     def _save(self) -> None:
         if not self.folder.save_weights(self.model, self.config, self.vocabulary):
