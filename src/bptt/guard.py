@@ -58,17 +58,18 @@ class Guard:
         mode = "overlap" if overlap else "split" if not whole else ""
         if not mode and (measured or self.probed or _repeated.get()):
             mode = "again"
-        if not mode or (mode in self._asked and (whole or self._loss_asked)) or _settled.get():
+        loss_due = not whole and not self._loss_asked and window.steps > 1  # a window with one loss can't be asked
+        if not mode or (mode in self._asked and not loss_due) or _settled.get():
             return
         uncached(segment.problem.model)
-        if _lazy(segment.problem.model):
+        if _lazy(segment.problem.model) or any(leaf.is_meta for leaf in state.leaves(carried)):
             return
         stretch = Stretch.of(segment, carried)
         outputs = None
         if mode not in self._asked:
             self._asked |= {"overlap": {"overlap", "split", "again"}, "split": {"split", "again"}}.get(mode, {mode})
             outputs = pure(stretch, mode)
-        if not whole and not self._loss_asked:
+        if loss_due:
             self._look_at_loss(stretch, outputs)
 
     def _look_at_loss(self, stretch: Stretch, outputs: Tree) -> None:

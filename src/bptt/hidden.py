@@ -9,6 +9,7 @@ import random
 import types
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,6 +51,18 @@ class Kept:
         """Put back the very values that were there at first."""
         for holder in self.holders:
             holder.put(holder.before)
+
+    @contextmanager
+    def normalised_as_in_evaluation(self) -> Iterator[None]:
+        """Let batch norm take its running statistics for the block."""
+        layers = [m for m in self._seen.values() if isinstance(m, _NormBase) and m.training]
+        try:
+            for layer in layers:
+                layer.__dict__["training"] = False
+            yield
+        finally:
+            for layer in layers:
+                layer.__dict__["training"] = True
 
     def changed(self) -> list[tuple[Holder, Any]]:
         """(holder, key) of what no longer is as it was at first."""

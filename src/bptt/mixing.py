@@ -14,7 +14,8 @@ from bptt.state import Tree
 def by_step(problem: Problem, outputs: Tree, targets: Tree, n: int) -> None:
     """ValueError where the losses of n >= 2 steps aren't those of two parts of them.
 
-    A loss that draws numbers can't be asked, and one that fails on a part will say so itself.
+    A loss that draws numbers can't be asked, and one that fails on a part will say so itself. Batch norm counts as
+    what it is in evaluation: that it depends on where a call begins is known of it.
     """
     loss, dim = problem.loss, problem.time_dim
     half = (n + 1) // 2
@@ -26,7 +27,7 @@ def by_step(problem: Problem, outputs: Tree, targets: Tree, n: int) -> None:
         mine, theirs = (state.map_leaves(torch.clone, state.narrow(t, dim, a, b - a)) for t in (of, targets))
         return loss._call(mine, theirs, b - a)[0]
 
-    with noise_restored(tensors), foreign_noise_restored(), torch.no_grad():
+    with noise_restored(tensors), foreign_noise_restored(), torch.no_grad(), kept.normalised_as_in_evaluation():
         try:
             noise = Noise.now(tensors)
             whole = losses(0, n)

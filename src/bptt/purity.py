@@ -49,7 +49,10 @@ class Stretch(NamedTuple):
             turn = lambda leaf: leaf.flip(self.problem.time_dim) * (0.5 if leaf.is_floating_point() else 1)  # noqa: E731
             data = data._replace(inputs=state.map_leaves(turn, data.inputs))
         with torch.set_grad_enabled(grad):
-            outputs, end, _ = self.segment._unfold(self.carried if carried is None else carried, data)
+            carried = self.carried if carried is None else carried
+            if not grad:  # a recurrence may change it in place
+                carried = state.map_leaves(torch.clone, carried)
+            outputs, end, _ = self.segment._unfold(carried, data)
         return outputs, end
 
     @property
