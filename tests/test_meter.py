@@ -235,3 +235,17 @@ def test_a_compiled_model_does_not_have_the_hook_compiled(memory):
     assert frames(lambda: train(compiled)) <= alone + advanced
     torch.testing.assert_close(found[1], found[0])
     torch.compiler.reset()
+
+
+def test_what_changes_a_saved_tensor_is_refused_as_by_autograd():
+    """In the window that is counted as in any other."""
+    w, xs, zeros = nn.Parameter(torch.ones(2)), torch.ones(4, 2), torch.zeros(2)
+
+    def step(x, h):
+        h = (w * h).tanh() + x
+        y = h.exp()
+        y.add_(1)  # exp keeps what it gave
+        return y, h
+
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        bptt.backward(bptt.scan(step), lambda y, t: (y - t).square(), (xs, xs), zeros)

@@ -17,6 +17,7 @@ from bptt.comparison import Compared, Comparison, Draws
 from bptt.engine import Run
 from bptt.guard import repeated, settled
 from bptt.memory import Memory
+from bptt.pullback import parameters_kept
 from bptt.recurrence import Loss, Recurrence, unwrapped
 from bptt.replay import isolated
 from bptt.state import Tree, leaves, map_leaves
@@ -109,14 +110,16 @@ def compare(
         generator=_draws_from(generator),
     )
     trials.look()
-    with repeated():
-        exact = trials.once(FullBPTT())[1]
+    with parameters_kept(model, loss, list(theta.values())):
+        with repeated():
+            exact = trials.once(FullBPTT())[1]
+        entries = tuple(_compared(strategy, trials, exact, list(theta), draws) for strategy in wanted)
     squares = [torch.dot(g, g).item() for g in exact]
     return Comparison(
         steps=leaves(chunk.inputs)[0].shape[time_dim],
         norms={name: square**0.5 for name, square in zip(theta, squares, strict=True)},
         norm=sum(squares) ** 0.5,
-        entries=tuple(_compared(strategy, trials, exact, list(theta), draws) for strategy in wanted),
+        entries=entries,
     )
 
 

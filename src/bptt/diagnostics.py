@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bptt import arguments, checks, state
 from bptt.engine import Run
 from bptt.jacobians import Sweep, tapes
-from bptt.pullback import batchable
+from bptt.pullback import batchable, parameters_kept
 from bptt.recurrence import Loss, Recurrence, unwrapped
 from bptt.replay import isolated
 from bptt.spectrum import Spectrum, spectral_radius
@@ -25,7 +25,8 @@ from bptt.stream import Chunk
 class Diagnosis:
     """What `diagnose` found; tensors are float64 on the CPU, rates are in nats a step.
 
-    steps: T. rows: batch rows told apart (1 without a `state_batch_dim`). state_size: real numbers of state a row.
+    steps: T. rows: batch rows told apart (1 without a `state_batch_dim`). state_size: real numbers of state per row, in
+        the leaves of the state that some loss depends on: all else is left out.
     norms: (max_lag, T, rows), entry [k-1, t, b] the 2-norm of row b of ∂l_t/∂s_{t-k}; NaN where t - k < -1.
     mean: (max_lag,), of `norms` over t and rows. quantiles: (levels, max_lag), over t and rows. levels: which.
     growth_rates: (rows,), of a generic cotangent by the renormalised product: the top exponent, or the mean of the top
@@ -98,7 +99,8 @@ def diagnose(
 
     s_{t-k} is **the state before step t-k+1**, so lags are k = 1 .. t+1 and lag 1 is the state that step t starts from:
     of a black box, step t's output and s_t leave the same call, so that lag 0 can't be seen from outside. l_t is the
-    loss of step t averaged over all axes but time, as in `unroll`; each row's cotangent so has the factor 1/B.
+    loss of step t averaged over all axes but time, as in `unroll`; each row's cotangent so has the factor 1/B. Leaves
+    of the state that no loss depends on, at once or later, such as a counter, are left out of everything.
 
     model, loss, state, initial_state, state_batch_dim, time_dim: as in `unroll`. Rows are told apart where the axis of
         the batch is known; they must then not act on one another (batch norm in training does), else (2) is wrong.
@@ -112,7 +114,8 @@ def diagnose(
     fraction: of the largest mean norm, in (0, 1), below which credit counts as forgotten. levels: in [0, 1].
 
     Returns a `Diagnosis`. Parameters, buffers, `.grad`, modes and random-number states are as before.
-    Raises ValueError or TypeError for bad arguments, and for a state without a floating leaf; NonFiniteLossError.
+    Raises ValueError or TypeError for bad arguments, and for a state without a floating leaf or that no loss depends
+    on; NonFiniteLossError.
     Cost: T calls of one step, held at once as one full graph; then a step's vjp max_lag + exponents times for each of
     them, in one vectorised call where every operator allows it, state-size times for the largest of `singular_lags`
     steps, and a parameter vjp for each truncation and step (as many gradients in memory).
@@ -154,6 +157,7 @@ def diagnose(
     with ExitStack() as stack:
         stack.enter_context(isolated(model, _tensors(theta, chunk, run)))
         stack.enter_context(isolated(loss, []))
+        stack.enter_context(parameters_kept(model, loss, theta))
         stack.enter_context(batchable(model))
         graphs, rows = tapes(run, steps)
         chosen = [1, 10, 100] if rows.size <= 256 else []

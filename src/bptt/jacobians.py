@@ -5,7 +5,8 @@ from torch import Tensor
 
 from bptt import checks, state
 from bptt.engine import Run
-from bptt.pullback import Pullback, Rows
+from bptt.pullback import Pullback, Rows, renormalised
+from bptt.replay import isolated
 from bptt.schedules.windows import Window
 from bptt.segment import Segment, Tape
 from bptt.spectrum import Spectrum
@@ -14,19 +15,56 @@ from bptt.spectrum import Spectrum
 def tapes(run: Run, steps: int) -> tuple[list[Tape], Rows]:
     """Each step as a graph of its own, from fresh leaves, and the layout of the state."""
     window = Window(start=0, first=0, stop=steps, keep=steps)
-    initial = run.initial(window, run.state)
-    carried = run.begin(window, run.state, initial)
-    run.tell_axes_apart(carried)
-    rows = Rows.of(run.problem, carried, "diagnose")
+    problem = run.sheltered(window)
+    initial = run.initial(window, run.state, problem.time)
+    carried = begin = run.begin(window, run.state, initial)
+    run.tell_axes_apart(begin)
+    Rows.of(run.problem, begin, "diagnose")
+    segments = [Segment(problem, window, initial, t, t + 1) for t in range(steps)]
     found: list[Tape] = []
-    for t in range(steps):
-        tape = Segment(run.problem, window, initial, t, t + 1).tape(state.tracked(carried))
-        carried = tape.after
-        found.append(tape)
+
+    def forward() -> None:
+        with isolated(run.problem.model, state.leaves(begin)):
+            after = begin
+            for segment in segments:
+                after = segment.advance(after)
+
+    with renormalised(run.problem.model, forward):
+        for segment in segments:
+            tape = segment.tape(state.tracked(carried))
+            carried = tape.after
+            found.append(tape)
     losses = [tape.found() for tape in found]
     checks.finite(torch.stack([step.total() for step in losses]).sum(), (step.values for step in losses), 0)
     checks.some_gradient(any(tape.losses is not None and tape.losses.requires_grad for tape in found))
-    return found, rows
+    seen = _seen(found)
+    if not seen:
+        raise ValueError(
+            f"no loss depends on the state of {checks.named(run.problem.model)}, so no credit goes back through it: "
+            f"there is nothing to diagnose."
+        )
+    return found, Rows.of(run.problem, begin, "diagnose", seen)
+
+
+def _seen(found: list[Tape]) -> set[int]:
+    """The floating leaves of the state, by number, that some loss depends on, at once or through later steps."""
+    floating = [i for i, leaf in enumerate(state.leaves(found[0].begin)) if state.carries_cotangent(leaf)]
+    now: set[int] = set()
+    seen: set[int] = set()
+    for tape in reversed(found):
+        end, begin = state.leaves(tape.end), state.leaves(tape.begin)
+        roots = [root for root in (tape.losses, *(end[i] for i in now)) if root is not None and root.requires_grad]
+        ones = [torch.ones_like(root) for root in roots]
+        reached = (
+            torch.autograd.grad(roots, [begin[i] for i in floating], ones, retain_graph=True, allow_unused=True)
+            if roots
+            else []
+        )
+        now = {i for i, cotangent in zip(floating, reached, strict=False) if cotangent is not None}
+        seen |= now
+        if len(seen) == len(floating):
+            break
+    return seen
 
 
 class Sweep:

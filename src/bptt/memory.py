@@ -131,7 +131,7 @@ class Meter:
         if math.isnan(saved):
             raise ValueError(
                 f"memory={size}: a budget in bytes needs to see what autograd saves, which torch.func's transforms in "
-                f"the model or the loss forbid. Use memory=bptt.Checkpoints(slots, segment), or None to store all."
+                f"the model or the loss forbid. Use memory=bptt.Checkpoints(slots, segment) or None."
             )
         return int(saved)
 
@@ -189,28 +189,28 @@ class Seen:
 
         autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
         outer = autograd._top_saved_tensors_default_hooks(False)  # hooks don't stack by themselves
-        pack_outer, unpack_outer = outer or (torch.Tensor.detach, lambda tensor: tensor)
-
+        pack_outer, unpack_outer = outer or (None, _unpacked)
         storages = self.storages
 
         def pack(tensor: Tensor) -> Any:
             try:
                 storage = tensor.untyped_storage()
+                key = storage._cdata
+                if key not in storages:
+                    storages[key] = storage.nbytes()
+                    base = tensor._base  # a layer's weight is saved transposed
+                    root = tensor if base is None else base
+                    if root.is_leaf and root.requires_grad:
+                        self.leaves[key] = root
             except NotImplementedError:  # a sparse tensor is made of dense ones
                 storages.update(_storages(tensor))
-                return pack_outer(tensor)
-            key = storage._cdata
-            if key not in storages:
-                storages[key] = storage.nbytes()
-                base = tensor._base  # a layer's weight is saved transposed
-                root = tensor if base is None else base
-                if root.is_leaf and root.requires_grad:
-                    self.leaves[key] = root
-            return pack_outer(tensor)  # never the tensor itself, which would tie a cycle through its own graph
+            # never the tensor itself, which would tie a cycle through its own graph
+            return (tensor.detach(), tensor._version) if pack_outer is None else pack_outer(tensor)
 
         if compiler := sys.modules.get("torch._dynamo.decorators"):  # else a compiled model has the hook compiled too
             compiler.skip(pack)
-            compiler.skip(_storages)
+            for function in (_storages, _unpacked):
+                compiler.skip(function)
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack_outer):
             yield
 
@@ -219,6 +219,17 @@ class Seen:
         initial = segment.initial
         ours = {id(leaf) for leaf in state.leaves(initial.leaves if initial else None)}
         return {storage for storage, leaf in self.leaves.items() if id(leaf) not in ours}
+
+
+def _unpacked(packed: tuple[Tensor, int]) -> Tensor:
+    """The tensor that was saved; the check of its version that autograd makes where there are no hooks."""
+    tensor, version = packed
+    if tensor._version != version:
+        raise RuntimeError(
+            f"one of the variables needed for gradient computation has been modified by an inplace operation: a tensor "
+            f"of shape {tuple(tensor.shape)} is at version {tensor._version}; expected version {version} instead."
+        )
+    return tensor
 
 
 def _storages(tensor: Tensor) -> dict[int, int]:

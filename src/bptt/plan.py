@@ -16,6 +16,7 @@ from bptt.budget import WindowProbe, cheapest
 from bptt.costs import Costs, Shape
 from bptt.engine import Run
 from bptt.memory import Checkpoints, parse
+from bptt.pullback import parameters_kept
 from bptt.recurrence import Loss, Recurrence
 from bptt.replay import isolated
 from bptt.schedules import checkpoint
@@ -172,9 +173,9 @@ def plan(
     checks.tensors(state, "state")
     with ExitStack() as stack:
         parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
-        tensors = [*parameters, *leaves(probed.inputs), *leaves(state)]
-        stack.enter_context(isolated(model, tensors))
+        stack.enter_context(isolated(model, [*parameters, *leaves(probed.inputs), *leaves(state)]))
         stack.enter_context(isolated(loss, []))
+        stack.enter_context(parameters_kept(model, loss))
         fixed = initial_state() if callable(initial_state) else initial_state
         options = {"initial_state": detach(fixed), "state_batch_dim": state_batch_dim, "time_dim": time_dim}
         options["generator"] = torch.Generator().manual_seed(0)

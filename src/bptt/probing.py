@@ -8,7 +8,7 @@ import torch
 
 from bptt import checks, state
 from bptt.memory import Checkpoints, Meter
-from bptt.pullback import Pullback, Rows, batchable
+from bptt.pullback import Pullback, Rows, batchable, parameters_kept
 from bptt.recurrence import unwrapped
 from bptt.replay import isolated
 from bptt.rewind import Rewind
@@ -35,6 +35,7 @@ def credit(
     with ExitStack() as stack:
         stack.enter_context(isolated(problem.model, tensors))
         stack.enter_context(isolated(problem.loss.loss, []))
+        stack.enter_context(parameters_kept(problem.model, problem.loss.loss))
         stack.enter_context(batchable(problem.model))
         segments: list[Segment] = []
         for t in range(probe.start, probe.stop):

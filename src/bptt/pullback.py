@@ -17,9 +17,13 @@ from bptt.state import Tree
 class Rows:
     """A state as (rows, size): each batch row's floating leaves in one real vector, a complex number being two."""
 
-    def __init__(self, carried: Tree, batch_dim: Any) -> None:
+    def __init__(self, carried: Tree, batch_dim: Any, seen: set[int] | None = None) -> None:
         pairs = zip(state.leaves(carried), state.by_leaf(batch_dim, carried), strict=True)
-        kept = [(i, x, d) for i, (x, d) in enumerate(pairs) if state.carries_cotangent(x)]
+        kept = [
+            (i, x, d) for i, (x, d) in enumerate(pairs) if state.carries_cotangent(x) and (seen is None or i in seen)
+        ]
+        if any(d is None for _, _, d in kept):  # a leaf that all rows share ties them together
+            kept = [(i, x, None) for i, x, _ in kept]
         self.which = [i for i, _, _ in kept]
         self.leaves = [(x.shape, x.dtype, None if d is None else d % x.dim()) for _, x, d in kept]
         self.sizes: list[int] = []
@@ -33,16 +37,13 @@ class Rows:
         self.size = sum(self.sizes)
 
     @classmethod
-    def of(cls, problem: Problem, carried: Tree, purpose: str) -> "Rows":
-        """Those of a run's state, told apart where the axis of the batch is known."""
+    def of(cls, problem: Problem, carried: Tree, purpose: str, seen: set[int] | None = None) -> "Rows":
+        """Those of a run's state, told apart where the axis of the batch is known; of the leaves `seen`, or of all."""
         axis = default_batch_dim(problem.model)
         unbatched = axis is not None and state.leaves(carried)[0].dim() < 2 + axis
         dims = None if unbatched else problem.batch_dim
         batch.batch_dim(dims, carried, None)
-        pairs = zip(state.leaves(carried), state.by_leaf(dims, carried), strict=True)
-        if any(dim is None for leaf, dim in pairs if state.carries_cotangent(leaf)):
-            dims = None  # what rows share can't be told apart by row
-        rows = cls(carried, dims)
+        rows = cls(carried, dims, seen)
         if not rows.size:
             raise ValueError(
                 f"the state of {checks.named(problem.model)} has no floating leaf, so no credit goes back through it: "
@@ -108,7 +109,10 @@ class Vjps:
             torch.autograd.grad(kept, inputs, [c[i] for _, c in given], retain_graph=True, allow_unused=True)
             for i in range(n)
         ]
-        return [None if column[0] is None else torch.stack(column) for column in zip(*each, strict=True)]
+        return [
+            None if column[0] is None else torch.stack([c.to_dense() for c in column])
+            for column in zip(*each, strict=True)
+        ]
 
 
 class Pullback:
@@ -116,7 +120,7 @@ class Pullback:
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
-        self.vjps = Vjps()
+        self.vjps, self.vjps_of_params = Vjps(), Vjps()  # what forbids batches in the one need not be in the other
 
     def _roots(self, tape: Tape, vectors: Tensor, seeds: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         ends = state.leaves(tape.end)
@@ -136,7 +140,45 @@ class Pullback:
 
     def to_params(self, tape: Tape, vectors: Tensor, seeds: Tensor, params: list[Tensor]) -> list[Tensor | None]:
         """vectors · ∂F_t/∂θ + seeds · ∂l_t/∂θ, one (n, *parameter) for each."""
-        return self.vjps(*self._roots(tape, vectors, seeds), params)
+        return self.vjps_of_params(*self._roots(tape, vectors, seeds), params)
+
+
+@contextmanager
+def parameters_kept(*owners: Any) -> Iterator[None]:
+    """Leave parameters as they were before the block: an embedding with max_norm scales the rows that it looks up.
+
+    owners: modules, functions, which have none, or lists of tensors.
+    """
+    found: list[Tensor] = []
+    for owner in owners:
+        found += owner.parameters() if isinstance(owner, nn.Module) else owner if isinstance(owner, list) else []
+    kept = [(p, p._version, p.detach().clone()) for p in dict.fromkeys(found) if not p.is_inference()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, version, before in kept:
+                if p._version != version:
+                    p.copy_(before)
+
+
+@contextmanager
+def renormalised(model: Callable[..., Any], forward: Callable[[], None]) -> Iterator[None]:
+    """Embeddings with max_norm scaled by one `forward`, then for the block left as they are.
+
+    Steps that are taped one by one would else change the tables that the tapes before have saved.
+    """
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    bounds = [(m, m.max_norm) for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.max_norm]
+    if bounds:
+        forward()
+    try:
+        for module, _ in bounds:
+            module.max_norm = None
+        yield
+    finally:
+        for module, bound in bounds:
+            module.max_norm = bound
 
 
 @contextmanager

@@ -55,7 +55,8 @@ def lyapunov(jacobians: Iterable[Tensor], *, exponents: int | None = None, disca
         Q_t R_t = J_t Q_{t-1},    λ_i = mean over t of log |R_t,ii|                       (1)
 
     jacobians: iterable of floating tensors (n, n) or (rows, n, n), the first factor first; `diagnose` runs the same
-        steps on the transposed factors, last first.
+        steps on the transposed factors, last first, of the leaves of the state that some loss depends on. Here every
+        direction counts.
     exponents: how many, the largest first; None is all n.
     discard: how many of the first steps are left out of the mean, while Q turns into its directions.
 
