@@ -124,6 +124,12 @@ def test_chunks_of_other_rows():
         refused(lambda m=model, s=state: bptt.evaluate(m, MSE, stream, s), "chunk")
 
 
+def test_chunks_that_one_window_cannot_read_together():
+    for other in (torch.randn(7, 2, 5), X[5:].to("meta")):
+        stream = [(X[:5], Y[:5]), (other, Y[5:])]
+        refused(lambda s=stream: list(bptt.unroll(nn.GRU(3, 4), MSE, s, strategy=bptt.FullBPTT())), "chunks")
+
+
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
 def test_no_rows_and_no_steps(entry):
     for model, state in MODELS.values():
@@ -185,6 +191,7 @@ def test_a_plain_tuple_for_a_named_one(options):
 def test_options_that_cannot_be():
     model, chunk = nn.GRU(3, 4), (X, Y)
     bptt.backward(model, MSE, chunk, memory=math.inf)
+    bptt.backward(model, MSE, chunk, memory=10**400)
     for memory in (math.nan, -math.inf, "inf", "9e9GB"):
         refused(lambda m=memory: bptt.backward(model, MSE, chunk, memory=m), "memory", str(memory))
     for scale in (1e308, 10**400, math.nan, -1.0, torch.tensor(math.inf), torch.tensor(0.0), "big"):
@@ -192,6 +199,11 @@ def test_options_that_cannot_be():
     for axis in ("gru", 1.0, True, {"h": "x"}, 7):
         refused(lambda a=axis: bptt.backward(model, MSE, chunk, Y[:1], state_batch_dim=a), "state_batch_dim")
     refused(lambda: bptt.backward(model, MSE, chunk, state_batch_dim="gru"), "state_batch_dim")
+    for strategy in (bptt.ARTBP(), bptt.FullBPTT()):
+        bad = lambda k=strategy: bptt.backward(nn.LSTM(3, 4), MSE, chunk, strategy=k, state_batch_dim={"h": 0})  # noqa: E731
+        refused(bad, "state_batch_dim")
+    huber = bptt.per_step(nn.HuberLoss())
+    refused(lambda: bptt.backward(nn.GRU(3, 4, dtype=F64), huber, (X.double(), Y)), "targets")
     refused(lambda: bptt.backward(model, MSE, chunk, clip_cotangent=10**400), "clip_cotangent")
 
 

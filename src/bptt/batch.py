@@ -77,6 +77,7 @@ def row_count(carried: Tree, dims: Any, layer: bool, inputs: Tree) -> int:
         )
     if layer and state.leaves(inputs)[0].dim() == 2:
         return 1
+    batch_dim(dims, carried, None)
     pairs = zip(state.leaves(carried), state.by_leaf(dims, carried), strict=True)
     counts = [leaf.shape[dim] for leaf, dim in pairs if dim is not None]
     if not counts:

@@ -238,6 +238,8 @@ class Run:
         if carried is self.state:
             begin = state.detach(begin)
         inputs = self.time.inputs_at(window.start)
+        if self._fitting is None:  # the state is known now, where a default or a function gave it
+            batch.batch_dim(self.problem.batch_dim, begin, self.problem.clip)
         if inputs is not self._fitting:  # once a chunk
             checks.state_fits(begin, recurrence.zero_state(self.problem.model, inputs, self.problem.time_dim))
             self._fitting = inputs

@@ -1,6 +1,5 @@
 """Memory budgets: what a user may write for `memory=`, and the bytes a window holds for its backward pass."""
 
-import math
 import re
 import sys
 from collections import defaultdict, deque
@@ -78,7 +77,7 @@ def parse(memory: Memory) -> Checkpoints | int | None:
             f"bptt.Checkpoints(slots, segment), or None to store everything."
         )
     size = number * _UNITS[unit]
-    return None if size == math.inf else int(size)
+    return None if size >= 2**63 else int(size)  # infinity and the like: everything fits
 
 
 class Meter:

@@ -177,6 +177,7 @@ def plan(
         stack.enter_context(isolated(loss, []))
         stack.enter_context(parameters_kept(model, loss))
         fixed = initial_state() if callable(initial_state) else initial_state
+        checks.dense(fixed, "initial_state")
         options = {"initial_state": detach(fixed), "state_batch_dim": state_batch_dim, "time_dim": time_dim}
         options["generator"] = torch.Generator().manual_seed(0)
         begin = detach(state)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bptt import batch, checks, gates, state
+from bptt import batch, checks, failures, gates, state
 from bptt.excluded import Sheltered, blocked
 from bptt.recurrence import Recurrence, StepLoss
 from bptt.replay import Snapshot
@@ -149,7 +149,7 @@ class Segment:
             keywords["is_start"] = rows
         weights = self.window.weights
         if self.problem.native_weight and weights and any(t in weights for t in range(a + 1, b + 1)):
-            like = next(leaf for leaf in state.leaves(carried) if state.carries_cotangent(leaf))
+            like = next((leaf for leaf in state.leaves(carried) if state.carries_cotangent(leaf)), torch.zeros(()))
             entries = [weights.get(t, 1.0) for t in range(a + 1, b + 1)]
             if any(isinstance(w, Tensor) for w in entries):
                 each = [torch.as_tensor(w, dtype=like.real.dtype, device=like.device) for w in entries]
@@ -261,6 +261,9 @@ class Tape:
                         "bptt: the engine uses no graph twice, so the model or the loss holds a tensor whose graph was "
                         "made outside: make it inside, or detach it."
                     )
+                if type(error) is RuntimeError and "dtype" in str(error):
+                    outputs = "the outputs' dtype, as some of torch's losses need"
+                    raise failures.CallError(f"the backward pass fails: {error} Give targets {outputs}.") from error
                 raise
         self.segment.problem.time.collect(self.segment.start, self.segment.stop, self.data)
         return state.cotangents(self.begin)

@@ -62,6 +62,18 @@ class _Piece:
         return [value.narrow(time_dim, start - self.start, stop - start) for value in values]
 
 
+def _cat(parts: tuple[Tensor, ...], dim: int) -> Tensor:
+    """The stretches of a leaf that a window reads from several chunks, as one."""
+    try:
+        return torch.cat(parts, dim)
+    except RuntimeError as error:
+        kinds = {(part.device, *part.shape[:dim], *part.shape[dim + 1 :]) for part in parts}
+        if len(kinds) == 1:
+            raise
+        told = " and ".join(f"{checks.shape(part)} on {part.device}" for part in parts[:2])
+        raise ValueError(f"chunks that one window reads don't go together: {told}.") from error
+
+
 def _joined(parts: list[tuple[Tensor | None, int, int, int]], missing: bool) -> Tensor:
     """Rows by step over (rows of a chunk, its start, start, stop), filled with `missing` where a chunk has none."""
     given = [rows for rows, *_ in parts if rows is not None]
@@ -174,7 +186,7 @@ class Timeline:
         parts = list(self._between(a, b))
         pieces = [piece for piece, _, _ in parts]
         columns = [piece.steps(start, stop, self.time_dim) for piece, start, stop in parts]
-        values = columns[0] if len(parts) == 1 else [torch.cat(c, self.time_dim) for c in zip(*columns, strict=True)]
+        values = columns[0] if len(parts) == 1 else [_cat(c, self.time_dim) for c in zip(*columns, strict=True)]
         tracked: dict[int, Tensor] = {}
         if torch.is_grad_enabled() and any(piece.asking for piece in pieces):
             tracked = {i: values[i].detach().requires_grad_() for piece in pieces for i in piece.asking}
