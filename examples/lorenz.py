@@ -68,7 +68,7 @@ class Controlled(nn.Module):
 def cost(outputs: tuple[Tensor, Tensor], _: None) -> tuple[Tensor, Tensor]:
     """l_t of each row, and beside it the distance to C⁺."""
     squares = (outputs[0] - TARGET).square().sum(-1)
-    return squares / 200 + 1e-4 * (PUSH * outputs[1][..., 0]).square(), squares.sqrt()
+    return squares / 200 + 1e-4 * (PUSH * outputs[1][..., 0]).square(), squares.detach().sqrt()
 
 
 def starts(generators: Sequence[Generator], rows: int = ROWS) -> Tensor:
