@@ -37,6 +37,7 @@ def gradient(case: Case, strategy, tensors=None, **more):
     tensors = case.parameters() if tensors is None else tensors
     oracle.gradients(tensors)
     updates = list(unroll(case, strategy, **more))
+    assert updates
     return oracle.gradients(tensors), updates
 
 

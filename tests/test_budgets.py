@@ -190,4 +190,5 @@ def test_budgets_where_windows_and_calls_differ(number):
             cuts=(1, 6, 51),
             generator=torch.Generator().manual_seed(number),
         )
-        assert all(u.memory_bytes <= budget for u in run)
+        held = [u.memory_bytes for u in run]
+        assert 0 < min(held) <= max(held) <= budget

@@ -200,9 +200,12 @@ def test_compiled_model(backend):
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
             stream, state = [(case.xs[:4], case.ys[:4]), (case.xs[4:], case.ys[4:])], torch.zeros(2, 4).double()
             for strategy in (bptt.TruncatedBPTT(4), bptt.TruncatedBPTT(2, 4)):
-                for _ in bptt.unroll(run, square, stream, state, strategy=strategy, memory=memory):
+                ends = []
+                for update in bptt.unroll(run, square, stream, state, strategy=strategy, memory=memory):
+                    ends.append(update.t1)
                     optimizer.step()
                     optimizer.zero_grad()
+                assert ends == list(range(strategy.k1, 9, strategy.k1))
             results.append([p.detach().clone() for p in model.parameters()])
             torch.compiler.reset()
     for got in results[1:]:

@@ -98,7 +98,9 @@ def test_policies_side_by_side_are_policies_alone(name):
     both = lorenz.train(method, (3, 4), passes=2, steps=60, rows=3)
     for at, seed in enumerate((3, 4)):
         alone = lorenz.train(method, (seed,), passes=2, steps=60, rows=3)
-        for p, q in zip(both.parameters(), alone.parameters(), strict=True):
+        untrained = lorenz.train(method, (seed,), passes=0)
+        for p, q, r in zip(both.parameters(), alone.parameters(), untrained.parameters(), strict=True):
+            assert not torch.equal(q, r)
             torch.testing.assert_close(p[at], q[0], rtol=0, atol=1e-10)  # of updates of 2.5e-3
 
 

@@ -73,6 +73,7 @@ def test_forward_steps_by_segments(slots, segment):
 def test_reported_steps_are_the_steps_that_ran(strategy):
     for memory in (None, bptt.Checkpoints(2, 2), bptt.Checkpoints(1, 1)):
         step, updates = counted(14, strategy, memory, (3, 4))
+        assert updates[-1].t1 == 14
         assert sum(u.forward_steps for u in updates) == len(step.runs)
         if memory is None and not isinstance(strategy, bptt.AdaptiveTruncatedBPTT):
             assert len(step.runs) == sum(u.t1 - u.start for u in updates)
@@ -105,4 +106,4 @@ def test_slots_bound_the_states_that_are_alive(slots, small_heap):
 
 def test_saved_bytes_do_not_grow_with_the_length():
     peaks = [metered("gru", n, bptt.FullBPTT(), bptt.Checkpoints(4, 2))[1].peak for n in (20, 200)]
-    assert peaks[0] == peaks[1]
+    assert peaks[0] == peaks[1] > 0

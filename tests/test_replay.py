@@ -94,7 +94,8 @@ def test_state_dict_and_modes_are_left_alone(memory):
     case, step = make("gru", T), Dropping()
     before = {k: v.clone() for k, v in step.state_dict().items()}
     model = bptt.scan(step)
-    list(bptt.unroll(model, square, [(case.xs, case.ys)], state(), strategy=bptt.TruncatedBPTT(4), memory=memory))
+    run = bptt.unroll(model, square, [(case.xs, case.ys)], state(), strategy=bptt.TruncatedBPTT(4), memory=memory)
+    assert [update.t1 for update in run] == [4, 8, 12]
     assert all(torch.equal(before[k], v) for k, v in step.state_dict().items())
     assert step.training
     assert all(p.requires_grad for p in step.parameters())

@@ -176,7 +176,8 @@ def test_the_callers_tensors_are_not_touched():
     before = oracle.tree_map(torch.clone, state)
     x, y = case.xs.clone(), case.ys.clone()
     for memory in BUDGETS.values():
-        list(unroll(case, bptt.TruncatedBPTT(2, 5), state=state, memory=memory, is_start=some_resets(T, 2)))
+        run = unroll(case, bptt.TruncatedBPTT(2, 5), state=state, memory=memory, is_start=some_resets(T, 2))
+        assert [update.t1 for update in run][-1] == T
         assert all(torch.equal(a, b) for a, b in zip(oracle.leaves(state), oracle.leaves(before), strict=True))
         assert not any(leaf.requires_grad for leaf in oracle.leaves(state))
         assert all(leaf.grad is None for leaf in oracle.leaves(state))
