@@ -1,5 +1,6 @@
 """Runs that don't end as planned: Ctrl-C, non-finite numbers, an old run in the folder."""
 
+import io
 import json
 import signal
 import subprocess
@@ -219,6 +220,39 @@ def test_a_full_disk_is_one_line(train, monkeypatch):
     result = train("--steps", 4, "--out", "run")
     assert result.code == 1
     assert result.error == "bptt train: run: writing failed (No space left on device)"
+
+
+def test_a_full_disk_leaves_whole_lines(train, folder, monkeypatch):
+    """The run's own disk: half a line is taken back, and the error is one line, though closing fails too."""
+
+    class Filling(io.FileIO):
+        def write(self, data):
+            if self.tell() > 1000:
+                super().write(bytes(data)[:10])
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+        def close(self):
+            super().close()
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("io.FileIO", Filling)
+    result = train("--steps", 40, "--out", "run")
+    assert result.code == 1
+    assert result.error == "bptt train: run: writing failed (No space left on device)"
+    lines = (folder / "run" / METRICS).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines if '"train"' in line] == list(range(1, len(lines) + 1))
+
+
+def test_a_full_disk_before_the_first_update_leaves_nothing(train, folder, monkeypatch):
+    def full(self, *args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunFolder, "publish", full)
+    result = train("--steps", 4, "--out", "run")
+    assert result.code == 1
+    assert result.error == "bptt train: run: writing failed (No space left on device)"
+    assert not (folder / "run").exists()
 
 
 def test_too_little_device_memory_is_one_line(train, folder, monkeypatch):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from bptt.cli import main
 from bptt.cli.folder import METRICS, WEIGHTS
+from bptt.cli.streams import Streams
 
 COMPARE = ["--hidden", "4", "--batch", "2", "--delay", "2", "--draws", "3", "--seeds", "1", "--strategies", "tbptt:2"]
 PLAN = ["--hidden", "4", "--batch", "2", "--steps", "20", "--strategies", "full,tbptt:5"]
@@ -143,6 +145,19 @@ def test_streams_that_python_found_closed(monkeypatch, folder, text):
         for name in ("stdin", "stdout", "stderr"):
             getattr(sys, name).close()
     assert load_file(folder / "run" / WEIGHTS)
+
+
+def test_a_pipe_that_another_program_made_non_blocking(monkeypatch):
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with ThreadPoolExecutor() as pool, open(reader) as read:
+        found = pool.submit(read.read)
+        with monkeypatch.context() as patch, open(writer, "w") as stream:
+            patch.setattr(sys, "stdout", stream)
+            with Streams(go_on=False) as streams:
+                print("x" * 10**6)
+                assert streams.error() is None
+        assert found.result() == "x" * 10**6 + "\n"
 
 
 def wait_for(process, path, size):
