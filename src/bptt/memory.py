@@ -1,5 +1,6 @@
 """Memory budgets: what a user may write for `memory=`, and the bytes a window holds for its backward pass."""
 
+import math
 import re
 import sys
 from collections import defaultdict, deque
