@@ -14,7 +14,7 @@ from bptt.replay import Noise, foreign_noise_restored, foreign_states, install_f
 from bptt.segment import Problem, Segment
 from bptt.state import Tree
 
-STEPS = 61
+STEPS = 31
 """Steps that are looked at, at most: a prime, for what comes back to the same every so many steps."""
 WARM = 8
 """Steps after which what a recurrence keeps has shown itself."""
