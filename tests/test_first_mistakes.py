@@ -137,7 +137,6 @@ def test_no_rows_and_no_steps(entry):
             refused(lambda m=model, s=state, c=chunk: entry(m, MSE, c, s if s is None else s[..., :0, :]))
     refused(lambda: bptt.scan(step)(X[:0], Y[0]), "scan")
     refused(lambda: bptt.nn.GRU(3, 4)(X[:0], is_start=torch.zeros(0, 2, dtype=torch.bool)), "no steps")
-    refused(lambda: bptt.nn.GRU(3, 4)(X[:, :0], is_start=torch.zeros(12, 0, dtype=torch.bool)), "no rows")
 
 
 def test_models_that_are_no_recurrence():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from bptt.checks import named, shape
+from bptt.checks import named
 from bptt.schedules.windows import Window
 
 
@@ -222,8 +222,6 @@ def sequence_keywords(
         raise ValueError(
             f"{name}: is_start and cotangent_weight are not for {what}: use a one-directional layer on a padded tensor."
         )
-    if 0 in input.shape[:2]:
-        raise ValueError(f"{name}: an input of shape {shape(input)} has no steps or no rows.")
     if input.dim() == 3:
         T, B = input.shape[:2][::-1] if layer.batch_first else input.shape[:2]
     else:

@@ -185,7 +185,7 @@ class Run:
                 aux.append(last.aux)
             like = last._state if like is None else like
             forward_steps += last.forward_steps
-            memory_bytes = max(memory_bytes, last.memory_bytes)
+            memory_bytes = memory_bytes if math.isnan(memory_bytes) else max(last.memory_bytes, memory_bytes)
         self.pass_on()
         watch.conclude(4)
         return replace(

@@ -36,7 +36,7 @@ class Stretch(NamedTuple):
         b = segment.stop if _compiled(p.model) else min(segment.stop, a + steps)
         b = max(b, min(window.stop, max(a, window.first) + 2))
         data = p.time.read(a, b)
-        floating = [leaf for leaf in state.leaves(data.inputs) if state.carries_cotangent(leaf)]
+        floating = [leaf for leaf in state.leaves(data.inputs) if state.carries_cotangent(leaf) and not leaf.is_meta]
         if floating and not any(leaf.any() for leaf in floating):  # silence, which shows nothing
             one = lambda leaf: torch.ones_like(leaf) if state.carries_cotangent(leaf) else leaf  # noqa: E731
             data = data._replace(inputs=state.map_leaves(one, data.inputs))

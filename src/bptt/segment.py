@@ -256,14 +256,7 @@ class Tape:
             try:
                 torch.autograd.backward(roots, cotangents, inputs=self._wanted())
             except RuntimeError as error:
-                if "second time" in str(error):
-                    error.add_note(
-                        "bptt: the engine uses no graph twice, so the model or the loss holds a tensor whose graph was "
-                        "made outside: make it inside, or detach it."
-                    )
-                if type(error) is RuntimeError and "dtype" in str(error):
-                    outputs = "the outputs' dtype, as some of torch's losses need"
-                    raise failures.CallError(f"the backward pass fails: {error} Give targets {outputs}.") from error
+                _explain(error)
                 raise
         self.segment.problem.time.collect(self.segment.start, self.segment.stop, self.data)
         return state.cotangents(self.begin)
@@ -279,3 +272,21 @@ class Tape:
             *self.data.tracked.values(),
         ]
         return [*params, *(leaf for leaf in ours if leaf.requires_grad)]
+
+
+def _explain(error: RuntimeError) -> None:
+    """Say of what torch's backward pass finds what it has to do with the recurrence and the loss."""
+    said = str(error)
+    if "second time" in said:
+        error.add_note(
+            "bptt: the engine uses no graph twice, so the model or the loss holds a tensor whose graph was made "
+            "outside: make it inside, or detach it."
+        )
+    elif "inplace operation" in said:
+        raise failures.CallError(
+            "the recurrence or the loss changes a tensor in place that the backward pass needs, such as the state it "
+            "is given: make it return a new one. torch's own error, the cause, says which operation."
+        ) from error
+    elif type(error) is RuntimeError and "dtype" in said:
+        outputs = "the outputs' dtype, as some of torch's losses need"
+        raise failures.CallError(f"the backward pass fails: {error} Give targets {outputs}.") from error
