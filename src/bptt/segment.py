@@ -285,7 +285,7 @@ def _explain(error: RuntimeError) -> None:
     elif "inplace operation" in said:
         raise failures.CallError(
             "the recurrence or the loss changes a tensor in place that the backward pass needs, such as the state it "
-            "is given: make it return a new one. torch's own error, the cause, says which operation."
+            f"is given: make it return a new one. torch: {said.splitlines()[0].split(': ')[0]}."
         ) from error
     elif type(error) is RuntimeError and "dtype" in said:
         outputs = "the outputs' dtype, as some of torch's losses need"
