@@ -2,52 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import re
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any
 
 import bptt
 from bptt.cli.printing import UserError, user_errors
 
-N = TypeVar("N", int, float)
-GRAMMAR = "full, tbptt:K1, tbptt:K1:K2, artbp:L, random:L and adaptive:TOL"
 LAWFUL = ("artbp", "random")
 """Kinds with a law of where to cut."""
-NUMBERS = {"full": (0,), "tbptt": (1, 2), "artbp": (1,), "random": (1,), "adaptive": (1,)}
 
 
 def parse_strategy(text: str, where: str, law: str | None = None, alpha: float | None = None, every: int = 1) -> Any:
-    """The strategy that `text` names.
-
-    full                the exact gradient
-    tbptt:K1[:K2]       truncated: an update every K1 steps, through the last K2
-    artbp:L             cut at random, L steps apart on average, with the factors that make it unbiased
-    random:L            cut so, without the factors: biased
-    adaptive:TOL        truncated where the relative error is estimated to stay below TOL
+    """The strategy that `text` names in the grammar of `bptt.strategies.parse`.
 
     Arguments:
         where: the option it comes from, to name in an error.
         law: of artbp and random, "polynomial" if None, or "constant". alpha: of the polynomial law.
         every: of artbp and random.
 
-    Raises: UserError, which names the grammar where the text is none of these.
+    Raises: UserError, which names the grammar where the text is none of it.
     """
-    kind, *numbers = text.split(":")
-    shown = f"{where} {text}"
-    if len(numbers) not in NUMBERS.get(kind, ()):
-        raise UserError(f"{shown}: the strategies are {GRAMMAR}, with numbers for K1, K2, L and TOL, such as tbptt:64")
-    with user_errors(prefix=f"{shown}: "):
-        if kind == "full":
-            return bptt.FullBPTT()
-        if kind == "tbptt":
-            return bptt.TruncatedBPTT(*(_number(number, int) for number in numbers))
-        number = _number(numbers[0], float)
-        if kind == "adaptive":
-            return bptt.AdaptiveTruncatedBPTT(number)
-        options = {} if alpha is None else {"alpha": alpha}
-        hazard = bptt.ConstantLaw(number) if law == "constant" else bptt.PolynomialLaw(mean_length=number, **options)
-        return bptt.ARTBP(hazard, every=every, compensate=kind == "artbp")
+    with user_errors(prefix=f"{where} {text}: "):
+        strategy: Any = bptt.strategies.parse(text)
+        if text.split(":")[0] not in LAWFUL:
+            return strategy
+        length, options = strategy.law.mean_length, {} if alpha is None else {"alpha": alpha}
+        hazard = bptt.ConstantLaw(length) if law == "constant" else bptt.PolynomialLaw(mean_length=length, **options)
+        return replace(strategy, law=hazard, every=every)
 
 
 def parse_strategies(text: str, where: str = "--strategies") -> dict[str, Any]:
@@ -88,13 +69,3 @@ def labelled(name: str) -> str:
     ('random:50 (biased)', 'artbp:50')
     """
     return f"{name} (biased)" if name.startswith("random") else name
-
-
-def _number(word: str, kind: type[N]) -> N:
-    number = kind(-1)
-    if re.fullmatch(r"[0-9.eE+-]{1,40}", word):  # Python reads more: spaces, underscores, digits of other scripts
-        with contextlib.suppress(ValueError):
-            number = kind(word)
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{word!r} is not a {'whole number' if kind is int else 'number'}")
-    return number

@@ -1,6 +1,8 @@
 """Strategies as text: the grammar of the command line, and the inverse of `Strategy.spec`."""
 
+import contextlib
 import math
+import re
 from typing import TypeVar
 
 from bptt.schedules.laws import PolynomialLaw
@@ -46,10 +48,10 @@ def parse(spec: str) -> Strategy:
 
 
 def _number(word: str, kind: type[N]) -> N:
-    try:
-        number = kind(word)
-    except ValueError:
-        number = kind(-1)
+    number = kind(-1)
+    if re.fullmatch(r"[0-9.eE+-]{1,40}", word):  # Python reads more: spaces, underscores, digits of other scripts
+        with contextlib.suppress(ValueError):
+            number = kind(word)
     if not 0 <= number < math.inf:
         raise ValueError(f"{word!r} is not a {'whole number' if kind is int else 'number'}.")
     return number
