@@ -1,6 +1,6 @@
 """Back-propagation through time for any stateful PyTorch model: full, truncated, randomised, in bounded memory."""
 
-from bptt import equations, nn
+from bptt import equations, nn, strategies
 from bptt.checks import NonFiniteError, NonFiniteGradientError, NonFiniteLossError
 from bptt.compare import compare
 from bptt.comparison import Compared, Comparison, Deviation, Estimate
@@ -57,5 +57,6 @@ __all__ = [
     "plan",
     "scale_gradient",
     "scan",
+    "strategies",
     "unroll",
 ]
