@@ -234,7 +234,7 @@ def test_what_only_torchs_operators_can(cell):
             y = layer(forward_ad.make_dual(x, torch.ones_like(x)))[0]
             found.append(forward_ad.unpack_dual(y).tangent.clone())
         found.append(torch.jit.trace(layer, (x,))(x * 2)[0])
-        found.append(torch.export.export(layer, (x,)).module()(x * 2)[0])
+        found.append(torch.export.export(nn.Sequential(layer), (x,)).module()(x * 2)[0])
         with FlopCounterMode(display=False) as counter:
             found.append(layer(x)[0])
         found.append(torch.tensor(float(counter.get_total_flops())))
