@@ -12,7 +12,7 @@ import torch
 import tyro
 
 import bptt
-from bptt.cli.config import at_least_one, parse
+from bptt.cli.config import at_least_one, at_most, parse
 from bptt.cli.files import data_text
 from bptt.cli.model import build, loss
 from bptt.cli.printing import UserError, duration, one_line, size, user_errors
@@ -22,6 +22,8 @@ from bptt.cli.train import describe, device_of, parameters
 from bptt.cli.train_config import TrainConfig
 from bptt.data import PYTHON_DOCS, Vocabulary, lanes
 
+STEPS_MOST = 1_000_000
+"""Characters of a sequence; every window of it is counted, and times go on in proportion."""
 PROBE = 256
 """Characters a lane that are read for the probe; `bptt.plan` repeats them."""
 
@@ -58,6 +60,7 @@ class PlanConfig:
     def check(self) -> None:
         """Raise `UserError` for a number that cannot be."""
         at_least_one(self, "hidden", "layers", "batch", "steps")
+        at_most(self, steps=STEPS_MOST)
 
 
 def run(words: Sequence[str]) -> int:
