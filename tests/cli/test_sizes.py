@@ -167,7 +167,9 @@ def test_comparisons_of_windows_that_never_end(bptt_, folder, words, message):
 
 
 def test_a_plan_that_would_never_end(bptt_, text):
-    assert "--steps 99999999999: must be at most 1,000,000" in bptt_("plan", "--data", text, "--steps", 99999999999).error
+    assert (
+        "--steps 99999999999: must be at most 1,000,000" in bptt_("plan", "--data", text, "--steps", 99999999999).error
+    )
 
 
 def test_a_stream_ends_where_it_is_asked_to():
