@@ -2,7 +2,7 @@
 
 import pytest
 
-from bptt.cli.strategies import GRAMMAR
+from bptt.strategies.spec import GRAMMAR
 
 BAD = [
     (["--strategies", "foo"], GRAMMAR),
