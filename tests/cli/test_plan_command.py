@@ -78,10 +78,11 @@ def test_the_least_biased_where_nothing_else_is_asked_for(plan):
     assert rows[2][3] == str(round((20 * 21 / 2 + 2 * sum(range(21, 41))) / 60))
 
 
-def test_the_usual_strategies_fit_80_columns(plan):
+def test_the_usual_strategies_fit_80_columns(plan, text):
     result = plan("--steps", 300, "--hidden", 16, "--memory", "80KiB")
     assert result.code == 0
-    assert [line for line in result.out.splitlines() if len(line) > 80 and not line.startswith("sequence")] == []
+    lines = [line for line in result.out.splitlines() if str(text) not in line]  # a path isn't broken
+    assert [line for line in lines if len(line) > 80] == []
     rows = table(result.out)
     assert rows[0][:3] == ["full", "all", "exact"]
     assert any(row[0] == "artbp:64 --every 16" for row in rows)
