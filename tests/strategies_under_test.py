@@ -8,7 +8,7 @@ import itertools
 
 import bptt
 import oracle
-from bptt.schedules.windows import Window
+from bptt.strategies.base import Window
 
 STRATEGIES = {
     "full": bptt.FullBPTT(),

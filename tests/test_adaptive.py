@@ -8,8 +8,8 @@ from torch import nn
 
 import bptt
 import oracle
-from bptt.schedules.decay import Decay
-from bptt.schedules.windows import Credit, Probe
+from bptt.strategies.base import Credit, Probe
+from bptt.strategies.decay import Decay
 from cases import NAMES, make, some_resets, square
 from refusals import refused
 from runs import unroll
@@ -126,7 +126,7 @@ class Asks:
         upto(self.probe.stop)
         self.answer = yield self.probe
         end = upto(math.inf)
-        yield bptt.schedules.windows.Window(0, 0, end, end)
+        yield bptt.Window(0, 0, end, end)
 
 
 @pytest.mark.parametrize("name", NAMES)

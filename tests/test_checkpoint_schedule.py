@@ -6,7 +6,7 @@ import math
 import pytest
 from checkpoint_schedules import EndForward, EndReverse, Forward, MultistageCheckpointSchedule
 
-from bptt.schedules.checkpoint import Advance, Free, Restore, Store, Vjp, actions, forward_steps
+from bptt._checkpoint import Advance, Free, Restore, Store, Vjp, actions, forward_steps
 
 
 def closed_form(length: int, slots: int) -> int:

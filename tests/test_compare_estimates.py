@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bptt.comparison import Draws, student
+from bptt.analysis.estimates import Draws, student
 from cases import F64
 from runs import seed
 

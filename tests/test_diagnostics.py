@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import bptt
-from bptt.diagnostics import diagnose
+from bptt.analysis.diagnose import diagnose
 from cases import F64, NAMES, ComplexStep, DictStep, make, some_resets, square
 from oracle import along_rows, differentiable, leaves, steps, tree_map
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import bptt
 import oracle
-from bptt.excluded import dead_steps
+from bptt._masks import dead_steps
 from cases import TORCH, make, square
 from runs import engine, start
 from test_properties import Drawn, problems

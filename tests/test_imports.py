@@ -1,8 +1,11 @@
 """The layout's rules, enforced from the source: imports go down only, and files stay short."""
 
 import ast
+import re
 import sys
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -10,35 +13,21 @@ import bptt
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "bptt"
-LAYERS = [  # lowest first; a module imports from layers strictly below its own
-    {"state", "schedules"},
-    {"failures"},
-    {"checks", "holders", "likeness"},
-    {"arguments", "batch", "hidden"},
-    {"criteria"},
-    {"replay", "results"},
-    {"recurrence", "stream", "gates", "axes"},
-    {"excluded"},
-    {"segment"},
-    {"memory", "mixing", "pullback", "purity", "reached", "rewind"},
-    {"budget", "finite", "guard", "probing"},
-    {"reverse"},
-    {"strategies"},
-    {"engine"},
-    {"unroll"},
-    {"spectrum", "comparison"},
-    {"jacobians", "costs"},
-    {"diagnostics", "compare", "plan"},
-]
-ENGINE = set().union(*LAYERS)
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+ROOMS = re.findall(r"^\| `([\w.]+)/?` \|", PAGE.partition("## Layout")[2], re.M)  # the page's table, top to bottom
 FREE = {"equations", "models"}  # import nothing of ours
 OUTSIDE = {"cli", "data"}  # see `import bptt` alone, beside their own files
+PLAIN = [
+    "_checkpoint.py",
+    *(f"strategies/{name}.py" for name in ["base", "laws", "decay", "full", "truncated", "adaptive", "spec"]),
+]
 SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if "__pycache__" not in p.parts)
 
 
-def module(path: Path) -> list[str]:
-    parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
-    return parts[:-1] if parts[-1] == "__init__" else parts
+def room(path: Path) -> str:
+    """The row of the table that a file belongs to; "" for the package's own `__init__`."""
+    top = path.relative_to(PACKAGE).parts[0]
+    return "" if top == "__init__.py" else top
 
 
 def imports(path: Path) -> set[tuple[str, ...]]:
@@ -55,55 +44,75 @@ def imports(path: Path) -> set[tuple[str, ...]]:
     return found
 
 
-def ours(path: Path) -> set[str]:
-    """The top-level names of the package that a file imports, its own subpackage aside."""
-    tops = {name[1] for name in imports(path) if name[0] == "bptt" and len(name) > 1}
-    return tops - set(module(path)[:1])
+def files(name: tuple[str, ...]) -> Path | None:
+    """The file of ours that an imported name is, or lies in; None for others and for the package itself."""
+    while name[:1] == ("bptt",) and len(name) > 1:
+        path = PACKAGE.joinpath(*name[1:])
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if file in SOURCES:
+                return file
+        name = name[:-1]
+    return None
 
 
-def rank(name: str) -> int:
-    return next(i for i, layer in enumerate(LAYERS) if name in layer)
+def ours(path: Path) -> set[Path]:
+    """The files of the package that a file imports."""
+    return {file for name in imports(path) if (file := files(name)) is not None} - {path}
+
+
+@cache
+def longest(path: Path) -> list[Path]:
+    """The longest path of imports that ends in a file, `__init__.py` and `_torch.py` not counted."""
+    below = max((longest(other) for other in ours(path)), key=len, default=[])
+    return below if path.name in ("__init__.py", "_torch.py") else [*below, path]
 
 
 def engine_files():
-    return [p for p in SOURCES if module(p) and module(p)[0] not in OUTSIDE | {"nn", "kernels"}]
+    return [p for p in SOURCES if room(p) not in OUTSIDE | {"", "nn"}]
 
 
-def test_there_is_something_to_check():
-    assert len(engine_files()) >= 12
-    tops = {module(p)[0] for p in engine_files()}
-    assert {"state", "recurrence", "stream", "segment", "memory", "reverse", "strategies", "unroll"} <= tops
+def test_the_table_has_a_row_for_every_room():
+    assert len(ROOMS) == len(set(ROOMS)) > 20
+    assert set(ROOMS) == {room(p) for p in SOURCES} - {""}
+    assert len(engine_files()) > 40
 
 
-def test_every_module_has_a_layer():
-    known = ENGINE | FREE | OUTSIDE | {"nn", "kernels"}
-    assert {module(p)[0] for p in SOURCES if module(p)} <= known
-
-
-@pytest.mark.parametrize("path", engine_files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", [p for p in SOURCES if room(p)], ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_go_down(path):
-    name = module(path)[0]
-    used = ours(path)
-    if name in FREE or name == "schedules":
+    used = {room(other) for other in ours(path)} - {room(path)}
+    if room(path) in FREE | OUTSIDE:
         assert not used
-        return
     for other in used:
-        assert any(other in layer for layer in LAYERS), f"{other} is no module below {name}"
-        assert rank(other) < rank(name), f"{name} imports {other}, which lies above it"
+        assert ROOMS.index(other) < ROOMS.index(room(path)), (
+            f"{room(path)} imports {other}, which the page has below it"
+        )
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "schedules").glob("*.py")), ids=lambda p: p.name)
-def test_schedules_import_no_torch(path):
-    for name in imports(path):
-        assert name[0] != "torch"
-        assert name[:2] == ("bptt", "schedules") or name[0] != "bptt"
+def test_paths_of_imports_are_short():
+    """A change is felt no further than through nine files."""
+    deepest = max((longest(path) for path in engine_files()), key=len)
+    assert 5 < len(deepest) <= 9, " -> ".join(str(path.relative_to(PACKAGE)) for path in deepest)
 
 
-def test_pytrees_are_the_business_of_state_alone():
+def test_no_module_hides_behind_a_function():
+    for name in bptt.__all__:
+        path = PACKAGE / name
+        module = isinstance(getattr(bptt, name), ModuleType)
+        assert module == (path.is_dir() or path.with_suffix(".py").exists()), name
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_schedules_and_windows_import_no_torch(name):
+    for path in (PACKAGE / name, *ours(PACKAGE / name)):
+        if path.name != "_errors.py" and path.name != "artbp.py":
+            assert all(name[0] != "torch" for name in imports(path)), path.name
+
+
+def test_pytrees_are_the_business_of_one_file():
     for path in SOURCES:
         named = {n.attr for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Attribute)}
         uses = "_pytree" in named or any("_pytree" in name for name in imports(path))
-        assert uses == (module(path) == ["state"]), path.name
+        assert uses == (path.name == "_tree.py"), path.name
 
 
 @pytest.mark.parametrize("folder", ["src/bptt/cli", "src/bptt/data", "examples", "benchmarks"])
@@ -135,9 +144,7 @@ def narrows(test: ast.expr) -> bool:
     return is_there or called(test) == "isinstance"
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in SOURCES if module(p)[:1] != ["cli"]], ids=lambda p: str(p.relative_to(PACKAGE))
-)
+@pytest.mark.parametrize("path", [p for p in SOURCES if room(p) != "cli"], ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_the_library_neither_prints_nor_asserts_of_users(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         assert called(node) != "print", f"line {node.lineno} prints"

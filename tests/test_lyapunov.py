@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import bptt
-from bptt.diagnostics import diagnose
-from bptt.spectrum import lyapunov
+from bptt.analysis.diagnose import diagnose
+from bptt.analysis.spectrum import lyapunov
 from cases import F64, make, square
 from refusals import refused
 

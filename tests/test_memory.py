@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import bptt
-from bptt.schedules.checkpoint import forward_steps
+from bptt._checkpoint import forward_steps
 from cases import make, square
 from meters import metered
 from runs import unroll

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import bptt
-from bptt.costs import Line
+from bptt.analysis.costs import Line
 from cases import F64, make, some_resets, square
 from refusals import refused
 
@@ -27,7 +27,7 @@ STRATEGIES = {
 @pytest.fixture(autouse=True)
 def short_probes(monkeypatch):
     """So that what is compared is extrapolated."""
-    monkeypatch.setattr("bptt.costs.LONGEST", 16)
+    monkeypatch.setattr("bptt.analysis.costs.LONGEST", 16)
 
 
 def planned(case, loss=square, **more):
@@ -106,7 +106,7 @@ def test_a_loss_that_saves_more_than_the_recurrence():
 
 def test_layers_that_take_weights(monkeypatch):
     """bptt.nn's layers are called once a window, whatever its weights; and do short calls in another way."""
-    monkeypatch.setattr("bptt.costs.LONGEST", STEPS)
+    monkeypatch.setattr("bptt.analysis.costs.LONGEST", STEPS)
     case = make("lstm", STEPS, B=4, hidden=13, dtype=torch.float32)
     case.model = bptt.nn.LSTM(3, 13)
     compared(case, planned(case, strategies=list(STRATEGIES.values())).rows)
@@ -251,7 +251,9 @@ def test_nothing_is_left_behind():
 
 
 def test_batch_first(monkeypatch):
-    monkeypatch.setattr("bptt.costs.LONGEST", SHORT)  # oneDNN's LSTM takes its memory in blocks, not step by step
+    monkeypatch.setattr(
+        "bptt.analysis.costs.LONGEST", SHORT
+    )  # oneDNN's LSTM takes its memory in blocks, not step by step
     layer = nn.LSTM(3, 5, batch_first=True)
     chunk = (torch.randn(2, SHORT, 3), torch.randn(2, SHORT, 5))
     loss = bptt.per_step(nn.MSELoss())

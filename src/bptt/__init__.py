@@ -1,22 +1,23 @@
 """Back-propagation through time for any stateful PyTorch model: full, truncated, randomised, in bounded memory."""
 
 from bptt import equations, nn, strategies
-from bptt.checks import NonFiniteError, NonFiniteGradientError, NonFiniteLossError
-from bptt.compare import compare
-from bptt.comparison import Compared, Comparison, Deviation, Estimate
-from bptt.diagnostics import Diagnosis, diagnose
-from bptt.gates import scale_gradient
-from bptt.memory import Checkpoints
-from bptt.plan import Plan, PlanRow, plan
-from bptt.recurrence import per_step, scan
-from bptt.results import Evaluation, Update
-from bptt.schedules.decay import Decision
-from bptt.schedules.laws import ConstantLaw, PolynomialLaw
-from bptt.schedules.windows import Credit, Probe, Window
-from bptt.spectrum import lyapunov
+from bptt._boundary import scale_gradient
+from bptt._calls import backward, evaluate, unroll
+from bptt._checkpoint import Checkpoints
+from bptt._errors import NonFiniteError, NonFiniteGradientError, NonFiniteLossError
+from bptt._loss import per_step
+from bptt._recurrence import scan
+from bptt._results import Evaluation, Update
+from bptt._stream import Chunk
+from bptt.analysis.compare import compare
+from bptt.analysis.diagnose import Diagnosis, diagnose
+from bptt.analysis.estimates import Compared, Comparison, Deviation, Estimate
+from bptt.analysis.plan import Plan, PlanRow, plan
+from bptt.analysis.spectrum import lyapunov
 from bptt.strategies import ARTBP, AdaptiveTruncatedBPTT, FullBPTT, Strategy, TruncatedBPTT
-from bptt.stream import Chunk
-from bptt.unroll import backward, evaluate, unroll
+from bptt.strategies.base import Credit, Probe, Window
+from bptt.strategies.decay import Decision
+from bptt.strategies.laws import ConstantLaw, PolynomialLaw
 
 __version__ = "0.1.0"
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence
 
 from bptt.nn import kernels, plain
 from bptt.nn.kernels.buffers import empty
@@ -132,3 +133,47 @@ def _differentiable(plan: Plan, given: Any, needed: Any, cotangents: tuple[Any, 
     )
     grads = iter(found)
     return [next(grads) if need else None for need in needed]
+
+
+def sequence_keywords(
+    layer: Any, input: Any, start: Tensor | None, weight: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """`is_start` as bool (T, B) and `cotangent_weight` as (T,) or (T, B) of a recurrent layer's call."""
+    name = type(layer).__name__
+    if not isinstance(input, Tensor) or layer.bidirectional:
+        what = "a bidirectional layer" if isinstance(input, Tensor) else "a PackedSequence"
+        raise ValueError(
+            f"{name}: is_start and cotangent_weight are not for {what}: use a one-directional layer on a padded tensor."
+        )
+    if input.dim() == 3:
+        T, B = input.shape[:2][::-1] if layer.batch_first else input.shape[:2]
+    else:
+        T, B = len(input), 1
+    fitting = [(T, B), (T,)] if input.dim() == 3 else [(T,), (T, 1)]
+    for keyword, value in (("is_start", start), ("cotangent_weight", weight)):
+        if value is not None and (not isinstance(value, Tensor) or tuple(value.shape) not in fitting):
+            got = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
+            raise ValueError(
+                f"{name}: {keyword} is {got}, inputs of {T} steps need a tensor {fitting[0]} or {fitting[1]}."
+            )
+    if start is not None:
+        start = start.to(input.device, torch.bool).reshape(T, start[0].numel()).expand(T, B).contiguous()
+    if weight is not None:
+        weight = weight.detach().to(input.device, input.dtype).contiguous()
+    return start, weight
+
+
+def embedded(layer: Any, input: Any, embedding: Any) -> Any:
+    """What a recurrent layer's ids (...) are after the lookup in `embedding` (V, I); the values undefined."""
+    name, width = type(layer).__name__, layer.input_size
+    if not isinstance(embedding, Tensor) or embedding.dim() != 2 or embedding.shape[1] != width or not len(embedding):
+        got = tuple(embedding.shape) if isinstance(embedding, Tensor) else repr(embedding)
+        raise ValueError(
+            f"{name}: embedding is {got}, not (V, {width}), a row for each id: pass nn.Embedding's weight."
+        )
+    ids = input.data if isinstance(input, PackedSequence) else input
+    if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
+        got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+        raise TypeError(f"{name}: with embedding= the input is ids, int64 or int32, not {got}.")
+    rows = embedding.detach()[0].expand(*ids.shape, width)
+    return input._replace(data=rows) if isinstance(input, PackedSequence) else rows

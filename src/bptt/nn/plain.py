@@ -8,7 +8,7 @@ import torch
 from torch import _VF, Tensor
 from torch.nn import functional
 
-from bptt.gates import scale_gradient
+from bptt._boundary import scale_gradient
 
 State = tuple[Tensor, ...]
 

@@ -8,8 +8,7 @@ from torch.fx import Proxy
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from bptt import arguments
-from bptt.nn import fits, plain
+from bptt.nn import fits, layer, plain
 from bptt.nn.kernels.sequence import Plan
 from bptt.nn.layer import Layer, evaluate
 from bptt.nn.rewriters import Rewritten, recorded
@@ -44,10 +43,10 @@ class _Fused(Rewritten, nn.RNNBase):
             more = {"is_start": is_start, "cotangent_weight": cotangent_weight, "embedding": embedding}
             return recorded(self, input, hx=hx, **more)
         asked = is_start is not None or cotangent_weight is not None
-        shown = input if embedding is None else arguments.embedded(self, input, embedding)
+        shown = input if embedding is None else layer.embedded(self, input, embedding)
         if asked:
             fits.keywords(self, shown, is_start=is_start, cotangent_weight=cotangent_weight)
-            is_start, cotangent_weight = arguments.sequence_keywords(self, shown, is_start, cotangent_weight)
+            is_start, cotangent_weight = layer.sequence_keywords(self, shown, is_start, cotangent_weight)
         self._update_flat_weights()
         fused = not torch.compiler.is_exporting() and fits.fused(self, shown, hx, asked)
         if embedding is not None and not (fused and fits.few(embedding, input)):

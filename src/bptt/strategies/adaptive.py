@@ -8,10 +8,9 @@ from itertools import count
 from statistics import fmean
 from typing import Any
 
-from bptt import arguments
-from bptt.schedules.decay import Decay, Decision
-from bptt.schedules.windows import Probe, Window
-from bptt.strategies.base import Draw, Strategy, Upto, plain
+from bptt._errors import check_count
+from bptt.strategies.base import Draw, Probe, Strategy, Upto, Window, plain
+from bptt.strategies.decay import Decay, Decision
 
 LOSSES = 8
 """Losses of a probe, the last ones of its steps."""
@@ -24,7 +23,7 @@ class AdaptiveTruncatedBPTT(Strategy):
     """Truncate where the credit that is dropped stays below a share of the gradient, measured during training.
 
         losses [a, a + K) through the graph of [a - (K - 1), a + K),  a -> a + K          (1)
-        K = the smallest with δ(K) < tolerance, δ as in `bptt.schedules.decay`            (2)
+        K = the smallest with δ(K) < tolerance, δ as in `bptt.strategies.decay`            (2)
 
     tolerance: the relative bias to allow, > 0; below 1 the truncated gradient still points downhill.
     k_min, k_max: bounds on K, in steps; k_max is also taken where credit doesn't fade.
@@ -62,7 +61,7 @@ class AdaptiveTruncatedBPTT(Strategy):
     window: int = 100
 
     def __post_init__(self) -> None:
-        arguments.adaptive(self)
+        _check(self)
 
     @property
     def lengths_known(self) -> bool:
@@ -112,3 +111,18 @@ class AdaptiveTruncatedBPTT(Strategy):
     def divisor(self, window: Window) -> float:
         """K, for a short last block too."""
         return window.decision.k
+
+
+def _check(strategy: Any) -> None:
+    """A tolerance above 0, whole numbers, and k_min <= k_max."""
+    tolerance = strategy.tolerance
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance < math.inf:
+        raise ValueError(
+            f"{strategy!r}: tolerance is the relative bias to allow, a number above 0 such as 0.5, not {tolerance!r}."
+        )
+    for name in ("k_min", "k_max", "probe_every", "window"):
+        check_count(getattr(strategy, name), f"{strategy!r}: {name}")
+    if strategy.k_max < strategy.k_min:
+        raise ValueError(f"{strategy!r}: no K lies between them: use k_max={strategy.k_min} or more.")
+    if strategy.window < 3:
+        raise ValueError(f"{strategy!r}: a slope needs lags to be measured at: use window=3 or more.")

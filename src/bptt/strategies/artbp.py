@@ -4,14 +4,15 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bptt import arguments
-from bptt.schedules.laws import PolynomialLaw
-from bptt.schedules.windows import Window
-from bptt.strategies.base import Draw, Strategy, Upto, plain
+from bptt import _errors
+from bptt._errors import named
+from bptt.strategies.base import Draw, Strategy, Upto, Window, plain
+from bptt.strategies.laws import PolynomialLaw
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,10 @@ class ARTBP(Strategy):
     compensate: bool = True
 
     def __post_init__(self) -> None:
-        arguments.count(self.every, f"ARTBP(every={self.every!r}): every")
-        arguments.callable_(self.law, "ARTBP(law=...)")
+        _errors.check_count(self.every, f"ARTBP(every={self.every!r}): every")
+        _errors.check_callable(self.law, "ARTBP(law=...)")
         for name in ("per_row", "compensate"):
-            arguments.switch(getattr(self, name), f"ARTBP({name}=...)")
+            _errors.check_switch(getattr(self, name), f"ARTBP({name}=...)")
 
     @property
     def kind(self) -> str:
@@ -123,9 +124,27 @@ class ARTBP(Strategy):
         """1 - p of equation (2): that no step of `before` < k <= `after` cuts."""
         survive = 1.0
         for k in range(before + 1, after + 1):
-            survive *= 1 - arguments.hazard(self.law, k)
+            survive *= 1 - _hazard(self.law, k)
         return survive
 
     def divisor(self, window: Window) -> float:
         """The law's mean_length."""
-        return arguments.mean_length(self.law)
+        return _mean_length(self.law)
+
+
+def _hazard(law: Callable[[int], float], k: int) -> float:
+    """law(k), in [0, 1)."""
+    p = float(law(k))
+    if not 0 <= p < 1:
+        raise ValueError(f"the truncation law gave {p!r} at k={k}: a probability must lie in [0, 1), for w = 1/(1-p).")
+    return p
+
+
+def _mean_length(law: Any) -> float:
+    """The law's constant for `reduction="mean"`."""
+    value = getattr(law, "mean_length", None)
+    if value is None:
+        raise ValueError(
+            f'reduction="mean" divides by the law\'s mean_length, which {named(law)} has not: use reduction="sum".'
+        )
+    return value

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bptt.schedules.windows import Window
-from bptt.strategies.base import Draw, Strategy, Upto
+from bptt.strategies.base import Draw, Strategy, Upto, Window
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ import math
 import re
 from typing import TypeVar
 
-from bptt.schedules.laws import PolynomialLaw
 from bptt.strategies.adaptive import AdaptiveTruncatedBPTT
 from bptt.strategies.artbp import ARTBP
 from bptt.strategies.base import Strategy
 from bptt.strategies.full import FullBPTT
+from bptt.strategies.laws import PolynomialLaw
 from bptt.strategies.truncated import TruncatedBPTT
 
 GRAMMAR = "full, tbptt:K1, tbptt:K1:K2, artbp:L, random:L and adaptive:TOL"

@@ -1,0 +1,201 @@
+"""The three calls: `unroll` yields an update a window, `backward` merges them, `evaluate` takes no gradient."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bptt import _errors, _stream, _tree
+from bptt._checkpoint import Memory
+from bptt._loss import Loss
+from bptt._recurrence import Recurrence
+from bptt._results import Evaluation, Update
+from bptt._run import Run
+from bptt._stream import Chunk
+from bptt._tree import Tree
+from bptt.strategies import FullBPTT, Strategy, base
+
+
+def unroll(
+    model: Recurrence,
+    loss: Loss,
+    stream: Iterable[Any],
+    state: Tree = None,
+    *,
+    strategy: Strategy,
+    memory: Memory = None,
+    initial_state: Any = None,
+    state_batch_dim: Any = None,
+    time_dim: int = 0,
+    params: Iterable[Tensor] | None = None,
+    reduction: str = "mean",
+    clip_cotangent: float | None = None,
+    generator: torch.Generator | None = None,
+    scale: Any = 1.0,
+) -> Iterator[Update]:
+    """Train on a stream: one `Update` a window of the strategy, its gradient added to `.grad`.
+
+        c_t = ∂l_t/∂s_t + w_t · c_{t+1} · ∂s_{t+1}/∂s_t                                   (1)
+        dL/dθ = Σ_t c_t · ∂F_t/∂θ                                                         (2)
+
+    Between two updates do what you like to the parameters: no graph outlives a yield. Nothing is stepped or zeroed
+    here, and nothing is read from the stream beyond what the next update needs.
+
+    model: `(inputs, state) -> (outputs, state)`, time first: a torch.nn layer, a module of that shape, or `scan(step)`.
+    loss: `(outputs, targets) -> (T, ...)`, not reduced over time, or `((T, ...), aux)`; see `per_step`.
+    stream: iterable of `Chunk(inputs, targets, is_start, mask)`, of any lengths, or plain tuples.
+    state: pytree of tensors to start from, without a graph; None starts from `initial_state`.
+    strategy: `FullBPTT()`, `TruncatedBPTT(k1, k2)`, `AdaptiveTruncatedBPTT(tolerance)`, `ARTBP(law, every)`.
+    memory: None stores a window's graph, as infinity does; "512MiB", bytes or `Checkpoints(slots, segment)` replay
+        parts of it: the same gradient, to rounding, unless the model draws random numbers or mixes time steps in a
+        call. The probes that fit a byte budget, a few short forwards a run, are not in `Update.forward_steps`.
+    initial_state: pytree, or a function that returns one, called afresh for every window that uses it (a learned
+        initial state gets its gradient so); what resets return to. Default: zeros for torch.nn layers.
+    state_batch_dim: the axis of the batch rows in the state, an int or a pytree of ints; asked for by resets and
+        `clip_cotangent`. Default: 1 for torch.nn layers. None in the pytree, and any 0-d leaf under an int, is a leaf
+        without rows, such as a clock: resets of single rows and `clip_cotangent` leave it as it is.
+    time_dim: the time axis of inputs, targets, outputs, losses, aux, is_start and mask.
+    params: the tensors that get a gradient; default: every leaf that `loss.backward()` would reach.
+    reduction: "mean" divides the gradient by the strategy's constant (k1, mean_length, or the stream's steps),
+        "sum" by nothing.
+    clip_cotangent: a bound, row by row over all leaves of the state, on the norm of the second term of (1), at every
+        step. **Makes the gradient biased.** The model is then called step by step.
+    generator: the strategy's only source of randomness; None is torch's default one.
+    scale: factor on the injected loss gradient, for mixed precision: a number, or `scaler.scale` of a GradScaler.
+
+    Yields `Update`. Raises ValueError or TypeError at the call for bad arguments, at the chunk for bad data, and
+    NonFiniteLossError or NonFiniteGradientError, which name the step, before the update is yielded: `.grad` is then as
+    it was before the update. Under `scale=` a gradient that isn't finite is left to the scaler.
+    Cost: the strategy's; with k1 = k2 and no budget one forward and one backward call per window. Two synchronisations
+    with the device per update. Under `memory=` a parameter's hooks fire once a segment.
+
+    >>> import bptt, torch
+    >>> model, loss = torch.nn.GRU(3, 4), bptt.per_step(torch.nn.MSELoss())
+    >>> stream = [(torch.zeros(7, 2, 3), torch.zeros(7, 2, 4)), (torch.zeros(6, 2, 3), torch.zeros(6, 2, 4))]
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> for update in bptt.unroll(model, loss, stream, strategy=bptt.TruncatedBPTT(k1=5, k2=8)):
+    ...     optimizer.step(); optimizer.zero_grad()
+    ...     print(update.start, update.t0, update.t1)
+    0 0 5
+    2 5 10
+    7 10 13
+
+    Source: Werbos 1990; Williams & Peng 1990; Tallec & Ollivier 2017, proposition 1.
+    """
+    run = run_of(
+        model,
+        loss,
+        stream,
+        state,
+        initial_state=initial_state,
+        state_batch_dim=state_batch_dim,
+        time_dim=time_dim,
+        memory=memory,
+        params=params,
+        reduction=reduction,
+        clip_cotangent=clip_cotangent,
+        generator=generator,
+        scale=scale,
+    )
+    return run.updates(base.checked(strategy, reduction), run.watch())
+
+
+def run_of(model: Recurrence, loss: Loss, stream: Iterable[Any], state: Tree, **options: Any) -> Run:
+    """The run of `unroll`: neither states nor chunks carry a graph."""
+    _errors.check_gradient_possible()
+    _tree.check_no_graph(state, "state")
+    if not callable(options["initial_state"]):
+        _tree.check_no_graph(options["initial_state"], "initial_state")
+    return Run(model, loss, stream, state, check=_stream.check_no_graph_in, **options)
+
+
+def backward(
+    model: Recurrence,
+    loss: Loss,
+    chunk: Any,
+    state: Tree = None,
+    *,
+    strategy: Strategy | None = None,
+    memory: Memory = None,
+    initial_state: Any = None,
+    state_batch_dim: Any = None,
+    time_dim: int = 0,
+    params: Iterable[Tensor] | None = None,
+    reduction: str = "mean",
+    clip_cotangent: float | None = None,
+    generator: torch.Generator | None = None,
+    scale: Any = 1.0,
+) -> Update:
+    """Add the gradient of one finite sequence to `.grad`, by any strategy, the parameters standing still.
+
+    It is `unroll` on one chunk with its updates merged into one, and with two differences: `reduction="mean"` divides
+    by the sequence's T whatever the strategy, and inputs or a state that carry a graph (an encoder's) get their summed
+    cotangent passed on through it, once, at the end.
+
+    chunk: `Chunk(inputs, targets, is_start, mask)` or a plain tuple. strategy: default `FullBPTT()`.
+    The other arguments, errors and costs are those of `unroll`.
+
+    Returns one `Update` with t0 = start = 0 and t1 = T; memory_bytes is the largest of the windows.
+
+    >>> import bptt, torch
+    >>> encoder, decoder = torch.nn.Linear(2, 4), torch.nn.GRU(3, 4)
+    >>> h0 = encoder(torch.ones(1, 5, 2))
+    >>> loss = bptt.per_step(torch.nn.MSELoss())
+    >>> update = bptt.backward(decoder, loss, (torch.zeros(6, 5, 3), torch.zeros(6, 5, 4)), h0, memory="1MiB")
+    >>> encoder.weight.grad is not None
+    True
+    """
+    _errors.check_gradient_possible()
+    given = Chunk(*_stream.checked_chunk(chunk, time_dim))
+    run = Run(
+        model,
+        loss,
+        [given],
+        state,
+        initial_state=initial_state,
+        state_batch_dim=state_batch_dim,
+        time_dim=time_dim,
+        memory=memory,
+        params=params,
+        reduction=reduction,
+        clip_cotangent=clip_cotangent,
+        generator=generator,
+        scale=scale,
+    )
+    wanted = base.checked(FullBPTT() if strategy is None else strategy, "sum")
+    return run.merged(wanted)
+
+
+def evaluate(
+    model: Recurrence,
+    loss: Loss,
+    stream: Iterable[Any],
+    state: Tree = None,
+    *,
+    initial_state: Any = None,
+    state_batch_dim: Any = None,
+    time_dim: int = 0,
+) -> Evaluation:
+    """The loss over a stream without a gradient, the state carried from chunk to chunk as in `unroll`.
+
+    Arguments as in `unroll`; `model.eval()` is yours to call. Train/eval mode, random-number states, buffers and
+    `.grad` are left as they were. Returns an `Evaluation`; a loss that is not finite is returned as it is.
+    Raises ValueError or TypeError as `unroll` does. Cost: one forward a step, one chunk in memory at a time.
+
+    >>> import bptt, torch
+    >>> model, loss = torch.nn.LSTM(3, 4), bptt.per_step(torch.nn.MSELoss())
+    >>> result = bptt.evaluate(model, loss, [(torch.zeros(5, 2, 3), torch.zeros(5, 2, 4))] * 3)
+    >>> result.steps
+    15
+    """
+    run = Run(
+        model,
+        loss,
+        stream,
+        state,
+        initial_state=initial_state,
+        state_batch_dim=state_batch_dim,
+        time_dim=time_dim,
+    )
+    return run.evaluate()

@@ -1,0 +1,62 @@
+"""Errors that others need to tell apart, with fields, and small checks that every room uses.
+
+A message is one line: what was passed, why it can't be, and what to do.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class NonFiniteError(FloatingPointError, ValueError):
+    """Something came out as NaN or infinite; `.step` says where, counted from the stream's start."""
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class NonFiniteLossError(NonFiniteError):
+    """A loss came out as NaN or infinite; `.step` is the first such step, counted from the stream's start."""
+
+
+class NonFiniteGradientError(NonFiniteError):
+    """A gradient came out as NaN or infinite though every loss was finite; `.grad` is as it was before the update.
+
+    `.step`, counted from the stream's start, is the first on the way back from the losses whose vjp isn't finite; the
+    window's first step where calls of one step don't show it.
+    """
+
+
+def named(thing: Any) -> str:
+    """A short name for a model or function."""
+    return type(thing).__name__ if isinstance(thing, nn.Module) else getattr(thing, "__name__", type(thing).__name__)
+
+
+def check_callable(value: Any, name: str) -> None:
+    """A function or module."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function or module, not {type(value).__name__}.")
+
+
+def check_count(value: Any, name: str) -> None:
+    """An int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}.")
+
+
+def check_switch(value: Any, name: str) -> None:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}.")
+
+
+def check_gradient_possible() -> None:
+    """Not under inference mode, which no autograd can be switched on in."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError("no gradient can be taken under torch.inference_mode(): leave it before calling bptt.")
+
+
+class CallError(ValueError, RuntimeError):
+    """The model or the loss failed on what it was given; torch's own error is its cause."""

@@ -1,0 +1,125 @@
+"""What a run asks before it relies on replays: once a run, on one segment, and nothing that is the user's changes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from bptt import _errors, _tree
+from bptt._guard.mixing import by_step
+from bptt._guard.purity import Stretch, once, pure
+from bptt._masks import blocked
+from bptt._segment import Problem, Segment
+from bptt._tree import Tree
+
+_settled: ContextVar[bool] = ContextVar("settled", default=False)
+
+
+_repeated: ContextVar[bool] = ContextVar("repeated", default=False)
+
+
+@contextmanager
+def _true(variable: ContextVar[bool]) -> Iterator[None]:
+    """Let the variable be true for the block."""
+    token = variable.set(True)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def settled() -> Any:
+    """A block whose runs have been looked into before: the same model, loss and strategy."""
+    return _true(_settled)
+
+
+def repeated() -> Any:
+    """A block whose runs start from the same state several times, which takes a recurrence without a hidden one."""
+    return _true(_repeated)
+
+
+class Guard:
+    """What a run has been asked so far: of its recurrence, of its loss, and whether the parameters stand still."""
+
+    def __init__(self) -> None:
+        self.probed = False
+        self._asked: set[str] = set()
+        self._loss_asked = False
+        self._parameters: list[Tensor] = []
+
+    def look(self, segment: Segment, carried: Tree, whole: bool, measured: bool) -> None:
+        """Before a segment is taped from `carried`, last segment first: what has to be asked here, where anything has.
+
+        whole: the window has no other segment. measured: it was run before, to be measured or without a graph.
+        """
+        window = segment.window
+        overlap = window.keep < window.stop
+        mode = "overlap" if overlap else "split" if not whole else ""
+        if not mode and (measured or self.probed or _repeated.get()):
+            mode = "again"
+        loss_due = not whole and not self._loss_asked and window.steps > 1  # a window with one loss can't be asked
+        if not mode or (mode in self._asked and not loss_due) or _settled.get():
+            return
+        uncached(segment.problem.model)
+        if _lazy(segment.problem.model) or any(leaf.is_meta for leaf in _tree.leaves(carried)):
+            return
+        stretch = Stretch.of(segment, carried)
+        outputs = None
+        if mode not in self._asked:
+            self._asked |= {"overlap": {"overlap", "split", "again"}, "split": {"split", "again"}}.get(mode, {mode})
+            outputs = pure(stretch, mode)
+        if loss_due:
+            self._look_at_loss(stretch, outputs)
+
+    def _look_at_loss(self, stretch: Stretch, outputs: Tree) -> None:
+        """Two losses at least; where the window's last segment has one, the segment before it is asked with it."""
+        segment, p = stretch.segment, stretch.problem
+        first = max(segment.start, segment.window.first)
+        n = segment.stop - first
+        if n < 2:
+            return
+        self._loss_asked = True
+        outputs = once(stretch) if outputs is None else outputs
+        if outputs is None:
+            return
+        pair = [_tree.narrow(t, p.time_dim, first - segment.start, n) for t in (outputs, stretch.data.targets)]
+        mask = stretch.data.mask
+        if mask is not None and p.time.masked(first, segment.stop):
+            pair = [blocked(tree, mask[first - segment.start :], p.time_dim) for tree in pair]
+        by_step(p, pair[0], pair[1], n)
+
+    def versions(self, problem: Problem) -> int:
+        """How often the parameters were changed in place so far."""
+        if not self._parameters:
+            modules = [m for m in (problem.model, problem.loss.loss) if isinstance(m, nn.Module)]
+            self._parameters = [*(p for m in modules for p in m.parameters()), *(problem.params or ())]
+        return sum(p._version for p in self._parameters)
+
+    def still(self, problem: Problem, before: int) -> None:
+        """After a backward call of a window that needs several: no parameter has changed since `before`."""
+        if self.versions(problem) != before:
+            raise ValueError(
+                "the parameters changed in the middle of a window's backward pass, so an optimiser steps in a hook: "
+                "memory= takes several backward calls a window. Step between updates, or give memory=None."
+            )
+
+
+def uncached(model: Any) -> None:
+    """Refuse `parametrize.cached()` around a run: its weights would outlive the graph they were made in."""
+    if getattr(parametrize, "_cache_enabled", 0) and isinstance(model, nn.Module):
+        found = next((name for name, m in model.named_modules() if parametrize.is_parametrized(m)), None)
+        if found is not None:
+            raise ValueError(
+                f"torch.nn.utils.parametrize.cached() is active, and {found or _errors.named(model)} is parametrized: "
+                f"replays would use weights without a graph. Leave cached() out, or enter it inside the model's "
+                f"forward. See docs/pitfalls.md."
+            )
+
+
+def _lazy(model: Any) -> bool:
+    """Whether the first call will make the parameters."""
+    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    return any(nn.parameter.is_lazy(tensor) for tensor in tensors)

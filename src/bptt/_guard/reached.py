@@ -1,0 +1,164 @@
+"""Who gets a gradient: a model that is wholly frozen is refused, a parameter that nothing reached is named, once."""
+
+import functools
+import inspect
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bptt import _errors, _snapshot, _tree
+from bptt._segment import Initial, Problem, Segment
+from bptt._tree import Tree
+from bptt.strategies.base import Window
+
+
+class Watch:
+    """Looks at the first windows of a run, and no more once every parameter was reached or the rest was named.
+
+    problem: of the run. late: whether an `initial_state=` function may bring in parameters that a window without a
+    reset doesn't reach.
+    """
+
+    def __init__(self, problem: Problem, late: bool) -> None:
+        self._problem, self._late = problem, late
+        self._waiting: dict[str, tuple[Tensor, Tensor | None, int]] | None = None
+        self._counted = self._looked = False
+
+    def begin(self, begin: Tree, given: Tree, initial: Initial | None) -> bool:
+        """Before a window: at the first one, see that there is something to train, and note the gradients of then.
+
+        Returns whether it was the first.
+        """
+        if self._waiting is not None:
+            return False
+        p = self._problem
+        learned = [*_tree.leaves(given), *_tree.leaves(initial.value if initial else None)]
+        if p.params is None and not any(leaf.requires_grad for leaf in learned) and not p.time.asking:
+            _something_to_train(p, begin, initial)
+        self._waiting = {
+            name: (tensor, tensor.grad, -1 if tensor.grad is None else tensor.grad._version)
+            for name, tensor in _watched(p).items()
+        }
+        return True
+
+    def window(self, window: Window, begin: Tree, initial: Initial | None, valid: Any, aux: Tree) -> bool:
+        """After a window: whether it is time to name what nothing has reached; a later graph may reach further back."""
+        self._late = self._late and initial is None
+        if not self._unreached():
+            return False
+        self._counted = self._counted or float(valid) > 0
+        if self._counted and aux is not None and not self._looked:
+            self._leave_heads(window, begin, initial)
+        return window.start > 0 or (window.keep == window.stop and window.stop - window.start > 1)
+
+    def _unreached(self) -> list[str]:
+        if self._waiting:
+            self._waiting = {
+                name: (tensor, before, version)
+                for name, (tensor, before, version) in self._waiting.items()
+                if tensor.grad is before and (before is None or before._version == version)
+            }
+        return list(self._waiting or ())
+
+    def _leave_heads(self, window: Window, begin: Tree, initial: Initial | None) -> None:
+        """Forget parameters that outputs depend on: a loss with aux may look at a head without training it."""
+        self._looked = True
+        assert self._waiting is not None
+        names, tensors = list(self._waiting), [tensor for tensor, *_ in self._waiting.values()]
+        outputs, end = _one_step(self._problem, window, _tree.tracked(begin), initial)
+        roots = [leaf for leaf in (*_tree.leaves(outputs), *_tree.leaves(end)) if leaf.requires_grad]
+        if roots:
+            ones = [leaf.new_ones(leaf.shape) for leaf in roots]
+            found = torch.autograd.grad(roots, tensors, ones, allow_unused=True)
+            for name, gradient in zip(names, found, strict=True):
+                if gradient is not None:
+                    del self._waiting[name]
+
+    def conclude(self, level: int) -> None:
+        """Warn of what was not reached, at the caller `level` frames up."""
+        names = [] if self._late or not self._counted else self._unreached()
+        if not self._late:
+            self._waiting = {}
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            warnings.warn(
+                f"no gradient reached {', '.join(names[:5])}{more}: no loss so far depends on it. Freeze what isn't "
+                f"trained with requires_grad_(False).",
+                stacklevel=level,
+            )
+
+
+def _watched(problem: Problem) -> dict[str, Tensor]:
+    """The leaves that should get a gradient by name, but those whose hooks may take it away at once."""
+    registered: dict[Tensor, str] = {
+        parameter: prefix + name
+        for prefix, module in (("", getattr(problem.model, "_orig_mod", problem.model)), ("loss.", problem.loss.loss))
+        if isinstance(module, nn.Module)
+        for name, parameter in module.named_parameters()
+    }
+    wanted = list(registered) if problem.params is None else problem.params
+    return {
+        registered.get(tensor, f"params[{i}]"): tensor
+        for i, tensor in enumerate(wanted)
+        if tensor.requires_grad and tensor.is_leaf and not getattr(tensor, "_post_accumulate_grad_hooks", None)
+    }
+
+
+def _something_to_train(problem: Problem, begin: Tree, initial: Initial | None) -> None:
+    """ValueError where all parameters in sight are frozen, and one step's graph from a fixed state reaches no other."""
+    found = list(in_sight((problem.model, problem.loss.loss), set()))
+    if any(tensor.requires_grad for tensor in found) or not any(isinstance(t, nn.Parameter) for t in found):
+        return
+    step = Segment(problem, Window(0, 0, 1, 1), initial, 0, 1)
+    with _snapshot.isolated(problem.model, [*found, *_tree.leaves(begin)]), _snapshot.isolated(problem.loss.loss, []):
+        tape = step.tape(_tree.detach(begin))
+    ends = [tape.losses, *_tree.leaves(tape.end)]
+    if not any(leaf is not None and leaf.requires_grad for leaf in ends):
+        raise ValueError(
+            f"nothing gets a gradient: every parameter of {_errors.named(problem.model)} is frozen. Call "
+            f"requires_grad_(True) on what is to be trained; to look at a loss alone, use bptt.evaluate."
+        )
+
+
+def _one_step(problem: Problem, window: Window, begin: Tree, initial: Initial | None) -> tuple[Tree, Tree]:
+    """Outputs and state of a window's first step, once more."""
+    first = window.start
+    step = Segment(problem, Window(first, first, first + 1, first + 1), initial, first, first + 1)
+    with _snapshot.isolated(problem.model, _tree.leaves(begin)), torch.enable_grad():
+        return step._unfold(begin, problem.time.read(first, first + 1))[:2]
+
+
+def in_sight(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """The tensors of modules and containers, and of what functions close over, by whatever names they use."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, nn.Module):
+        yield from value.parameters()
+    elif isinstance(value, dict | list | tuple):
+        for part in list(value.values() if isinstance(value, dict) else value)[:100]:
+            yield from in_sight(part, seen)
+    elif isinstance(value, functools.partial):
+        yield from in_sight((value.func, value.args, value.keywords), seen)
+    elif inspect.ismethod(value):
+        yield from in_sight((value.__self__, value.__func__), seen)
+    elif inspect.isfunction(value) and not value.__module__.startswith("torch."):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
+        names = [value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__]
+        yield from in_sight((cells, value.__defaults__, value.__kwdefaults__), seen)
+        yield from in_sight([part for part in names if not inspect.ismodule(part)], seen)
+    elif hasattr(value, "__dict__") and not isinstance(value, type) and not inspect.ismodule(value):
+        yield from in_sight(dict(vars(value)), seen)
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,413 @@
+"""Memory budgets: what a user may write for `memory=`, and the bytes a window holds for its backward pass."""
+
+import math
+import sys
+from bisect import bisect_left
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bptt import _checkpoint, _tree
+from bptt._checkpoint import Checkpoints
+from bptt._segment import Initial, Problem, Segment, Tape
+from bptt._snapshot import Noise, buffers_of, isolated
+from bptt._tree import Tree
+from bptt.strategies.base import Window
+
+_NODES = 1000
+"""Nodes of a graph that are looked at from Python: each gets an object, and to free a long chain of these recurses."""
+
+
+class Meter:
+    """Bytes held for a backward pass: storages that autograd saved, each once, and stored states and cotangents.
+
+    Parameters, buffers, the stream's own chunks and the gradients don't count. What is saved is seen as it is saved,
+    since a graph of many steps can't be walked from Python: see `_NODES`.
+    """
+
+    def __init__(self, modules: Iterable[Any]) -> None:
+        self._modules = tuple(modules)
+        self._apart: list[Tensor] = [
+            tensor
+            for module in self._modules
+            if isinstance(module, nn.Module)
+            for tensor in (*module.parameters(), *module.buffers())
+        ]
+        self._watches = True
+        self._proven = False
+        self._saved: defaultdict[Any, _Line] = defaultdict(_Line)
+
+    def tape(self, segment: Segment, begin: Tree, key: Any = None) -> tuple[Tape, float]:
+        """A tape from the state `begin`, and the bytes autograd saved for it beside the states it begins and ends in.
+
+        key: equal for tapes that differ in their length only; what is known is not measured again. None: always.
+        The bytes are NaN where the recurrence or the loss calls what refuses hooks on saved tensors.
+        """
+        line, steps = None if key is None else self._saved[key], segment.stop - segment.start
+        known = None if line is None else line.at(steps)
+        if known is not None:
+            return segment.tape(_tree.tracked(begin)), known
+        watched = self._watched(segment, begin) if self._watches else None
+        if watched is None:
+            return segment.tape(_tree.tracked(begin)), math.nan
+        tape, seen = watched
+        counted = (*_tree.leaves(tape.begin), *_tree.leaves(tape.after), *_tree.leaves(segment.kept))
+        stream = (
+            *_tree.leaves(tape.data.inputs),
+            *_tree.leaves(tape.data.targets),
+        )  # joined from several chunks or not
+        apart = seen.parameters(segment).union(*map(_storages, (*self._apart, *counted, *stream)))
+        saved = sum(size for storage, size in seen.storages.items() if storage not in apart)
+        if line is not None:
+            line.add(steps, saved)
+        return tape, saved
+
+    def held(self, segment: Segment, begin: Tree, size: int, key: Any = None) -> int:
+        """The bytes of `tape`, to keep within a budget of `size` bytes; ValueError where they can't be seen."""
+        saved = self.tape(segment, begin, key)[1]
+        if math.isnan(saved):
+            raise ValueError(
+                f"memory={size}: a budget in bytes needs to see what autograd saves, which torch.func's transforms in "
+                f"the model or the loss forbid. Use memory=bptt.Checkpoints(slots, segment) or None."
+            )
+        return int(saved)
+
+    def _watched(self, segment: Segment, begin: Tree) -> "tuple[Tape, Seen] | None":
+        """A tape and what it saved; None where that is refused: then all is as before, and nothing watched again."""
+        seen, before = Seen(), dict(vars(segment))
+        put_back = None if self._proven else _remembered(self._modules, begin, segment)
+        try:
+            with seen.watching():
+                tape = segment.tape(_tree.tracked(begin))
+        except (RuntimeError, ValueError) as error:
+            if not _refuses_hooks(error):
+                raise
+        else:
+            self._proven = True
+            return tape, seen
+        self._watches = False
+        vars(segment).update(before)
+        if put_back is not None:
+            put_back()
+        return None
+
+
+class _Line:
+    """Bytes by length: as measured, and between two lengths where a third has shown that they lie on a line."""
+
+    def __init__(self) -> None:
+        self._points: dict[int, int] = {}
+        self._straight = False
+
+    def at(self, steps: int) -> int | None:
+        if steps in self._points or not self._straight:
+            return self._points.get(steps)
+        return self._between(steps) if min(self._points) < steps < max(self._points) else None
+
+    def add(self, steps: int, saved: int) -> None:
+        self._points[steps] = saved
+        self._straight = len(self._points) > 2 and all(self._between(n) == self._points[n] for n in self._points)
+
+    def _between(self, steps: int) -> int:
+        a, b = min(self._points), max(self._points)
+        return self._points[a] + (self._points[b] - self._points[a]) * (steps - a) // (b - a)
+
+
+class Seen:
+    """What autograd saved in a block: `storages` by identity, with their bytes, and the leaves among them."""
+
+    def __init__(self) -> None:
+        self.storages: dict[int, int] = {}
+        self.leaves: dict[int, Tensor] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note every storage that is saved in the block, in forward alone."""
+
+        autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
+        outer = autograd._top_saved_tensors_default_hooks(False)  # hooks don't stack by themselves
+        pack_outer, unpack_outer = outer or (None, _unpacked)
+        storages = self.storages
+
+        def pack(tensor: Tensor) -> Any:
+            try:
+                storage = tensor.untyped_storage()
+                key = storage._cdata
+                if key not in storages:
+                    storages[key] = storage.nbytes()
+                    base = tensor._base  # a layer's weight is saved transposed
+                    root = tensor if base is None else base
+                    if root.is_leaf and root.requires_grad:
+                        self.leaves[key] = root
+            except NotImplementedError:  # a sparse tensor is made of dense ones
+                storages.update(_storages(tensor))
+            # never the tensor itself, which would tie a cycle through its own graph
+            return (tensor.detach(), tensor._version) if pack_outer is None else pack_outer(tensor)
+
+        if compiler := sys.modules.get("torch._dynamo.decorators"):  # else a compiled model has the hook compiled too
+            compiler.skip(pack)
+            for function in (_storages, _unpacked):
+                compiler.skip(function)
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack_outer):
+            yield
+
+    def parameters(self, segment: Segment) -> set[int]:
+        """The storages of the leaves that aren't the engine's own: parameters, of closures too."""
+        initial = segment.initial
+        ours = {id(leaf) for leaf in _tree.leaves(initial.leaves if initial else None)}
+        return {storage for storage, leaf in self.leaves.items() if id(leaf) not in ours}
+
+
+def _unpacked(packed: tuple[Tensor, int]) -> Tensor:
+    """The tensor that was saved; the check of its version that autograd makes where there are no hooks."""
+    tensor, version = packed
+    if tensor._version != version:
+        raise RuntimeError(
+            f"one of the variables needed for gradient computation has been modified by an inplace operation: a tensor "
+            f"of shape {tuple(tensor.shape)} is at version {tensor._version}; expected version {version} instead."
+        )
+    return tensor
+
+
+def _storages(tensor: Tensor) -> dict[int, int]:
+    """Identity and bytes of a tensor's storage, or of those that a sparse one is made of."""
+    if tensor.layout is torch.strided:
+        parts = [tensor]
+    elif tensor.layout is torch.sparse_coo:
+        parts = [tensor._indices(), tensor._values()]
+    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        parts = [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        parts = [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    else:  # another that has no storage to look at
+        parts = []
+    return {storage._cdata: storage.nbytes() for storage in (part.untyped_storage() for part in parts)}
+
+
+def _refuses_hooks(error: BaseException) -> bool:
+    """Whether this is what torch.func.grad and its like say where hooks on saved tensors are set."""
+    said = [str(each) for each in (error, error.__cause__) if isinstance(each, RuntimeError)]
+    return any("saved tensor" in text and "hooks" in text for text in said)
+
+
+def _remembered(modules: Iterable[Any], begin: Tree, segment: Segment) -> Callable[[], None]:
+    """What puts noise and buffers back to what they are now, after a first attempt that failed."""
+    noise = Noise.now([*_tree.leaves(begin), *_tree.leaves(segment.problem.time.inputs_at(segment.start))])
+    own = [(*buffer, buffer[2]._version, buffer[2].clone()) for module in modules for buffer in buffers_of(module)]
+
+    def put_back() -> None:
+        noise.install()
+        for module, name, value, version, copy in own:
+            module._buffers[name] = value
+            if value._version != version:
+                with torch.no_grad():
+                    value.copy_(copy)
+
+    return put_back
+
+
+def leaves_of(segment: Segment, begin: Tree) -> tuple[list[Tensor], bool]:
+    """Leaves that a segment's graph reaches, of closures too, but for the engine's own; whether these are all.
+
+    Of a graph of many nodes only the next ones are looked at; the others among its leaves are those that it saves.
+    """
+    seen = Seen()
+    try:
+        with seen.watching():
+            tape = segment.tape(_tree.tracked(begin))
+    except (RuntimeError, ValueError):  # hooks are refused, or something that comes again
+        tape = segment.tape(_tree.tracked(begin))
+    ours = {id(leaf) for leaf in (*_tree.leaves(tape.begin), *tape.data.tracked.values())}
+    if segment.initial is not None:
+        ours |= {id(leaf) for leaf in _tree.leaves(segment.initial.leaves)}
+    found = {id(leaf): leaf for leaf in seen.leaves.values()}
+    roots = [tape.losses, *_tree.leaves(tape.end)]
+    nodes = deque(root.grad_fn for root in roots if root is not None and root.grad_fn is not None)
+    known = set(nodes)
+    while nodes and len(known) < _NODES:
+        node = nodes.popleft()
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            found[id(variable)] = variable
+        following = [n for n, _ in node.next_functions if n is not None and n not in known]
+        known.update(following)
+        nodes += dict.fromkeys(following)
+    return [leaf for key, leaf in found.items() if key not in ours], not nodes
+
+
+CALL = 16
+"""What one call of a recurrence costs beside its steps, in steps; a rule of thumb against tiny segments."""
+
+
+class Budget:
+    """`memory="512MiB"`: plans by what was measured, and measures what it plans before it runs."""
+
+    def __init__(self, size: int, meter: Meter) -> None:
+        self.size, self._meter = size, meter
+        self._saved: dict[Any, _Saved] = {}
+        self._plans: dict[Any, Checkpoints] = {}
+
+    def plan(self, problem: Problem, window: Window, begin: Tree, initial: Initial | None) -> Checkpoints:
+        """The checkpoints for a window; ValueError with the least budget that works where this one doesn't."""
+        probe = WindowProbe(problem, window, begin, initial, self._meter, self.size)
+        key = (probe.steps, probe.shapes)
+        if not probe.cuts and key in self._plans:
+            return self._plans[key]
+        with isolated(problem.model, _tree.leaves(begin)):
+            saved = self._saved.setdefault(probe.shapes, _Saved())
+            saved.measure(probe, self.size)
+            chosen = cheapest(probe, self.size, saved)
+            while saved.correct(probe, chosen.segment):
+                chosen = cheapest(probe, self.size, saved)
+        if not probe.cuts:  # where calls are cut differs from window to window
+            self._plans[key] = chosen
+        return chosen
+
+
+class _Saved:
+    """Bytes that a tape saves, by its steps and joints: measured points, straight lines between and beyond them.
+
+    Affine in the steps for most models; kernels that change with the length bend the line, so lengths double until
+    the budget is reached. Cuts between calls and resets count beside, each as the dearest one seen.
+    """
+
+    def __init__(self) -> None:
+        self._points: dict[int, float] = {}
+        self._by_cut = self._by_reset = 0.0
+        self._known: set[tuple[int, int, int]] = set()
+
+    def __call__(self, steps: int, cuts: int, resets: int) -> float:
+        return self._joined(steps) + self._by_cut * cuts + self._by_reset * resets
+
+    def _joined(self, steps: int) -> float:
+        lengths = sorted(self._points)
+        if len(lengths) == 1:
+            return self._points[lengths[0]] * steps
+        i = min(max(bisect_left(lengths, steps), 1), len(lengths) - 1)
+        (m, n) = lengths[i - 1], lengths[i]
+        slope = (self._points[n] - self._points[m]) / (n - m)
+        return max(self._points[n] + max(slope, 0) * (steps - n), 0)
+
+    def measure(self, probe: "WindowProbe", size: int) -> None:
+        """One step, then twice as many as long as they promise to fit; two steps in two calls; a step that resets."""
+        if not self._points:
+            self._points[1] = self._by_cut = probe.saved(0, 1, [])
+        if probe.resets and not self._by_reset:
+            t = probe.resets[-1]
+            self._by_reset = max(0, probe.saved(t, t + 1) - self._points[1])
+        while (last := max(self._points)) < probe.steps and self._joined(2 * last) + probe.states <= size:
+            n = min(2 * last, probe.steps)
+            self._points[n] = probe.saved(0, n, [])
+            if n == 2 and 2 * self._points[1] + probe.states <= size:
+                self._by_cut = max(0, probe.saved(0, n, [probe.window.start + 1]) - self._points[n])
+
+    def correct(self, probe: "WindowProbe", segment: int) -> bool:
+        """Measure the segments of a plan that are of a new kind; whether one saves more than was thought."""
+        for number, cuts, resets in probe.kinds(segment):
+            start, stop = number * segment, min((number + 1) * segment, probe.steps)
+            kind = (stop - start, cuts, resets)
+            if kind in self._known or (cuts + resets == 0 and stop - start in self._points):
+                continue
+            thought = self(stop - start, cuts, resets)
+            found = probe.saved(start, stop)
+            self._known.add(kind)
+            if cuts + resets == 0:
+                self._points[stop - start] = found
+            elif found > thought:
+                more = (found - thought) / (cuts + resets)
+                self._by_cut, self._by_reset = self._by_cut + more, self._by_reset + more
+            if found > thought:
+                return True
+        return False
+
+
+@dataclass(frozen=True)
+class WindowProbe:
+    """Tapes made only to be measured, of pieces of a window, from a state of the right shapes."""
+
+    problem: Problem
+    window: Window
+    begin: Tree
+    initial: Initial | None
+    meter: Meter
+    size: int
+
+    @property
+    def steps(self) -> int:
+        return self.window.stop - self.window.start
+
+    @cached_property
+    def cuts(self) -> list[int]:
+        """Where a call ends inside the window, counted from its start."""
+        whole = Segment(self.problem, self.window, self.initial, self.window.start, self.window.stop)
+        return [a - self.window.start for a, _ in whole.calls[1:]]
+
+    @property
+    def shapes(self) -> Any:
+        return tuple((leaf.shape, leaf.dtype) for leaf in _tree.leaves(self.begin))
+
+    @property
+    def states(self) -> int:
+        """Bytes beside slots and saved tensors: the states worked from, last, and next window's, two cotangents."""
+        return 5 * _tree.nbytes(self.begin)
+
+    @cached_property
+    def resets(self) -> list[int]:
+        """The steps at which rows reset, counted from the window's start."""
+        if self.problem.native_start:
+            return []
+        return [t - self.window.start for t in self.problem.time.resets(self.window.start, self.window.stop)]
+
+    def kinds(self, segment: int) -> list[tuple[int, int, int]]:
+        """(number, cuts inside, resets) of the first segment and of all that have any."""
+        cuts = Counter(cut // segment for cut in self.cuts if cut % segment)
+        resets = Counter(step // segment for step in self.resets)
+        return [(number, cuts[number], resets[number]) for number in sorted({0, *cuts, *resets})]
+
+    def saved(self, start: int, stop: int, cuts: list[int] | None = None) -> int:
+        """Bytes saved by a tape of steps [start, stop) of the window with all their losses."""
+        a, b = self.window.start + start, self.window.start + stop
+        piece = replace(self.window, start=a, first=a, stop=b, keep=b)
+        segment = Segment(self.problem, piece, self.initial, a, b, cuts)
+        return self.meter.held(segment, self.begin, self.size)
+
+
+def cheapest(probe: WindowProbe, size: int, saved: Callable[[int, int, int], float]) -> Checkpoints:
+    """Among segment lengths a tenth apart, the one that fits with the fewest steps and calls run.
+
+    saved: bytes of a tape by its steps, cuts and resets.
+    """
+    one = max(1, _tree.nbytes(probe.begin))
+
+    def fullest(segment: int) -> float:
+        return max(saved(min(segment, probe.steps), cuts, resets) for _, cuts, resets in probe.kinds(segment))
+
+    def slots(segment: int) -> int:
+        free = size - probe.states - fullest(segment)
+        return min(ceil(probe.steps / segment), int(free // one))
+
+    best: tuple[float, Checkpoints] | None = None
+    segment = probe.steps
+    while segment >= 1:
+        room = slots(segment)
+        if room >= 1:
+            segments = ceil(probe.steps / segment)
+            cost = (_checkpoint.forward_steps(segments, room) + segments) * (segment + CALL)
+            if best is None or cost < best[0]:
+                best = cost, Checkpoints(room, segment)
+            if segments == 1:
+                break
+        segment = min(segment - 1, int(segment / 1.1))
+    if best is None:
+        least = ceil(probe.states + fullest(1)) + one
+        raise ValueError(
+            f"memory={size} can't hold a segment of one step: the least that works here is memory={least}."
+        )
+    return best[1]

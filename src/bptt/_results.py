@@ -1,0 +1,97 @@
+"""What the three calls give: an update a window, or an evaluation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bptt._tree import map_leaves
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a window gave, its gradient being in `.grad`; nothing of it holds a graph.
+
+    t0, t1: the losses are those of steps t0 .. t1-1 since the stream's start. start: first step of the graph.
+    loss: 0-d tensor, the sum over steps of the losses averaged over all other axes. mean_loss: that by valid step,
+        0 where none is valid.
+    steps: t1 - t0. state: pytree, detached, after step t1-1: where to go on from. A copy, made when first asked for:
+        changing it doesn't change the run.
+    cotangent_norm: 0-d tensor, the 2-norm of ∂L/∂(state before `start`), in the units of the gradient without `scale`.
+    aux: what the loss returned beside the losses, joined over the steps, or None.
+    forward_steps: steps of the recurrence that were run, replays included.
+    memory_bytes: the most bytes that saved tensors, stored states and cotangents took at once; NaN where model or loss
+        call torch.func's transforms, which don't let anyone see what is saved.
+    decision: what a strategy that decides on lengths decided here, or None.
+    """
+
+    t0: int
+    t1: int
+    start: int
+    loss: Tensor
+    steps: int
+    aux: Any
+    forward_steps: int
+    memory_bytes: float
+    decision: Any
+    _state: Any = field(repr=False)
+    _valid: Any = field(repr=False)
+    _norm: Callable[[], Tensor] = field(repr=False)
+
+    @cached_property
+    def state(self) -> Any:
+        """The state after the last step, the user's own."""
+        return map_leaves(torch.Tensor.clone, self._state)
+
+    @cached_property
+    def mean_loss(self) -> Tensor:
+        """`loss` by valid step."""
+        return mean(self.loss, self._valid)
+
+    @cached_property
+    def cotangent_norm(self) -> Tensor:
+        """The norm of the cotangent of the state before `start`, computed when first asked for."""
+        return self._norm()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` returns: loss, mean_loss, steps, state and aux as in `Update`, over the whole stream."""
+
+    loss: Tensor
+    mean_loss: Tensor
+    steps: int
+    state: Any
+    aux: Any
+
+
+class Sum:
+    """A sum of many 0-d tensors in a few: each block that fills is summed and put into the next one."""
+
+    def __init__(self) -> None:
+        self._blocks: list[list[Tensor]] = [[]]
+
+    def add(self, value: Tensor) -> None:
+        """One more term."""
+        self._blocks[0].append(value)
+        level = 0
+        while len(self._blocks[level]) == 1024:
+            if level + 1 == len(self._blocks):
+                self._blocks.append([])
+            self._blocks[level + 1].append(torch.stack(self._blocks[level]).sum())
+            self._blocks[level] = []
+            level += 1
+
+    def total(self) -> Tensor:
+        """The sum so far of one term or more."""
+        return torch.stack([value for block in self._blocks for value in block]).sum()
+
+
+def mean(total: Tensor, valid: Any) -> Tensor:
+    """`total` by valid step; 0 where no step is valid."""
+    if isinstance(valid, Tensor):
+        return torch.where(valid > 0, total / valid, torch.zeros_like(total))
+    return total / valid

@@ -1,0 +1,238 @@
+"""A window run backward under a checkpoint schedule: equation (1) from segment to segment.
+
+Without a budget the window is one segment, so the schedule is one vjp: one graph and one backward call.
+"""
+
+from cmath import isfinite
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import isqrt
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from bptt import _loss, _tree
+from bptt._checkpoint import Checkpoints
+from bptt._errors import NonFiniteGradientError
+from bptt._guard.guard import Guard
+from bptt._guard.reached import in_sight
+from bptt._masks import Sheltered
+from bptt._memory import Budget, Meter
+from bptt._recurrence import unwrapped
+from bptt._segment import Initial, Losses, Problem, Rewind, Segment
+from bptt._snapshot import isolated
+from bptt._tree import Tree
+from bptt.strategies.base import Window
+
+
+class Gradients:
+    """The `.grad`s that a window adds to: noted before, looked at after, put back where something isn't finite.
+
+    watched: False under loss scaling, where overflow is the scaler's to find.
+    """
+
+    def __init__(self, problem: Problem, watched: bool) -> None:
+        self._problem, self._watched = problem, watched
+        self._before: list[tuple[Tensor, Tensor | None, Tensor | None]] | None = None
+
+    @cached_property
+    def leaves(self) -> list[Tensor]:
+        """Those that may get a gradient: `params=`, or what model and loss hold or close over."""
+        p = self._problem
+        found = in_sight((unwrapped(p.model), p.loss.loss), set()) if p.params is None else p.params
+        return [leaf for leaf in found if leaf.is_leaf and leaf.requires_grad]
+
+    def note(self) -> None:
+        """What there is before, unless it is noted already."""
+        if self._before is None:
+            before = [(p, p.grad) for p in self.leaves]
+            self._before = [(p, grad, None if grad is None else grad.clone()) for p, grad in before]
+
+    def forget(self) -> None:
+        """The next window begins from what there is then."""
+        self._before = None
+
+    def put_back(self) -> None:
+        """Everything that was noted as it was."""
+        for p, grad, values in self._before or ():
+            if grad is not None and values is not None and grad.layout == torch.strided:
+                grad.copy_(values)
+                values = grad
+            p.grad = values
+
+    def finite(self) -> bool:
+        """Whether all is finite, judged by one sum first: the second synchronisation of an update."""
+        if not self._watched or self._before is None:
+            return True
+        found = [_plain(grad) for p, *_ in self._before if (grad := p.grad) is not None and not grad.is_meta]
+        return not found or _sum_is_finite(found) or all(bool(torch.isfinite(grad).all()) for grad in found)
+
+
+def _plain(grad: Tensor) -> Tensor:
+    """The numbers of a gradient that may be sparse, or spread over processes."""
+    if grad.layout == torch.sparse_coo:
+        return grad.coalesce().values()
+    return grad if type(grad) is Tensor else getattr(grad, "to_local", lambda: grad)()
+
+
+def _sum_is_finite(found: list[Tensor]) -> bool:
+    """A sum is finite only where all its terms are; that of finite ones may overflow."""
+    sums = [grad.sum() for grad in found]
+    device = sums[0].device
+    return isfinite(torch.stack([part if part.device == device else part.to(device) for part in sums]).sum().item())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a window leaves behind: no graph, only values."""
+
+    loss: Tensor
+    valid: Any
+    aux: Tree
+    kept: Tree
+    after: Tree
+    cotangent: list[Tensor | None]
+    forward_steps: int
+    memory_bytes: float
+
+
+def run(
+    problem: Problem,
+    window: Window,
+    begin: Tree,
+    initial: Initial | None,
+    memory: Checkpoints | Budget | None,
+    meter: Meter,
+    factor: Any,
+    divisor: float,
+    gradients: Gradients,
+    guard: Guard,
+) -> Outcome:
+    """Add the window's gradient to `.grad`, from the detached state `begin` before its first step.
+
+    factor, divisor: on each step's loss. The losses are checked once, before anything reaches `.grad` where the window
+    is one segment; `gradients` once, after it has; `guard` before a segment. Cost: the schedule's advances and one
+    forward and backward of every segment.
+    """
+    plan = memory.plan(problem, window, begin, initial) if isinstance(memory, Budget) else memory
+    length = plan.segment if plan else window.stop - window.start
+    whole = window.start + length >= window.stop
+    segments: list[Segment] = []
+    for a in range(window.start, window.stop, length):
+        before = segments[-1] if segments else None
+        b = min(a + length, window.stop)
+        segments.append(Segment(problem, window, initial, a, b, before=before, replays=not whole))
+    masked = isinstance(problem.time, Sheltered) or problem.time.masked(window.first, window.stop)
+    key = None if plan else (len(segments[0].calls), tuple(x.shape for x in _tree.leaves(begin)), masked)
+    one = _tree.nbytes(begin)
+    floating = sum(_tree.nbytes(leaf) for leaf in _tree.leaves(begin) if _tree.carries_cotangent(leaf))
+    between = window.start < window.keep < window.stop
+    rewind = Rewind(segments, plan.slots if plan else 1, begin)
+    rewind.forward_steps, kept, after = _unfinished(problem, window, begin, initial, length)
+    cotangent: list[Tensor | None] | None = None
+    found: list[Losses] = []
+    total: Tensor | None = None
+    memory_bytes: float = 0
+    differentiable = False
+    measured = isinstance(memory, Budget) or rewind.forward_steps > 0
+
+    for segment, carried in rewind:
+        guard.look(segment, carried, whole, measured)
+        tape, saved = meter.tape(segment, carried, key)
+        if tape.losses is not None:
+            found.append(tape.found(brief=not whole))
+            differentiable |= tape.losses.requires_grad
+            if whole:
+                total = checked_total(found, window.first)
+        gradients.note()
+        cotangents = 1 if cotangent is None else 2
+        after = tape.after if after is None else after
+        versions = 0 if whole else guard.versions(problem)
+        cotangent = tape.pull(cotangent, factor, divisor)
+        if not whole:
+            guard.still(problem, versions)
+        memory_bytes = max(saved + (rewind.states + between + 1) * one + cotangents * floating, memory_bytes)  # or NaN
+        del tape
+
+    if kept is None:
+        kept = begin if window.keep == window.start else next(s.kept for s in segments if s.kept is not None)
+    _loss.check_some_gradient(differentiable)
+    found.reverse()
+    total = checked_total(found, window.first) if total is None else total
+    if not gradients.finite():
+        refuse(problem, window, begin, initial, gradients.leaves, factor)
+    return Outcome(
+        loss=total,
+        valid=sum(losses.valid for losses in found),
+        aux=_tree.join([losses.aux for losses in found], problem.time_dim),
+        kept=kept,
+        after=after,
+        cotangent=cotangent or [],
+        forward_steps=rewind.forward_steps + window.stop - window.start,
+        memory_bytes=memory_bytes,
+    )
+
+
+def _unfinished(
+    problem: Problem, window: Window, begin: Tree, initial: Initial | None, length: int
+) -> tuple[int, Tree, Tree]:
+    """(steps run, state at `keep`, at `stop`) by a pass without a graph where rows are dead there, else Nones."""
+    if not isinstance(problem.time, Sheltered) or not problem.time.unfinished:
+        return 0, None, None
+    problem = replace(problem, time=problem.time.whole, clip=None)
+    kept, after = begin, begin
+    with isolated(problem.model, [*_tree.leaves(begin), *_tree.leaves(problem.time.inputs_at(window.start))]):
+        for a in range(window.start, window.stop, length):
+            segment = Segment(problem, window, initial, a, min(a + length, window.stop))
+            after = segment.advance(after)
+            kept = kept if segment.kept is None else segment.kept
+    return window.stop - window.start, kept, after
+
+
+def checked_total(found: list[Losses], first: int) -> Tensor:
+    """The sum of the losses of consecutive segments, the first of them at step `first`, all finite."""
+    total = found[0].total() if len(found) == 1 else torch.stack([losses.total() for losses in found]).sum()
+    _loss.check_finite(total, (losses.values for losses in found), first)
+    return total
+
+
+def refuse(
+    problem: Problem, window: Window, begin: Tree, initial: Initial | None, leaves: list[Tensor], factor: Any
+) -> NoReturn:
+    """Raise NonFiniteGradientError with the step at which the gradient of a window stops being finite."""
+    step = _culprit(problem, window, begin, initial, leaves, factor)
+    where = f"from step {step} on the way back" if step is not None else "though no single step's is not"
+    raise NonFiniteGradientError(
+        f"the gradient of steps {window.start} to {window.stop - 1} isn't finite {where}, though the losses are: no "
+        f"update was made from it, and .grad is as before. Look at that step's derivative and at bptt.diagnose.",
+        window.start if step is None else step,
+    )
+
+
+def _culprit(
+    problem: Problem, window: Window, begin: Tree, initial: Initial | None, leaves: list[Tensor], factor: Any
+) -> int | None:
+    """The first step, going back, whose vjp isn't finite, by calls of one step each; None if those show nothing."""
+    steps = range(window.start, window.stop)
+    tensors = [*_tree.leaves(begin), *_tree.leaves(problem.time.inputs_at(window.start))]
+    with isolated(problem.model, tensors), isolated(problem.loss.loss, []):
+        segments: list[Segment] = []
+        for t in steps:
+            before = segments[-1] if segments else None
+            segments.append(Segment(problem, window, initial, t, t + 1, before=before, replays=True))
+        cotangent: list[Tensor | None] | None = None
+        try:
+            for segment, carried in Rewind(segments, 2 * isqrt(len(steps)) + 1, begin):
+                tape = segment.tape(_tree.tracked(carried))
+                roots, cotangents = tape.roots(cotangent, factor)
+                own = _tree.leaves(tape.begin)
+                asked = [leaf for leaf in (*own, *leaves) if leaf.requires_grad]
+                found = torch.autograd.grad(roots, asked, cotangents, allow_unused=True) if roots else ()
+                if any(grad is not None and not torch.isfinite(_plain(grad)).all() for grad in found):
+                    return segment.start
+                reached = dict(zip(map(id, asked), found, strict=False))
+                cotangent = [reached.get(id(leaf)) for leaf in own]
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return None  # a recurrence that can't be called on one step
+    return None

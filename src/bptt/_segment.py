@@ -1,0 +1,351 @@
+"""A segment: contiguous steps taped as one graph, with a forward and a vjp; equation (1) of the design.
+
+    c_t = ∂l_t/∂s_t + w_t · c_{t+1} · ∂s_{t+1}/∂s_t                                       (1)
+    dL/dθ = Σ_t c_t · ∂F_t/∂θ                                                             (2)
+
+Autograd does the chain rule inside a call of the recurrence; what is ours are the boundaries between calls, where the
+weight w_t, the clip of the second term, and the rows that reset act on the state.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bptt import _boundary, _errors, _masks, _recurrence, _tree
+from bptt._checkpoint import Advance, Free, Restore, Store, Vjp, actions
+from bptt._loss import StepLoss
+from bptt._masks import Sheltered, blocked
+from bptt._recurrence import Recurrence
+from bptt._snapshot import Snapshot
+from bptt._stream import Data, Timeline
+from bptt._tree import Tree
+from bptt.strategies.base import Window
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What stays the same over a run: who is called, on what, and how rows and time lie."""
+
+    model: Recurrence
+    loss: StepLoss
+    time: Timeline | Sheltered
+    time_dim: int
+    batch_dim: Any
+    clip: Any
+    params: list[Tensor] | None
+    native_start: bool
+    native_weight: bool
+
+
+@dataclass(frozen=True)
+class Initial:
+    """The initial state as one window sees it: the user's value, and fresh leaves that collect its cotangents."""
+
+    value: Tree
+    leaves: Tree
+
+
+class Segment:
+    """Steps [start, stop) of a window; one call of the recurrence between two of its cuts, one of the loss in all."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        window: Window,
+        initial: Initial | None,
+        start: int,
+        stop: int,
+        cuts: Iterable[int] | None = None,
+        before: "Segment | None" = None,
+        replays: bool = False,
+    ) -> None:
+        self.problem, self.window, self.initial, self.start, self.stop = problem, window, initial, start, stop
+        self.before, self.replays = before, replays
+        self.kept: Tree = None
+        self._snapshot: Snapshot | None = None
+        within = sorted(cut for cut in (self._cuts() if cuts is None else cuts) if start < cut < stop)
+        self.calls = list(pairwise([start, *within, stop]))
+
+    def _cuts(self) -> set[int]:
+        """Where one call has to end and the next begin: what a boundary does can't be done inside a call."""
+        p = self.problem
+        cuts = {self.window.keep}
+        if p.clip is not None:
+            cuts.update(range(self.start, self.stop))
+        if not p.native_weight:
+            cuts.update(self.window.weights)
+        if not p.native_start:
+            cuts.update(p.time.resets(self.start, self.stop))
+        return cuts
+
+    def advance(self, carried: Tree) -> Tree:
+        """The state after the segment; no graph, no loss."""
+        with torch.no_grad():
+            return self._unfold(carried, self.problem.time.read(self.start, self.stop))[2]
+
+    def tape(self, carried: Tree, grad: bool = True) -> "Tape":
+        """The segment as one graph from `carried`, which must be fresh leaves (`state.tracked`); or without a graph."""
+        with torch.set_grad_enabled(grad):
+            data = self.problem.time.read(self.start, self.stop)
+            outputs, end, after = self._unfold(carried, data)
+            losses, mask, aux = self._losses(outputs, data)
+        return Tape(self, carried, end, after, losses, mask, aux, data)
+
+    @contextmanager
+    def _repeatable(self) -> Iterator[None]:
+        """A block that calls the recurrence: noise and buffers are noted the first time, and put back later."""
+        if not self.replays:
+            yield
+        elif self._snapshot is None:
+            tensors = _tree.leaves(self.problem.time.read(self.start, self.start + 1).inputs)
+            self._snapshot = Snapshot(self.problem.model, tensors, self.before._snapshot if self.before else None)
+            yield
+        else:
+            with self._snapshot.installed():
+                yield
+
+    def _unfold(self, carried: Tree, data: Data) -> tuple[Tree, Tree, Tree]:
+        """Outputs of all steps, and the state after them with its graph and without, call by call."""
+        torch.clear_autocast_cache()  # weights cast under no_grad carry no graph, and those of a freed one are stale
+        p = self.problem
+        outputs: list[Tree] = []
+        parts = _tree.split(data.inputs, p.time_dim, [b - a for a, b in self.calls])
+        if data.is_start is not None and p.batch_dim is not None:
+            _boundary.rows_of_state(carried, data.is_start[0], p.batch_dim)
+        with self._repeatable():
+            for (a, b), inputs in zip(self.calls, parts, strict=True):
+                rows = None if data.is_start is None else data.is_start[a - self.start : b - self.start]
+                carried = self._boundary(a, carried, rows)
+                y, carried = _recurrence.called(p.model, inputs, carried, self._native(a, b, rows, carried), a, b)
+                _recurrence.check_outputs(y, b - a, p.time_dim)
+                outputs.append(y)
+                if b == self.window.keep and b < self.stop:
+                    self.kept = _tree.compact(carried)
+        after = _tree.compact(carried)
+        if self.window.keep == self.stop:
+            self.kept = after
+        return _tree.join(outputs, p.time_dim), carried, after
+
+    def _boundary(self, t: int, carried: Tree, rows: Tensor | None) -> Tree:
+        """The state before step t as step t sees it: gated by the clip and by w, its starting rows reset."""
+        p = self.problem
+        if p.clip is not None:
+            carried = _boundary.clip(carried, p.clip, p.batch_dim)
+        if t in self.window.weights and t > self.window.start and not p.native_weight:
+            carried = _boundary.gate(carried, self.window.weights[t], p.batch_dim)
+        if rows is not None and not p.native_start and p.time.resets(t, t + 1):
+            assert self.initial is not None
+            _boundary.rows_of_state(carried, rows[0], p.batch_dim)
+            carried = _tree.replace_rows(carried, self.initial.leaves, rows[0], p.batch_dim)
+        return carried
+
+    def _native(self, a: int, b: int, rows: Tensor | None, carried: Tree) -> dict[str, Tensor]:
+        """`is_start` and `cotangent_weight` of a call, for a recurrence that takes them and where they say anything."""
+        keywords = {}
+        if self.problem.native_start and rows is not None and self.problem.time.resets(a, b):
+            keywords["is_start"] = rows
+        weights = self.window.weights
+        if self.problem.native_weight and weights and any(t in weights for t in range(a + 1, b + 1)):
+            like = next((leaf for leaf in _tree.leaves(carried) if _tree.carries_cotangent(leaf)), torch.zeros(()))
+            entries = [weights.get(t, 1.0) for t in range(a + 1, b + 1)]
+            if any(isinstance(w, Tensor) for w in entries):
+                each = [torch.as_tensor(w, dtype=like.real.dtype, device=like.device) for w in entries]
+                keywords["cotangent_weight"] = torch.stack(torch.broadcast_tensors(*each))
+            else:
+                keywords["cotangent_weight"] = torch.tensor(entries, dtype=like.real.dtype, device=like.device)
+        return keywords
+
+    def _losses(self, outputs: Tree, data: Data) -> tuple[Tensor | None, Tensor | None, Tree]:
+        """The losses (n, ...) as the user's function gives them, the mask over their first axes, and aux."""
+        p, first = self.problem, max(self.start, self.window.first)
+        n = self.stop - first
+        if n <= 0:
+            return None, None, None
+        targets, mask = data.targets, data.mask
+        if first > self.start:
+            outputs, targets = (_tree.narrow(tree, p.time_dim, first - self.start, n) for tree in (outputs, targets))
+            mask = None if mask is None else mask[first - self.start :]
+        if mask is not None and p.time.masked(first, self.stop):
+            outputs, targets = (blocked(tree, mask, p.time_dim) for tree in (outputs, targets))
+        losses, aux = p.loss(outputs, targets, n)
+        return losses, None if mask is None else _masks.check_fits(mask, losses).to(losses.device), aux
+
+
+class Losses(NamedTuple):
+    """Losses (n, ...) of a segment without their graph, how many steps count, and aux."""
+
+    values: Tensor
+    valid: Any
+    aux: Tree
+
+    def total(self) -> Tensor:
+        """The sum over time of the mean over all other axes, in float32 at least."""
+        total = self.values.sum(dtype=torch.promote_types(self.values.dtype, torch.float32))
+        rest = self.values.numel() // len(self.values)
+        return total if rest == 1 else total / rest
+
+
+@dataclass(frozen=True)
+class Tape:
+    """A segment's graph: from the state it begins with to its losses and the state it ends in (`after`: detached)."""
+
+    segment: Segment
+    begin: Tree
+    end: Tree
+    after: Tree
+    losses: Tensor | None
+    mask: Tensor | None
+    aux: Tree
+    data: Data
+
+    def counted(self, values: Tensor) -> Tensor:
+        """`values` in the shape of the losses, 0 where the mask leaves a loss out."""
+        if self.mask is None:
+            return values
+        mask = self.mask.reshape(*self.mask.shape, *[1] * (values.dim() - self.mask.dim()))
+        return torch.where(mask, values, values.new_zeros(()))
+
+    def seed(self, factor: Any = 1, divisor: float = 1) -> Tensor:
+        """The cotangent of the losses: factor / divisor a step, averaged over all axes but time."""
+        assert self.losses is not None
+        each = divisor * (self.losses.numel() // len(self.losses))
+        if not isinstance(factor, Tensor):
+            _check_scale(factor / each, self.losses.dtype)
+        if isinstance(factor, Tensor):
+            return self.counted(torch.ones_like(self.losses).mul_(factor).div_(each))
+        return self.counted(torch.full_like(self.losses, factor / each))
+
+    def found(self, brief: bool = False) -> "Losses":
+        """The losses without their graph; `brief` keeps one number a step, for when many segments wait."""
+        assert self.losses is not None
+        valid: Any = len(self.losses)
+        counted = self.segment.problem.loss.counted(self.data.targets, self.losses)
+        counted = self.mask if counted is None else self.counted(counted)
+        if counted is not None:
+            counts = counted.to(torch.promote_types(self.losses.dtype, torch.float32))
+            valid = counts.flatten(1).mean(1).sum() if counts.dim() > 1 else counts.sum()
+        values = self.counted(self.losses.detach())
+        return Losses(values.flatten(1).mean(1) if brief and values.dim() > 1 else values, valid, self.aux)
+
+    def roots(
+        self, cotangent: list[Tensor | None] | None, factor: Any = 1, divisor: float = 1
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What the vjp starts from, losses and `end`, and the cotangents there; arguments as in `pull`."""
+        roots: list[Tensor] = []
+        cotangents: list[Tensor] = []
+        if self.losses is not None and self.losses.requires_grad:
+            roots.append(self.losses)
+            cotangents.append(self.seed(factor, divisor))
+        for value, c in zip(_tree.leaves(self.end), cotangent or [None] * len(_tree.leaves(self.end)), strict=True):
+            if c is not None and value.requires_grad:
+                roots.append(value)
+                cotangents.append(c)
+        return roots, cotangents
+
+    def pull(self, cotangent: list[Tensor | None] | None, factor: Any, divisor: float) -> list[Tensor | None]:
+        """The vjp: (1) from the cotangent of `end` and ∂Σl/∂s to that of `begin`; (2) goes into `.grad`.
+
+        cotangent: one tensor or None a leaf of `end`; None for the last segment of a window.
+        factor, divisor: each step's loss is multiplied by the one and divided by the other; factor may be a tensor.
+        """
+        roots, cotangents = self.roots(cotangent, factor, divisor)
+        if roots:
+            try:
+                torch.autograd.backward(roots, cotangents, inputs=self._wanted())
+            except RuntimeError as error:
+                _explain(error)
+                raise
+        self.segment.problem.time.collect(self.segment.start, self.segment.stop, self.data)
+        return _tree.cotangents(self.begin)
+
+    def _wanted(self) -> list[Tensor] | None:
+        """The leaves to stop at: all there are, or under `params=` those and our own."""
+        params, initial = self.segment.problem.params, self.segment.initial
+        if params is None:
+            return None
+        ours = [
+            *_tree.leaves(self.begin),
+            *_tree.leaves(initial.leaves if initial else None),
+            *self.data.tracked.values(),
+        ]
+        return [*params, *(leaf for leaf in ours if leaf.requires_grad)]
+
+
+def _explain(error: RuntimeError) -> None:
+    """Say of what torch's backward pass finds what it has to do with the recurrence and the loss."""
+    said = str(error)
+    if "second time" in said:
+        error.add_note(
+            "bptt: the engine uses no graph twice, so the model or the loss holds a tensor whose graph was made "
+            "outside: make it inside, or detach it."
+        )
+    elif "inplace operation" in said:
+        raise _errors.CallError(
+            "the recurrence or the loss changes a tensor in place that the backward pass needs, such as the state it "
+            f"is given: make it return a new one. torch: {said.splitlines()[0].split(': ')[0]}."
+        ) from error
+    elif type(error) is RuntimeError and "dtype" in said:
+        outputs = "the outputs' dtype, as some of torch's losses need"
+        raise _errors.CallError(f"the backward pass fails: {error} Give targets {outputs}.") from error
+
+
+def _check_scale(seed: float, dtype: torch.dtype) -> None:
+    """A factor on each loss that its dtype can hold."""
+    if abs(seed) > torch.finfo(dtype).max:
+        raise ValueError(
+            f"scale= makes the gradient of a loss {seed:.3g}, more than {dtype} holds: use a smaller scale."
+        )
+
+
+def _check_unchanged(before: list[int], now: list[int]) -> None:
+    """Stored states that nobody has written to."""
+    if before != now:
+        raise ValueError(
+            "the recurrence changes the state it is given in place, which destroys the stored states that memory= "
+            "replays from: make it return a new state."
+        )
+
+
+class Rewind:
+    """Iterated over, gives (segment, the state before it), last segment first, under a checkpoint schedule.
+
+    slots: states kept at once, `begin` included; what lies between is run again.
+    forward_steps: steps that were run on the way, up to now. states: how many are held now.
+    """
+
+    def __init__(self, segments: list[Segment], slots: int, begin: Tree) -> None:
+        self._segments, self._slots, self._begin = segments, slots, begin
+        self.forward_steps, self.states = 0, 1
+
+    def __iter__(self) -> Iterator[tuple[Segment, Tree]]:
+        if len(self._segments) == 1:
+            yield self._segments[0], self._begin
+            return
+        working, at = self._begin, 0
+        stored, versions = {0: working}, {0: _versions(working)}
+        for action in actions(len(self._segments), self._slots):
+            match action:
+                case Advance(first, last):
+                    for segment in self._segments[first:last]:
+                        working = segment.advance(working)
+                        self.forward_steps += segment.stop - segment.start
+                    at = last
+                case Store(step):
+                    stored[step], versions[step] = working, _versions(working)
+                case Restore(step):
+                    working, at = stored[step], step
+                    _check_unchanged(versions[step], _versions(working))
+                case Vjp(step):
+                    self.states = len(stored) + (at not in stored)
+                    yield self._segments[step], working
+                case Free(step):
+                    del stored[step]
+
+
+def _versions(carried: Tree) -> list[int]:
+    return [leaf._version for leaf in _tree.leaves(carried)]

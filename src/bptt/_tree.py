@@ -1,0 +1,325 @@
+"""States, inputs, targets and aux are pytrees of tensors; the one place that knows how pytrees work here.
+
+A leaf is a tensor and nothing else. Floating and complex leaves carry cotangents; integer and boolean leaves pass
+through every function of this file untouched.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Tree = Any
+"""A pytree of tensors: a tensor, or tuples, lists, dicts, named tuples and registered types of pytrees."""
+
+
+def leaves(tree: Tree) -> list[Tensor]:
+    """The leaves of `tree`, in pytree order; none for None."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if type(tree) is tuple and all(isinstance(leaf, Tensor) for leaf in tree):
+        return list(tree)  # the commonest states, without the cost of the general case
+    return [] if tree is None else pytree.tree_leaves(tree)
+
+
+def flatten(tree: Tree) -> tuple[list[Tensor], Any]:
+    """The leaves and the structure; `unflatten(*flatten(tree))` gives `tree` back, None included."""
+    if isinstance(tree, Tensor):
+        return [tree], _LEAF
+    if type(tree) is tuple and all(isinstance(leaf, Tensor) for leaf in tree):
+        return list(tree), _flat_tuple(len(tree))
+    return ([], None) if tree is None else pytree.tree_flatten(tree)
+
+
+_LEAF = pytree.tree_structure(0)
+
+
+@cache
+def _flat_tuple(length: int) -> Any:
+    return pytree.tree_structure((0,) * length)
+
+
+def unflatten(values: Sequence[Any], structure: Any) -> Tree:
+    """The inverse of `flatten`, with any values in the places of the leaves."""
+    if structure is _LEAF:
+        return values[0]
+    if structure is not None and structure is _flat_tuple(len(values)):
+        return tuple(values)
+    return None if structure is None else pytree.tree_unflatten(list(values), structure)
+
+
+def structure_of(tree: Tree) -> Any:
+    """The structure alone; two trees of one shape of containers compare equal."""
+    return flatten(tree)[1]
+
+
+def alike(one: Tree, other: Tree) -> bool:
+    """Whether both are tensors, or both tuples of as many tensors: the commonest case, told at once."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor)
+    return (
+        type(one) is tuple is type(other)
+        and len(one) == len(other)
+        and all(isinstance(leaf, Tensor) for leaf in (*one, *other))
+    )
+
+
+def conform(tree: Tree, structure: Any, sizes: bool = True) -> Tree:
+    """`tree` in exactly this structure, the keys of dicts in its order; ValueError where they are not one shape.
+
+    sizes: whether sizes that containers of registered types note of themselves must be the same too.
+    """
+    own = structure_of(tree)
+    if own is structure or own == structure or (not sizes and _same_but_sizes(own, structure)):
+        return tree
+    if structure is None or own is None:
+        raise ValueError
+    values = structure.flatten_up_to(_renamed(tree, structure))
+    if not all(isinstance(value, Tensor) for value in values):
+        raise ValueError
+    return unflatten(values, structure)
+
+
+def _same_but_sizes(one: Any, other: Any) -> bool:
+    """Whether two structures are equal but for whole numbers in the contexts of registered types."""
+    if one is None or other is None or one.type is not other.type or one.num_children != other.num_children:
+        return False
+    builtin = one.type in (dict, list, tuple) or one.is_leaf()
+    if not (one.context == other.context if builtin else _alike_but_sizes(one.context, other.context)):
+        return False
+    return all(_same_but_sizes(a, b) for a, b in zip(one.children(), other.children(), strict=True))
+
+
+def _alike_but_sizes(one: Any, other: Any) -> bool:
+    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
+        if all(isinstance(n, int) for n in (*one, *other)):
+            return True  # a shape, or what is left of one
+        return len(one) == len(other) and all(_alike_but_sizes(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return list(one) == list(other) and all(_alike_but_sizes(one[key], other[key]) for key in one)
+    return type(one) is type(other) and (isinstance(one, int) or bool(one == other))
+
+
+def _renamed(tree: Tree, structure: Any) -> Tree:
+    """`tree` with named tuples where `structure` has them, and plain ones where it has those."""
+    if isinstance(tree, dict) and structure.type is dict and structure.context == list(tree):
+        return {key: _renamed(tree[key], part) for key, part in zip(tree, structure.children(), strict=True)}
+    if not isinstance(tree, tuple | list) or len(tree) != structure.num_children:
+        return tree
+    parts = [_renamed(part, child) for part, child in zip(tree, structure.children(), strict=True)]
+    named = pytree.is_namedtuple_class(structure.context)
+    if isinstance(tree, list):
+        return parts
+    return structure.context(*parts) if named else tuple(parts) if structure.type is tuple else tree
+
+
+def show(structure: Any) -> str:
+    """A structure as a line: `(*, {'h': *})`."""
+    return "None" if structure is None else pytree.treespec_pprint(structure)
+
+
+def map_leaves(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
+    """`function` of every leaf, in the same structure."""
+    values, structure = flatten(tree)
+    return unflatten([function(value) for value in values], structure)
+
+
+def named_leaves(tree: Tree, name: str) -> list[tuple[str, Any]]:
+    """(path, leaf) of every leaf, the path written as the user would: `state['h'][0]`."""
+    if tree is None:
+        return []
+    try:
+        return [(name + pytree.keystr(path), leaf) for path, leaf in pytree.tree_flatten_with_path(tree)[0]]
+    except ValueError:  # a type that was registered without names for its parts
+        return [(f"{name}[{i}]", leaf) for i, leaf in enumerate(leaves(tree))]
+
+
+def fault(tree: Tree, name: str, wrong: Callable[[Any], bool]) -> tuple[str, Any] | None:
+    """(path, leaf) of the first leaf that is `wrong`, or None; paths are made only where there is a fault."""
+    if not any(wrong(leaf) for leaf in leaves(tree)):
+        return None
+    return next(pair for pair in named_leaves(tree, name) if wrong(pair[1]))
+
+
+def carries_cotangent(leaf: Tensor) -> bool:
+    """Whether a leaf is floating or complex, so that (1) of the design acts on it."""
+    return leaf.is_floating_point() or leaf.is_complex()
+
+
+def detach(tree: Tree) -> Tree:
+    """The same values without a graph; no copy is made."""
+    return map_leaves(torch.Tensor.detach, tree)
+
+
+def ordinary(tree: Tree) -> Tree:
+    """The tree, with copies of leaves made under inference mode, which autograd takes no part in."""
+    if torch.is_inference_mode_enabled() or not any(leaf.is_inference() for leaf in leaves(tree)):
+        return tree
+    return map_leaves(lambda leaf: leaf.clone() if leaf.is_inference() else leaf, tree)
+
+
+def versions(tree: Tree) -> list[int]:
+    """What counts up with each change in place, leaf by leaf; -1 for leaves that ask for a gradient: these are learned.
+
+    A leaf and its detached twins count together.
+    """
+    return [-1 if leaf.requires_grad or leaf.is_inference() else leaf._version for leaf in leaves(tree)]
+
+
+def compact(tree: Tree) -> Tree:
+    """Detached, and copied where a leaf is a view that would keep a larger storage alive."""
+    return map_leaves(
+        lambda leaf: leaf.detach().clone() if leaf.untyped_storage().nbytes() > leaf.nbytes else leaf.detach(), tree
+    )
+
+
+def tracked(tree: Tree) -> Tree:
+    """Fresh leaves with the same values: those that carry cotangents collect them in `.grad`."""
+    return map_leaves(lambda leaf: leaf.detach().requires_grad_(carries_cotangent(leaf)), tree)
+
+
+def cotangents(tree: Tree) -> list[Tensor | None]:
+    """What `tracked` leaves have collected, leaf by leaf (None where nothing reached a leaf)."""
+    return [leaf.grad for leaf in leaves(tree)]
+
+
+def nbytes(tree: Tree) -> int:
+    """Bytes of the leaves, each by its own elements."""
+    return sum(leaf.nbytes for leaf in leaves(tree))
+
+
+def by_leaf(value: Any, tree: Tree) -> list[Any]:
+    """The axis of the rows in each leaf of `tree`, None for one without: where told, and 0-d leaves under an int.
+
+    value: None, an int, or a pytree of these in the structure of `tree`, the keys of dicts in any order.
+    """
+    if value is None:
+        return [None] * len(leaves(tree))
+    if isinstance(value, int):
+        return [value if leaf.dim() else None for leaf in leaves(tree)]
+    structure = structure_of(tree)
+    if structure is not None and structure is not _LEAF:
+        try:
+            return structure.flatten_up_to(_renamed(value, structure))
+        except ValueError:  # counted and told by `arguments.batch_dim`
+            pass
+    return axes(value)
+
+
+def axes(value: Any) -> list[Any]:
+    """What `state_batch_dim=` holds, None included."""
+    return pytree.tree_leaves(value)
+
+
+def along(rows: Tensor, dim: Any, leaf: Tensor) -> Tensor:
+    """`rows` (B,) in a shape that broadcasts over `leaf` with B at axis `dim`; a 0-d `rows` as it is."""
+    if rows.dim() == 0:
+        return rows
+    shape = [1] * leaf.dim()
+    shape[dim] = rows.shape[0]
+    return rows.reshape(shape)
+
+
+def replace_rows(tree: Tree, other: Tree, rows: Tensor, batch_dim: Any) -> Tree:
+    """`other` in the rows where `rows` (B,) is true, `tree` elsewhere; a 0-d `rows` takes all or nothing.
+
+    A leaf without rows is replaced by a 0-d `rows` alone. Differentiable, and no cotangent reaches `tree` through a
+    replaced row.
+    """
+    values, structure = flatten(tree)
+    replaced = [
+        value if dim is None and rows.dim() else torch.where(along(rows, dim, value).to(value.device), new, value)
+        for value, new, dim in zip(values, leaves(other), by_leaf(batch_dim, tree), strict=True)
+    ]
+    return unflatten(replaced, structure)
+
+
+def narrow(tree: Tree, dim: int, start: int, length: int) -> Tree:
+    """Steps [start, start + length) of the time axis `dim`, views where that is possible."""
+    return map_leaves(lambda leaf: leaf if leaf.shape[dim] == length else leaf.narrow(dim, start, length), tree)
+
+
+def split(tree: Tree, dim: int, lengths: list[int]) -> list[Tree]:
+    """Consecutive stretches of the time axis `dim`."""
+    if len(lengths) == 1:
+        return [tree]
+    values, structure = flatten(tree)
+    columns = [value.split(lengths, dim) for value in values]
+    return [unflatten(parts, structure) for parts in zip(*columns, strict=True)]
+
+
+def join(trees: Sequence[Tree], dim: int) -> Tree:
+    """Trees of one structure, one after the other along axis `dim` (its last axis for a leaf with fewer)."""
+    if len(trees) == 1:
+        return trees[0]
+    columns = zip(*(leaves(tree) for tree in trees), strict=True)
+    joined = [torch.cat(column, min(dim, column[0].dim() - 1)) for column in columns]
+    return unflatten(joined, structure_of(trees[0]))
+
+
+def norm(values: Sequence[Tensor | None], like: Tree, unit: Any = 1) -> Tensor:
+    """The 2-norm over all values together in this unit, 0-d, on the device of `like`; None counts as zero."""
+    norms = [torch.linalg.vector_norm(value) for value in values if value is not None]
+    if not norms:
+        floating = [leaf for leaf in leaves(like) if carries_cotangent(leaf)]
+        return floating[0].new_zeros(()).real if floating else torch.zeros(())
+    total = norms[0]
+    for other in norms[1:]:
+        total = torch.hypot(
+            total, other if other.dtype == total.dtype and other.device == total.device else other.to(total)
+        )
+    return total if isinstance(unit, int | float) and unit == 1 else total / unit
+
+
+def shape(tensor: Any) -> str:
+    """A tensor's shape as a user writes it."""
+    return str(tuple(tensor.shape))
+
+
+def check_tensors(tree: Tree, name: str) -> None:
+    """A pytree whose leaves are tensors."""
+    if bad := fault(tree, name, lambda leaf: not isinstance(leaf, Tensor)):
+        raise TypeError(
+            f"{bad[0]} is a {type(bad[1]).__name__}, not a tensor: use tensors in tuples, lists, dicts, named tuples, "
+            f"or types registered with torch.utils._pytree.register_dataclass."
+        )
+
+
+def check_dense(tree: Tree, name: str) -> None:
+    """A pytree whose leaves are tensors that can be cut in time."""
+    check_tensors(tree, name)
+    if bad := fault(tree, name, lambda leaf: leaf.layout is not torch.strided or leaf.is_nested):
+        kind = "a nested tensor" if bad[1].is_nested else f"of layout {bad[1].layout}"
+        raise TypeError(f"{bad[0]} is {kind}: pass an ordinary dense tensor, {bad[0]}.to_dense() or a padded one.")
+
+
+def conformed(tree: Tree, like: Tree, name: str, than: str) -> Tree:
+    """`tree` in the structure of `like`."""
+    try:
+        return conform(tree, structure_of(like))
+    except ValueError:
+        one, other = (show(structure_of(t)) for t in (tree, like))
+        raise ValueError(f"{name} has another structure than {than}: {one} against {other}.") from None
+
+
+def check_no_graph(tree: Tree, name: str) -> None:
+    """No leaf with a graph: it would be freed after one window."""
+    check_tensors(tree, name)
+    if bad := fault(tree, name, lambda leaf: leaf.grad_fn is not None):
+        raise ValueError(
+            f"{bad[0]} carries a graph ({type(bad[1].grad_fn).__name__}), which the first update would free: detach "
+            f"it, or pass initial_state= a function that computes it, or take the gradient of one sequence with "
+            f"bptt.backward."
+        )
+
+
+def shapes(tree: Tree) -> str:
+    """Shapes and dtypes of a tree's leaves on one line: `(5, 2, 3) float32`, the first few of many."""
+    if tree is None:
+        return "None"
+    told = [f"{tuple(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}" for leaf in leaves(tree)]
+    text = "; ".join(told[:4]) + (f"; and {len(told) - 4} more" if len(told) > 4 else "")
+    return text if isinstance(tree, torch.Tensor) else f"{type(tree).__name__}({text})"

@@ -1,0 +1,1 @@
+"""What looks at a model instead of training it: `bptt.compare`, `bptt.diagnose` and `bptt.plan`."""

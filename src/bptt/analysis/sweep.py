@@ -1,0 +1,160 @@
+"""One-step Jacobians by vjps, swept backward over a sequence: credit by lag, exponents, chains, what is dropped."""
+
+import torch
+from torch import Tensor
+
+from bptt import _errors, _loss, _tree
+from bptt._jacobian import Pullback, Rows
+from bptt._run import Run
+from bptt._segment import Segment, Tape
+from bptt._snapshot import isolated, renormalised
+from bptt.analysis.spectrum import Spectrum
+from bptt.strategies.base import Window
+
+
+def tapes(run: Run, steps: int) -> tuple[list[Tape], Rows]:
+    """Each step as a graph of its own, from fresh leaves, and the layout of the state."""
+    window = Window(start=0, first=0, stop=steps, keep=steps)
+    problem = run.sheltered(window)
+    initial = run.initial(window, run.state, problem.time)
+    carried = begin = run.begin(window, run.state, initial)
+    run.tell_axes_apart(begin)
+    Rows.of(run.problem, begin, "diagnose")
+    segments = [Segment(problem, window, initial, t, t + 1) for t in range(steps)]
+    found: list[Tape] = []
+
+    def forward() -> None:
+        with isolated(run.problem.model, _tree.leaves(begin)):
+            after = begin
+            for segment in segments:
+                after = segment.advance(after)
+
+    with renormalised(run.problem.model, forward):
+        for segment in segments:
+            tape = segment.tape(_tree.tracked(carried))
+            carried = tape.after
+            found.append(tape)
+    losses = [tape.found() for tape in found]
+    _loss.check_finite(torch.stack([step.total() for step in losses]).sum(), (step.values for step in losses), 0)
+    _loss.check_some_gradient(any(tape.losses is not None and tape.losses.requires_grad for tape in found))
+    seen = _seen(found)
+    if not seen:
+        raise ValueError(
+            f"no loss depends on the state of {_errors.named(run.problem.model)}, so no credit goes back through it: "
+            f"there is nothing to diagnose."
+        )
+    return found, Rows.of(run.problem, begin, "diagnose", seen)
+
+
+def _seen(found: list[Tape]) -> set[int]:
+    """The floating leaves of the state, by number, that some loss depends on, at once or through later steps."""
+    floating = [i for i, leaf in enumerate(_tree.leaves(found[0].begin)) if _tree.carries_cotangent(leaf)]
+    now: set[int] = set()
+    seen: set[int] = set()
+    for tape in reversed(found):
+        end, begin = _tree.leaves(tape.end), _tree.leaves(tape.begin)
+        roots = [root for root in (tape.losses, *(end[i] for i in now)) if root is not None and root.requires_grad]
+        ones = [torch.ones_like(root) for root in roots]
+        reached = (
+            torch.autograd.grad(roots, [begin[i] for i in floating], ones, retain_graph=True, allow_unused=True)
+            if roots
+            else []
+        )
+        now = {i for i, cotangent in zip(floating, reached, strict=False) if cotangent is not None}
+        seen |= now
+        if len(seen) == len(floating):
+            break
+    return seen
+
+
+class Sweep:
+    """The pass backward over all steps: (1), (2) and (3) of `diagnose`, as rows of one batch of cotangents a step.
+
+    A row of the credit is c · 2^-e with a whole e of its own, so that no norm under- or overflows, and none is rounded.
+    """
+
+    def __init__(
+        self, rows: Rows, lags: int, truncations: list[int], params: list[Tensor], singular: list[int], qr: Spectrum
+    ) -> None:
+        self.rows, self.lags, self.truncations, self.params, self.singular = rows, lags, truncations, params, singular
+        self.qr = qr
+        self.pullback = Pullback(rows)
+        self.credit = self._vectors(0)  # of l_{t+k} at s_t, k = 1, 2, ...; the exponents beside it
+        self.shifts = torch.zeros(0, dtype=torch.int64, device=rows.device)
+        self.whole = self._vectors(1)  # of all later losses together
+        self.chain = torch.eye(rows.size if singular else 0, rows.size, dtype=rows.dtype, device=rows.device)
+        self.chain = self.chain[:, None].repeat(1, rows.count, 1)
+        self.chain_shift, self.passed = self.shifts.new_zeros(()), 0
+        self.norms: list[list[Tensor]] = [[] for _ in range(lags)]
+        self.singular_values: dict[int, Tensor] = {}
+        self.gradients: list[Tensor | None] = [None] * len(params)
+
+    def _vectors(self, n: int) -> Tensor:
+        return torch.zeros(n, self.rows.count, self.rows.size, dtype=self.rows.dtype, device=self.rows.device)
+
+    def step(self, tape: Tape, reset: Tensor | None) -> None:
+        """Go back over one step. reset (B,) or 0-d: the rows that start anew before it."""
+        if self.params:
+            self._gradients(tape)
+        directions = self.qr.q.permute(2, 0, 1).to(self.rows.dtype)
+        parts = [self._vectors(1), self.credit[: self.lags - 1], self.whole, directions, self.chain]
+        sizes = [len(part) for part in parts]
+        seeds = torch.zeros(sum(sizes), device=self.rows.device)
+        seeds[0] = seeds[sizes[0] + sizes[1]] = 1
+        pulled = self.pullback.to_state(tape, torch.cat(parts), seeds).split(sizes)
+        self.whole = pulled[2]
+        self.qr.add(pulled[3].permute(1, 2, 0).to(torch.float64), reset)
+        self._credit(torch.cat(pulled[:2]))
+        self._chain(pulled[4])
+
+    def _credit(self, credit: Tensor) -> None:
+        self.shifts = torch.cat([self.shifts.new_zeros(1), self.shifts[: self.lags - 1]])
+        moved = _exponent(credit.abs().amax((1, 2)))
+        self.credit = _times(credit, -moved)
+        self.shifts = self.shifts + moved
+        norms = torch.linalg.vector_norm(self.credit.to(torch.float64), dim=2)
+        for lag, values in enumerate(_times(norms, self.shifts)):
+            self.norms[lag].append(values)
+
+    def _chain(self, pulled: Tensor) -> None:
+        if not len(self.chain):
+            return
+        moved = _exponent(pulled.abs().amax())
+        self.chain, self.chain_shift = _times(pulled, -moved), self.chain_shift + moved
+        self.passed += 1
+        if self.passed in self.singular:
+            values = torch.linalg.svdvals(self.chain.permute(1, 0, 2).to(torch.float64))
+            self.singular_values[self.passed] = _times(values, self.chain_shift).cpu()
+        if self.passed == max(self.singular):
+            self.chain = self.chain[:0]
+
+    def _gradients(self, tape: Tape) -> None:
+        """Add what step t gives to the full gradient, and to what each truncation drops of it."""
+        later = _times(self.credit, self.shifts)
+        dropped = [self.whole[0] - later[: tau - 1].sum(0) for tau in self.truncations]
+        vectors = torch.stack([self.whole[0], *dropped])
+        seeds = torch.zeros(len(vectors), device=self.rows.device)
+        seeds[0] = 1
+        for i, found in enumerate(self.pullback.to_params(tape, vectors, seeds, self.params)):
+            if found is not None:
+                total = self.gradients[i]
+                self.gradients[i] = found if total is None else total + found
+
+    def gradient_norms(self) -> list[float]:
+        """Of the full gradient, and of what each truncation drops of it."""
+        found = [
+            g.reshape(len(g), -1).abs().to(torch.float64).square().sum(1).cpu() for g in self.gradients if g is not None
+        ]
+        return torch.stack(found).sum(0).sqrt().tolist() if found else [0.0] * (1 + len(self.truncations))
+
+
+def _exponent(values: Tensor) -> Tensor:
+    """The whole e with values in [2^(e-1), 2^e), within what a factor can hold; 0 for what is zero or not finite."""
+    e = torch.frexp(values).exponent.to(torch.int64).clamp(-100, 100)
+    return torch.where(torch.isfinite(values), e, torch.zeros_like(e))
+
+
+def _times(vectors: Tensor, shifts: Tensor) -> Tensor:
+    """vectors · 2^shifts, exact but for under- and overflow; shifts (n,) for the first axis, or 0-d."""
+    factors = torch.pow(2.0, shifts.to(torch.float64)).to(vectors.dtype)
+    return vectors * factors.reshape(*shifts.shape, *[1] * (vectors.dim() - 1)) if shifts.dim() else vectors * factors

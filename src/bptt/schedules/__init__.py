@@ -1,1 +1,0 @@
-"""Plans as data: windows, truncation laws, checkpoint actions. Pure Python, no tensors."""
