@@ -6,15 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt import _errors, _stream, _tree
+from bptt import _errors, _tree
 from bptt._checkpoint import Memory
 from bptt._loss import Loss
+from bptt._options import Options, checked_strategy
 from bptt._recurrence import Recurrence
 from bptt._results import Evaluation, Update
 from bptt._run import Run
-from bptt._stream import Chunk
+from bptt._stream import Chunk, check_no_graph_in, checked_chunk
 from bptt._tree import Tree
-from bptt.strategies import FullBPTT, Strategy, base
+from bptt.strategies import FullBPTT, Strategy
 
 
 def unroll(
@@ -83,10 +84,9 @@ def unroll(
 
     Source: Werbos 1990; Williams & Peng 1990; Tallec & Ollivier 2017, proposition 1.
     """
-    run = run_of(
+    options = options_of(
         model,
         loss,
-        stream,
         state,
         initial_state=initial_state,
         state_batch_dim=state_batch_dim,
@@ -98,16 +98,17 @@ def unroll(
         generator=generator,
         scale=scale,
     )
-    return run.updates(base.checked(strategy, reduction), run.watch())
+    run = Run(options, stream, check_no_graph_in)
+    return run.updates(checked_strategy(strategy, reduction), run.watch())
 
 
-def run_of(model: Recurrence, loss: Loss, stream: Iterable[Any], state: Tree, **options: Any) -> Run:
-    """The run of `unroll`: neither states nor chunks carry a graph."""
+def options_of(model: Recurrence, loss: Loss, state: Tree, **options: Any) -> Options:
+    """The options of `unroll`: no state carries a graph."""
     _errors.check_gradient_possible()
     _tree.check_no_graph(state, "state")
     if not callable(options["initial_state"]):
         _tree.check_no_graph(options["initial_state"], "initial_state")
-    return Run(model, loss, stream, state, check=_stream.check_no_graph_in, **options)
+    return Options.of(model, loss, state, **options)
 
 
 def backward(
@@ -147,11 +148,10 @@ def backward(
     True
     """
     _errors.check_gradient_possible()
-    given = Chunk(*_stream.checked_chunk(chunk, time_dim))
-    run = Run(
+    given = Chunk(*checked_chunk(chunk, time_dim))
+    options = Options.of(
         model,
         loss,
-        [given],
         state,
         initial_state=initial_state,
         state_batch_dim=state_batch_dim,
@@ -163,8 +163,7 @@ def backward(
         generator=generator,
         scale=scale,
     )
-    wanted = base.checked(FullBPTT() if strategy is None else strategy, "sum")
-    return run.merged(wanted)
+    return Run(options, [given]).merged(checked_strategy(FullBPTT() if strategy is None else strategy, "sum"))
 
 
 def evaluate(
@@ -189,13 +188,7 @@ def evaluate(
     >>> result.steps
     15
     """
-    run = Run(
-        model,
-        loss,
-        stream,
-        state,
-        initial_state=initial_state,
-        state_batch_dim=state_batch_dim,
-        time_dim=time_dim,
+    options = Options.of(
+        model, loss, state, initial_state=initial_state, state_batch_dim=state_batch_dim, time_dim=time_dim
     )
-    return run.evaluate()
+    return Run(options, stream).evaluate()

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +13,10 @@ from bptt import _boundary, _errors, _tree
 from bptt._checkpoint import Checkpoints
 from bptt._memory import Meter
 from bptt._recurrence import default_batch_dim, unwrapped
-from bptt._segment import Initial, Problem, Rewind, Segment, Tape
-from bptt._snapshot import isolated, parameters_kept
+from bptt._segment import Problem, Rewind, Span, Tape
+from bptt._snapshot import untouched
 from bptt._tree import Tree
-from bptt.strategies.base import Credit, Probe, Window
+from bptt.strategies.base import Credit, Probe
 
 
 class Rows:
@@ -171,30 +171,19 @@ def _states_of_probe(size: int, fixed: int, one: int, probe: Any) -> int:
     return (size - fixed) // one
 
 
-def credit(
-    problem: Problem, probe: Probe, begin: Tree, initial: Initial | None, meter: Meter, memory: Checkpoints | int | None
-) -> tuple[Credit, int, Any]:
+def credit(span: Span, probe: Probe, meter: Meter, memory: Checkpoints | int | None) -> tuple[Credit, int, float]:
     """The answer to a probe, the steps that it ran, and the bytes that it held: states, cotangents, one step's graph.
 
-    memory: how many states are kept, or the bytes to keep within; None keeps those of all steps.
+    span: the steps of the probe. memory: how many states are kept, or the bytes to keep within; None keeps all.
     Nothing but the answer stays: parameters, `.grad`, buffers and noise are as before. A bound on cotangents doesn't
     act here. Raises ValueError where so many bytes don't hold one state.
     """
-    problem = replace(problem, clip=None, model=unwrapped(problem.model))
-    window = Window(probe.start, probe.start, probe.stop, probe.stop)
+    begin, problem = span.begin, replace(span.problem, clip=None, model=unwrapped(span.problem.model))
     rows = Rows.of(problem, begin, "adapt to")
     steps, losses, lags = probe.stop - probe.start, probe.losses, probe.lags
     vectors = torch.zeros(losses, rows.count, rows.size, dtype=rows.dtype, device=rows.device)
-    tensors = [*_tree.leaves(begin), *_tree.leaves(problem.time.inputs_at(probe.start))]
-    with ExitStack() as stack:
-        stack.enter_context(isolated(problem.model, tensors))
-        stack.enter_context(isolated(problem.loss.loss, []))
-        stack.enter_context(parameters_kept(problem.model, problem.loss.loss))
-        stack.enter_context(batchable(problem.model))
-        segments: list[Segment] = []
-        for t in range(probe.start, probe.stop):
-            before = segments[-1] if segments else None
-            segments.append(Segment(problem, window, initial, t, t + 1, before=before, replays=True))
+    with untouched(problem.model, problem.loss.loss, span.tensors), batchable(problem.model):
+        segments = replace(span, problem=problem).segments(1, replays=True)
         key, one, held = ("probe", rows.count, rows.size), _tree.nbytes(begin), 3 * vectors.nbytes
         slots = memory.slots if isinstance(memory, Checkpoints) else steps
         if isinstance(memory, int):  # 5 states lie apart, as they do in a window

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from bptt import _checkpoint, _tree
 from bptt._checkpoint import Checkpoints
-from bptt._segment import Initial, Problem, Segment, Tape
+from bptt._segment import Segment, Span, Tape
 from bptt._snapshot import Noise, buffers_of, isolated
 from bptt._tree import Tree
-from bptt.strategies.base import Window
 
 _NODES = 1000
 """Nodes of a graph that are looked at from Python: each gets an object, and to free a long chain of these recurses."""
@@ -58,7 +57,7 @@ class Meter:
         if watched is None:
             return segment.tape(_tree.tracked(begin)), math.nan
         tape, seen = watched
-        counted = (*_tree.leaves(tape.begin), *_tree.leaves(tape.after), *_tree.leaves(segment.kept))
+        counted = (*_tree.leaves(tape.begin), *_tree.leaves(tape.after), *_tree.leaves(tape.kept))
         stream = (
             *_tree.leaves(tape.data.inputs),
             *_tree.leaves(tape.data.targets),
@@ -160,7 +159,7 @@ class Seen:
 
     def parameters(self, segment: Segment) -> set[int]:
         """The storages of the leaves that aren't the engine's own: parameters, of closures too."""
-        initial = segment.initial
+        initial = segment.span.initial
         ours = {id(leaf) for leaf in _tree.leaves(initial.leaves if initial else None)}
         return {storage for storage, leaf in self.leaves.items() if id(leaf) not in ours}
 
@@ -199,7 +198,7 @@ def _refuses_hooks(error: BaseException) -> bool:
 
 def _remembered(modules: Iterable[Any], begin: Tree, segment: Segment) -> Callable[[], None]:
     """What puts noise and buffers back to what they are now, after a first attempt that failed."""
-    noise = Noise.now([*_tree.leaves(begin), *_tree.leaves(segment.problem.time.inputs_at(segment.start))])
+    noise = Noise.now([*_tree.leaves(begin), *_tree.leaves(segment.time.inputs_at(segment.start))])
     own = [(*buffer, buffer[2]._version, buffer[2].clone()) for module in modules for buffer in buffers_of(module)]
 
     def put_back() -> None:
@@ -225,8 +224,8 @@ def leaves_of(segment: Segment, begin: Tree) -> tuple[list[Tensor], bool]:
     except (RuntimeError, ValueError):  # hooks are refused, or something that comes again
         tape = segment.tape(_tree.tracked(begin))
     ours = {id(leaf) for leaf in (*_tree.leaves(tape.begin), *tape.data.tracked.values())}
-    if segment.initial is not None:
-        ours |= {id(leaf) for leaf in _tree.leaves(segment.initial.leaves)}
+    if segment.span.initial is not None:
+        ours |= {id(leaf) for leaf in _tree.leaves(segment.span.initial.leaves)}
     found = {id(leaf): leaf for leaf in seen.leaves.values()}
     roots = [tape.losses, *_tree.leaves(tape.end)]
     nodes = deque(root.grad_fn for root in roots if root is not None and root.grad_fn is not None)
@@ -254,13 +253,13 @@ class Budget:
         self._saved: dict[Any, _Saved] = {}
         self._plans: dict[Any, Checkpoints] = {}
 
-    def plan(self, problem: Problem, window: Window, begin: Tree, initial: Initial | None) -> Checkpoints:
+    def plan(self, span: Span) -> Checkpoints:
         """The checkpoints for a window; ValueError with the least budget that works where this one doesn't."""
-        probe = WindowProbe(problem, window, begin, initial, self._meter, self.size)
+        probe = WindowProbe(span, self._meter, self.size)
         key = (probe.steps, probe.shapes)
         if not probe.cuts and key in self._plans:
             return self._plans[key]
-        with isolated(problem.model, _tree.leaves(begin)):
+        with isolated(span.problem.model, _tree.leaves(span.begin)):
             saved = self._saved.setdefault(probe.shapes, _Saved())
             saved.measure(probe, self.size)
             chosen = cheapest(probe, self.size, saved)
@@ -306,7 +305,7 @@ class _Saved:
             n = min(2 * last, probe.steps)
             self._points[n] = probe.saved(0, n, [])
             if n == 2 and 2 * self._points[1] + probe.states <= size:
-                self._by_cut = max(0, probe.saved(0, n, [probe.window.start + 1]) - self._points[n])
+                self._by_cut = max(0, probe.saved(0, n, [probe.span.window.start + 1]) - self._points[n])
 
     def correct(self, probe: "WindowProbe", segment: int) -> bool:
         """Measure the segments of a plan that are of a new kind; whether one saves more than was thought."""
@@ -332,38 +331,37 @@ class _Saved:
 class WindowProbe:
     """Tapes made only to be measured, of pieces of a window, from a state of the right shapes."""
 
-    problem: Problem
-    window: Window
-    begin: Tree
-    initial: Initial | None
+    span: Span
     meter: Meter
     size: int
 
     @property
     def steps(self) -> int:
-        return self.window.stop - self.window.start
+        return self.span.window.stop - self.span.window.start
 
     @cached_property
     def cuts(self) -> list[int]:
         """Where a call ends inside the window, counted from its start."""
-        whole = Segment(self.problem, self.window, self.initial, self.window.start, self.window.stop)
-        return [a - self.window.start for a, _ in whole.calls[1:]]
+        whole = Segment(self.span, self.span.window.start, self.span.window.stop)
+        return [a - self.span.window.start for a, _ in whole.calls[1:]]
 
     @property
     def shapes(self) -> Any:
-        return tuple((leaf.shape, leaf.dtype) for leaf in _tree.leaves(self.begin))
+        return tuple((leaf.shape, leaf.dtype) for leaf in _tree.leaves(self.span.begin))
 
     @property
     def states(self) -> int:
         """Bytes beside slots and saved tensors: the states worked from, last, and next window's, two cotangents."""
-        return 5 * _tree.nbytes(self.begin)
+        return 5 * _tree.nbytes(self.span.begin)
 
     @cached_property
     def resets(self) -> list[int]:
         """The steps at which rows reset, counted from the window's start."""
-        if self.problem.native_start:
+        if self.span.problem.native_start:
             return []
-        return [t - self.window.start for t in self.problem.time.resets(self.window.start, self.window.stop)]
+        return [
+            t - self.span.window.start for t in self.span.time.resets(self.span.window.start, self.span.window.stop)
+        ]
 
     def kinds(self, segment: int) -> list[tuple[int, int, int]]:
         """(number, cuts inside, resets) of the first segment and of all that have any."""
@@ -373,10 +371,10 @@ class WindowProbe:
 
     def saved(self, start: int, stop: int, cuts: list[int] | None = None) -> int:
         """Bytes saved by a tape of steps [start, stop) of the window with all their losses."""
-        a, b = self.window.start + start, self.window.start + stop
-        piece = replace(self.window, start=a, first=a, stop=b, keep=b)
-        segment = Segment(self.problem, piece, self.initial, a, b, cuts)
-        return self.meter.held(segment, self.begin, self.size)
+        a, b = self.span.window.start + start, self.span.window.start + stop
+        piece = replace(self.span.window, start=a, first=a, stop=b, keep=b)
+        segment = Segment(replace(self.span, window=piece), a, b, cuts)
+        return self.meter.held(segment, self.span.begin, self.size)
 
 
 def cheapest(probe: WindowProbe, size: int, saved: Callable[[int, int, int], float]) -> Checkpoints:
@@ -384,7 +382,7 @@ def cheapest(probe: WindowProbe, size: int, saved: Callable[[int, int, int], flo
 
     saved: bytes of a tape by its steps, cuts and resets.
     """
-    one = max(1, _tree.nbytes(probe.begin))
+    one = max(1, _tree.nbytes(probe.span.begin))
 
     def fullest(segment: int) -> float:
         return max(saved(min(segment, probe.steps), cuts, resets) for _, cuts, resets in probe.kinds(segment))

@@ -1,38 +1,192 @@
-"""The keywords that several calls share, checked."""
+"""What a call is given beside the stream and the strategy, checked once, and where each window starts by it."""
 
 import math
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bptt import _boundary, _loss, _masks, _recurrence, _tree
+from bptt._checkpoint import Checkpoints, Memory, parse
+from bptt._loss import Loss, StepLoss
+from bptt._masks import Sheltered
+from bptt._recurrence import Recurrence
+from bptt._segment import Initial, Problem, Span
+from bptt._snapshot import noise_restored
+from bptt._stream import Timeline
+from bptt._tree import Tree
+from bptt.strategies.base import Draw, Window
 
-def reduction(value: Any) -> str:
-    """ "mean" or "sum"."""
-    if value not in ("mean", "sum"):
-        raise ValueError(f'reduction={value!r}: use "mean" or "sum".')
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `unroll` that other calls share, checked by `of`.
+
+    state: to start from; None starts from the initial state. memory: checkpoints, bytes, or None.
+    """
+
+    problem: Problem
+    state: Tree
+    initial_state: Any
+    memory: Checkpoints | int | None
+    reduction: str
+    generator: torch.Generator | None
+    scale: Any
+
+    @classmethod
+    def of(
+        cls,
+        model: Recurrence,
+        loss: Loss,
+        state: Tree,
+        *,
+        initial_state: Any,
+        state_batch_dim: Any,
+        time_dim: int,
+        memory: Memory = None,
+        params: Iterable[Tensor] | None = None,
+        reduction: str = "sum",
+        clip_cotangent: float | None = None,
+        generator: torch.Generator | None = None,
+        scale: Any = 1.0,
+    ) -> "Options":
+        """As they are passed; ValueError or TypeError, which name the argument, for what can't be."""
+        _recurrence.check_model(model, time_dim)
+        _loss.check_loss(loss)
+        _tree.check_dense(state, "state")
+        _check_reduction(reduction)
+        check_generator(generator)
+        _check_scale(scale)
+        _check_clip(clip_cotangent)
+        default_dim = _recurrence.default_batch_dim(model)
+        if state is None and initial_state is None and default_dim is None:
+            _recurrence.no_state(model)
+        if not callable(initial_state):
+            _tree.check_dense(initial_state, "initial_state")
+        batch_dim = default_dim if state_batch_dim is None else state_batch_dim
+        _boundary.batch_dim(batch_dim, state if state is not None else initial_state, clip_cotangent)
+        problem = Problem(
+            model=model,
+            loss=StepLoss(loss, time_dim),
+            time_dim=time_dim,
+            batch_dim=batch_dim,
+            clip=clip_cotangent,
+            params=checked_params(params),
+            native_start=initial_state is None and _recurrence.accepts(model, "is_start"),
+            native_weight=clip_cotangent is None and _recurrence.accepts(model, "cotangent_weight"),
+        )
+        return cls(problem, _tree.ordinary(state), initial_state, parse(memory), reduction, generator, scale)
+
+    def span(self, time: Timeline | Sheltered, window: Window, carried: Tree) -> Span:
+        """A window in its place. carried: the state before it, None for the initial one."""
+        initial = self._initial(time, window, carried)
+        begin = _tree.detach(initial.value) if carried is None and initial else carried
+        return Span(self.problem, time, window, _tree.detach(begin) if carried is self.state else begin, initial)
+
+    def sheltered(self, time: Timeline, window: Window, carried: Tree) -> Timeline | Sheltered:
+        """The timeline as a window sees it, what a mask leaves out made harmless."""
+        p = self.problem
+        if not time.masked(window.start, window.stop):
+            return time
+
+        def resets(dead: Tensor) -> bool:
+            zeros = _recurrence.zero_state(p.model, time.inputs_at(window.start), p.time_dim)
+            if not p.native_start and self.initial_state is None and zeros is None:
+                return False
+            return dead.dim() == 1 or _boundary.has_rows(carried, p.batch_dim, dead.shape[1])
+
+        return _masks.sheltered(time, window, resets)
+
+    def _initial(self, time: Timeline | Sheltered, window: Window, carried: Tree) -> Initial | None:
+        """The initial state where the window uses it: to start from, or for rows that reset."""
+        p = self.problem
+        starts = window.start == 0 and carried is None
+        if not starts and (p.native_start or not time.resets(window.start, window.stop)):
+            return None
+        if callable(self.initial_state):
+            with torch.enable_grad():
+                value = self.initial_state()
+            _tree.check_tensors(value, "initial_state()")
+            value = _tree.ordinary(value)
+        elif self.initial_state is not None:
+            value = _tree.ordinary(self.initial_state)
+        else:
+            value = _recurrence.zero_state(p.model, time.inputs_at(window.start), p.time_dim)
+            if value is None:
+                _recurrence.no_initial_state(p.model)
+        if carried is not None:
+            value = _tree.conformed(value, carried, "initial_state", "the state")
+        return Initial(value, _tree.map_leaves(lambda leaf: leaf.detach().requires_grad_(leaf.requires_grad), value))
+
+    def factor(self, like: Tree) -> Any:
+        """`scale` as a number or a 0-d tensor, in float64 so that a bound times it isn't rounded to its dtype."""
+        factor = self.scale
+        if callable(factor):
+            factor = factor(torch.ones((), device=next((leaf.device for leaf in _tree.leaves(like)), None)))
+        if isinstance(factor, Tensor) and factor.device.type != "mps":  # which has no float64
+            factor = factor.double()
+        return factor
+
+    def draw(self, time: Timeline) -> Draw:
+        """What a strategy draws from: uniform numbers of the generator."""
+        device = "cpu" if self.generator is None else self.generator.device
+        number = torch.zeros((), dtype=torch.float64, device=device)
+
+        def draw(each_row: bool = False) -> Any:
+            if each_row:
+                return number.new_empty(self._rows(time)).uniform_(generator=self.generator).tolist()
+            return number.uniform_(generator=self.generator).item()
+
+        return draw
+
+    def _rows(self, time: Timeline) -> int:
+        """How many rows cut on their own: those of the state, or of the inputs where the layer says how they lie."""
+        p, carried = self.problem, self.state
+        inputs = time.inputs_at(0)
+        if carried is None:
+            carried = self.initial_state
+            if callable(carried):
+                with torch.no_grad(), noise_restored(_tree.leaves(inputs)):
+                    carried = carried()
+        zeros = _recurrence.zero_state(p.model, inputs, p.time_dim)
+        return _boundary.row_count(zeros if carried is None else carried, p.batch_dim, zeros is not None, inputs)
+
+
+def checked_strategy(value: Any, reduction: str) -> Any:
+    """A strategy, and one whose mean has a divisor where it is asked for."""
+    if isinstance(value, type) or not callable(getattr(value, "windows", None)):
+        hint = f"{value.__name__}(...)" if isinstance(value, type) else "bptt.TruncatedBPTT(k1=20)"
+        raise TypeError(f"strategy={value!r} is no strategy: pass a value such as {hint}.")
+    if reduction == "mean" and getattr(value, "lengths_known", True):
+        value.divisor(Window(0, 0, 1, 1))  # raises where there is no constant
     return value
 
 
-def clip(value: Any) -> None:
+def _check_reduction(value: Any) -> None:
+    """ "mean" or "sum"."""
+    if value not in ("mean", "sum"):
+        raise ValueError(f'reduction={value!r}: use "mean" or "sum".')
+
+
+def _check_clip(value: Any) -> None:
     """A positive number or None."""
     if value is not None and not (isinstance(value, int | float) and 0 < value <= sys.float_info.max):
         raise ValueError(f"clip_cotangent={value!r} must be a positive number, or None for no clipping.")
 
 
-def scale(value: Any) -> Any:
+def _check_scale(value: Any) -> None:
     """A finite number above 0, a 0-d tensor, or a function of a tensor."""
     fine = callable(value) if not isinstance(value, Tensor) else value.dim() == 0
     if isinstance(value, Tensor) and value.device.type == "cpu" and fine:  # elsewhere a look would wait for the device
         fine = not value.is_complex() and 0 < value.item() < math.inf
     if not fine and not (isinstance(value, int | float) and 0 < value <= sys.float_info.max):
         raise ValueError(f"scale={value!r} must be a positive number, a 0-d tensor, or a GradScaler's `scale` method.")
-    return value
 
 
-def params(values: Iterable[Tensor] | None) -> list[Tensor] | None:
+def checked_params(values: Iterable[Tensor] | None) -> list[Tensor] | None:
     """Tensors that require a gradient."""
     if values is None:
         return None
@@ -50,8 +204,7 @@ def params(values: Iterable[Tensor] | None) -> list[Tensor] | None:
     return tensors
 
 
-def generator(value: Any) -> torch.Generator | None:
+def check_generator(value: Any) -> None:
     """A torch.Generator or None."""
     if value is not None and not isinstance(value, torch.Generator):
         raise TypeError(f"generator={value!r}: pass a torch.Generator, e.g. torch.Generator().manual_seed(0), or None.")
-    return value

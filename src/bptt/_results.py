@@ -11,9 +11,9 @@ from torch import Tensor
 from bptt._tree import map_leaves
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Update:
-    """What a window gave, its gradient being in `.grad`; nothing of it holds a graph.
+    """What a window gave, its gradient being in `.grad`; nothing of it holds a graph. Equal to itself alone.
 
     t0, t1: the losses are those of steps t0 .. t1-1 since the stream's start. start: first step of the graph.
     loss: 0-d tensor, the sum over steps of the losses averaged over all other axes. mean_loss: that by valid step,
@@ -57,7 +57,7 @@ class Update:
         return self._norm()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """What `evaluate` returns: loss, mean_loss, steps, state and aux as in `Update`, over the whole stream."""
 

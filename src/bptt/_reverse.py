@@ -4,6 +4,8 @@ Without a budget the window is one segment, so the schedule is one vjp: one grap
 """
 
 from cmath import isfinite
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isqrt
@@ -15,15 +17,13 @@ from torch import Tensor
 from bptt import _loss, _tree
 from bptt._checkpoint import Checkpoints
 from bptt._errors import NonFiniteGradientError
-from bptt._guard.guard import Guard
 from bptt._guard.reached import in_sight
 from bptt._masks import Sheltered
 from bptt._memory import Budget, Meter
 from bptt._recurrence import unwrapped
-from bptt._segment import Initial, Losses, Problem, Rewind, Segment
+from bptt._segment import Losses, Problem, Rewind, Segment, Span
 from bptt._snapshot import isolated
 from bptt._tree import Tree
-from bptt.strategies.base import Window
 
 
 class Gradients:
@@ -43,11 +43,19 @@ class Gradients:
         found = in_sight((unwrapped(p.model), p.loss.loss), set()) if p.params is None else p.params
         return [leaf for leaf in found if leaf.is_leaf and leaf.requires_grad]
 
-    def note(self) -> None:
-        """What there is before, unless it is noted already."""
+    @contextmanager
+    def added(self, still: bool) -> Iterator[None]:
+        """A block that adds to them; `still`: one of several of a window, between which no parameter may change."""
         if self._before is None:
             before = [(p, p.grad) for p in self.leaves]
             self._before = [(p, grad, None if grad is None else grad.clone()) for p, grad in before]
+        versions = sum(p._version for p in self.leaves) if still else 0
+        yield
+        if still and versions != sum(p._version for p in self.leaves):
+            raise ValueError(
+                "the parameters changed in the middle of a window's backward pass, so an optimiser steps in a hook: "
+                "memory= takes several backward calls a window. Step between updates, or give memory=None."
+            )
 
     def forget(self) -> None:
         """The next window begins from what there is then."""
@@ -98,38 +106,33 @@ class Outcome:
 
 
 def run(
-    problem: Problem,
-    window: Window,
-    begin: Tree,
-    initial: Initial | None,
+    span: Span,
     memory: Checkpoints | Budget | None,
     meter: Meter,
     factor: Any,
     divisor: float,
     gradients: Gradients,
-    guard: Guard,
+    look: Callable[[Segment, Tree, bool, bool], None],
 ) -> Outcome:
-    """Add the window's gradient to `.grad`, from the detached state `begin` before its first step.
+    """Add the window's gradient to `.grad`.
 
     factor, divisor: on each step's loss. The losses are checked once, before anything reaches `.grad` where the window
-    is one segment; `gradients` once, after it has; `guard` before a segment. Cost: the schedule's advances and one
-    forward and backward of every segment.
+    is one segment; `gradients` once, after it has. look: called before each segment, see `Guard.look`.
+    Cost: the schedule's advances and one forward and backward of every segment.
     """
-    plan = memory.plan(problem, window, begin, initial) if isinstance(memory, Budget) else memory
+    window, begin = span.window, span.begin
+    plan = memory.plan(span) if isinstance(memory, Budget) else memory
     length = plan.segment if plan else window.stop - window.start
     whole = window.start + length >= window.stop
-    segments: list[Segment] = []
-    for a in range(window.start, window.stop, length):
-        before = segments[-1] if segments else None
-        b = min(a + length, window.stop)
-        segments.append(Segment(problem, window, initial, a, b, before=before, replays=not whole))
-    masked = isinstance(problem.time, Sheltered) or problem.time.masked(window.first, window.stop)
+    segments = span.segments(length, replays=not whole)
+    masked = isinstance(span.time, Sheltered) or span.time.masked(window.first, window.stop)
     key = None if plan else (len(segments[0].calls), tuple(x.shape for x in _tree.leaves(begin)), masked)
     one = _tree.nbytes(begin)
     floating = sum(_tree.nbytes(leaf) for leaf in _tree.leaves(begin) if _tree.carries_cotangent(leaf))
     between = window.start < window.keep < window.stop
     rewind = Rewind(segments, plan.slots if plan else 1, begin)
-    rewind.forward_steps, kept, after = _unfinished(problem, window, begin, initial, length)
+    rewind.forward_steps, kept, after = _unfinished(span, length)
+    kept = begin if kept is None and window.keep == window.start else kept
     cotangent: list[Tensor | None] | None = None
     found: list[Losses] = []
     total: Tensor | None = None
@@ -138,34 +141,30 @@ def run(
     measured = isinstance(memory, Budget) or rewind.forward_steps > 0
 
     for segment, carried in rewind:
-        guard.look(segment, carried, whole, measured)
+        look(segment, carried, whole, measured)
         tape, saved = meter.tape(segment, carried, key)
         if tape.losses is not None:
             found.append(tape.found(brief=not whole))
             differentiable |= tape.losses.requires_grad
             if whole:
                 total = checked_total(found, window.first)
-        gradients.note()
         cotangents = 1 if cotangent is None else 2
         after = tape.after if after is None else after
-        versions = 0 if whole else guard.versions(problem)
-        cotangent = tape.pull(cotangent, factor, divisor)
-        if not whole:
-            guard.still(problem, versions)
+        kept = tape.kept if kept is None else kept
+        with gradients.added(still=not whole):
+            cotangent = tape.pull(cotangent, factor, divisor)
         memory_bytes = max(saved + (rewind.states + between + 1) * one + cotangents * floating, memory_bytes)  # or NaN
         del tape
 
-    if kept is None:
-        kept = begin if window.keep == window.start else next(s.kept for s in segments if s.kept is not None)
     _loss.check_some_gradient(differentiable)
     found.reverse()
     total = checked_total(found, window.first) if total is None else total
     if not gradients.finite():
-        refuse(problem, window, begin, initial, gradients.leaves, factor)
+        refuse(span, gradients.leaves, factor)
     return Outcome(
         loss=total,
         valid=sum(losses.valid for losses in found),
-        aux=_tree.join([losses.aux for losses in found], problem.time_dim),
+        aux=_tree.join([losses.aux for losses in found], span.problem.time_dim),
         kept=kept,
         after=after,
         cotangent=cotangent or [],
@@ -174,20 +173,17 @@ def run(
     )
 
 
-def _unfinished(
-    problem: Problem, window: Window, begin: Tree, initial: Initial | None, length: int
-) -> tuple[int, Tree, Tree]:
+def _unfinished(span: Span, length: int) -> tuple[int, Tree, Tree]:
     """(steps run, state at `keep`, at `stop`) by a pass without a graph where rows are dead there, else Nones."""
-    if not isinstance(problem.time, Sheltered) or not problem.time.unfinished:
+    if not isinstance(span.time, Sheltered) or not span.time.unfinished:
         return 0, None, None
-    problem = replace(problem, time=problem.time.whole, clip=None)
-    kept, after = begin, begin
-    with isolated(problem.model, [*_tree.leaves(begin), *_tree.leaves(problem.time.inputs_at(window.start))]):
-        for a in range(window.start, window.stop, length):
-            segment = Segment(problem, window, initial, a, min(a + length, window.stop))
-            after = segment.advance(after)
-            kept = kept if segment.kept is None else segment.kept
-    return window.stop - window.start, kept, after
+    span = replace(span, problem=replace(span.problem, clip=None), time=span.time.whole)
+    kept, after = None, span.begin
+    with isolated(span.problem.model, span.tensors):
+        for segment in span.segments(length, replays=False):
+            _, _, after, at_keep = segment.advance(after)
+            kept = at_keep if kept is None else kept
+    return span.window.stop - span.window.start, span.begin if kept is None else kept, after
 
 
 def checked_total(found: list[Losses], first: int) -> Tensor:
@@ -197,33 +193,24 @@ def checked_total(found: list[Losses], first: int) -> Tensor:
     return total
 
 
-def refuse(
-    problem: Problem, window: Window, begin: Tree, initial: Initial | None, leaves: list[Tensor], factor: Any
-) -> NoReturn:
+def refuse(span: Span, leaves: list[Tensor], factor: Any) -> NoReturn:
     """Raise NonFiniteGradientError with the step at which the gradient of a window stops being finite."""
-    step = _culprit(problem, window, begin, initial, leaves, factor)
+    a, step = span.window.start, _culprit(span, leaves, factor)
     where = f"from step {step} on the way back" if step is not None else "though no single step's is not"
     raise NonFiniteGradientError(
-        f"the gradient of steps {window.start} to {window.stop - 1} isn't finite {where}, though the losses are: no "
-        f"update was made from it, and .grad is as before. Look at that step's derivative and at bptt.diagnose.",
-        window.start if step is None else step,
+        f"the gradient of steps {a} to {span.window.stop - 1} isn't finite {where}, though the losses are: no update "
+        f"was made from it, and .grad is as before. Look at that step's derivative and at bptt.diagnose.",
+        a if step is None else step,
     )
 
 
-def _culprit(
-    problem: Problem, window: Window, begin: Tree, initial: Initial | None, leaves: list[Tensor], factor: Any
-) -> int | None:
+def _culprit(span: Span, leaves: list[Tensor], factor: Any) -> int | None:
     """The first step, going back, whose vjp isn't finite, by calls of one step each; None if those show nothing."""
-    steps = range(window.start, window.stop)
-    tensors = [*_tree.leaves(begin), *_tree.leaves(problem.time.inputs_at(window.start))]
-    with isolated(problem.model, tensors), isolated(problem.loss.loss, []):
-        segments: list[Segment] = []
-        for t in steps:
-            before = segments[-1] if segments else None
-            segments.append(Segment(problem, window, initial, t, t + 1, before=before, replays=True))
+    problem, steps = span.problem, span.window.stop - span.window.start
+    with isolated(problem.model, span.tensors), isolated(problem.loss.loss, []):
         cotangent: list[Tensor | None] | None = None
         try:
-            for segment, carried in Rewind(segments, 2 * isqrt(len(steps)) + 1, begin):
+            for segment, carried in Rewind(span.segments(1, replays=True), 2 * isqrt(steps) + 1, span.begin):
                 tape = segment.tape(_tree.tracked(carried))
                 roots, cotangents = tape.roots(cotangent, factor)
                 own = _tree.leaves(tape.begin)

@@ -29,11 +29,10 @@ from bptt.strategies.base import Window
 
 @dataclass(frozen=True)
 class Problem:
-    """What stays the same over a run: who is called, on what, and how rows and time lie."""
+    """What stays the same over a run: who is called, and how rows and time lie."""
 
     model: Recurrence
     loss: StepLoss
-    time: Timeline | Sheltered
     time_dim: int
     batch_dim: Any
     clip: Any
@@ -50,23 +49,54 @@ class Initial:
     leaves: Tree
 
 
+@dataclass(frozen=True)
+class Span:
+    """A window in its place: the stream as it sees it, the detached state before it, the initial state that it uses."""
+
+    problem: Problem
+    time: Timeline | Sheltered
+    window: Window
+    begin: Tree
+    initial: Initial | None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Where the computation lies, to know whose noise is put back."""
+        return [*_tree.leaves(self.begin), *_tree.leaves(self.time.inputs_at(self.window.start))]
+
+    def segments(self, length: int, replays: bool) -> list["Segment"]:
+        """The window in segments of so many steps, the last one maybe shorter."""
+        found: list[Segment] = []
+        for a in range(self.window.start, self.window.stop, length):
+            before = found[-1] if found else None
+            found.append(Segment(self, a, min(a + length, self.window.stop), before=before, replays=replays))
+        return found
+
+
+class Unfolded(NamedTuple):
+    """Outputs of some steps, the state after them with its graph and without, and the one at the window's `keep`."""
+
+    outputs: Tree
+    end: Tree
+    after: Tree
+    kept: Tree
+
+
 class Segment:
     """Steps [start, stop) of a window; one call of the recurrence between two of its cuts, one of the loss in all."""
 
     def __init__(
         self,
-        problem: Problem,
-        window: Window,
-        initial: Initial | None,
+        span: Span,
         start: int,
         stop: int,
         cuts: Iterable[int] | None = None,
         before: "Segment | None" = None,
         replays: bool = False,
     ) -> None:
-        self.problem, self.window, self.initial, self.start, self.stop = problem, window, initial, start, stop
+        self.span, self.problem, self.time, self.window = span, span.problem, span.time, span.window
+        self.start, self.stop = start, stop
         self.before, self.replays = before, replays
-        self.kept: Tree = None
         self._snapshot: Snapshot | None = None
         within = sorted(cut for cut in (self._cuts() if cuts is None else cuts) if start < cut < stop)
         self.calls = list(pairwise([start, *within, stop]))
@@ -80,21 +110,21 @@ class Segment:
         if not p.native_weight:
             cuts.update(self.window.weights)
         if not p.native_start:
-            cuts.update(p.time.resets(self.start, self.stop))
+            cuts.update(self.time.resets(self.start, self.stop))
         return cuts
 
-    def advance(self, carried: Tree) -> Tree:
-        """The state after the segment; no graph, no loss."""
+    def advance(self, carried: Tree) -> Unfolded:
+        """The segment from `carried`; no graph, no loss."""
         with torch.no_grad():
-            return self._unfold(carried, self.problem.time.read(self.start, self.stop))[2]
+            return self.unfold(carried, self.time.read(self.start, self.stop))
 
     def tape(self, carried: Tree, grad: bool = True) -> "Tape":
-        """The segment as one graph from `carried`, which must be fresh leaves (`state.tracked`); or without a graph."""
+        """The segment as one graph from `carried`, which must be fresh leaves (`_tree.tracked`); or without a graph."""
         with torch.set_grad_enabled(grad):
-            data = self.problem.time.read(self.start, self.stop)
-            outputs, end, after = self._unfold(carried, data)
-            losses, mask, aux = self._losses(outputs, data)
-        return Tape(self, carried, end, after, losses, mask, aux, data)
+            data = self.time.read(self.start, self.stop)
+            unfolded = self.unfold(carried, data)
+            losses, mask, aux = self._losses(unfolded.outputs, data)
+        return Tape(self, carried, *unfolded[1:], losses, mask, aux, data)
 
     @contextmanager
     def _repeatable(self) -> Iterator[None]:
@@ -102,18 +132,19 @@ class Segment:
         if not self.replays:
             yield
         elif self._snapshot is None:
-            tensors = _tree.leaves(self.problem.time.read(self.start, self.start + 1).inputs)
+            tensors = _tree.leaves(self.time.read(self.start, self.start + 1).inputs)
             self._snapshot = Snapshot(self.problem.model, tensors, self.before._snapshot if self.before else None)
             yield
         else:
             with self._snapshot.installed():
                 yield
 
-    def _unfold(self, carried: Tree, data: Data) -> tuple[Tree, Tree, Tree]:
-        """Outputs of all steps, and the state after them with its graph and without, call by call."""
+    def unfold(self, carried: Tree, data: Data) -> Unfolded:
+        """All steps from `carried`, call by call."""
         torch.clear_autocast_cache()  # weights cast under no_grad carry no graph, and those of a freed one are stale
         p = self.problem
         outputs: list[Tree] = []
+        kept: Tree = None
         parts = _tree.split(data.inputs, p.time_dim, [b - a for a, b in self.calls])
         if data.is_start is not None and p.batch_dim is not None:
             _boundary.rows_of_state(carried, data.is_start[0], p.batch_dim)
@@ -125,11 +156,10 @@ class Segment:
                 _recurrence.check_outputs(y, b - a, p.time_dim)
                 outputs.append(y)
                 if b == self.window.keep and b < self.stop:
-                    self.kept = _tree.compact(carried)
+                    kept = _tree.compact(carried)
         after = _tree.compact(carried)
-        if self.window.keep == self.stop:
-            self.kept = after
-        return _tree.join(outputs, p.time_dim), carried, after
+        kept = after if self.window.keep == self.stop else kept
+        return Unfolded(_tree.join(outputs, p.time_dim), carried, after, kept)
 
     def _boundary(self, t: int, carried: Tree, rows: Tensor | None) -> Tree:
         """The state before step t as step t sees it: gated by the clip and by w, its starting rows reset."""
@@ -138,16 +168,16 @@ class Segment:
             carried = _boundary.clip(carried, p.clip, p.batch_dim)
         if t in self.window.weights and t > self.window.start and not p.native_weight:
             carried = _boundary.gate(carried, self.window.weights[t], p.batch_dim)
-        if rows is not None and not p.native_start and p.time.resets(t, t + 1):
-            assert self.initial is not None
+        if rows is not None and not p.native_start and self.time.resets(t, t + 1):
+            assert self.span.initial is not None
             _boundary.rows_of_state(carried, rows[0], p.batch_dim)
-            carried = _tree.replace_rows(carried, self.initial.leaves, rows[0], p.batch_dim)
+            carried = _tree.replace_rows(carried, self.span.initial.leaves, rows[0], p.batch_dim)
         return carried
 
     def _native(self, a: int, b: int, rows: Tensor | None, carried: Tree) -> dict[str, Tensor]:
         """`is_start` and `cotangent_weight` of a call, for a recurrence that takes them and where they say anything."""
         keywords = {}
-        if self.problem.native_start and rows is not None and self.problem.time.resets(a, b):
+        if self.problem.native_start and rows is not None and self.time.resets(a, b):
             keywords["is_start"] = rows
         weights = self.window.weights
         if self.problem.native_weight and weights and any(t in weights for t in range(a + 1, b + 1)):
@@ -170,7 +200,7 @@ class Segment:
         if first > self.start:
             outputs, targets = (_tree.narrow(tree, p.time_dim, first - self.start, n) for tree in (outputs, targets))
             mask = None if mask is None else mask[first - self.start :]
-        if mask is not None and p.time.masked(first, self.stop):
+        if mask is not None and self.time.masked(first, self.stop):
             outputs, targets = (blocked(tree, mask, p.time_dim) for tree in (outputs, targets))
         losses, aux = p.loss(outputs, targets, n)
         return losses, None if mask is None else _masks.check_fits(mask, losses).to(losses.device), aux
@@ -192,12 +222,13 @@ class Losses(NamedTuple):
 
 @dataclass(frozen=True)
 class Tape:
-    """A segment's graph: from the state it begins with to its losses and the state it ends in (`after`: detached)."""
+    """A segment's graph: from the state it begins with to its losses and the state it ends in, as in `Unfolded`."""
 
     segment: Segment
     begin: Tree
     end: Tree
     after: Tree
+    kept: Tree
     losses: Tensor | None
     mask: Tensor | None
     aux: Tree
@@ -260,12 +291,12 @@ class Tape:
             except RuntimeError as error:
                 _explain(error)
                 raise
-        self.segment.problem.time.collect(self.segment.start, self.segment.stop, self.data)
+        self.segment.time.collect(self.segment.start, self.segment.stop, self.data)
         return _tree.cotangents(self.begin)
 
     def _wanted(self) -> list[Tensor] | None:
         """The leaves to stop at: all there are, or under `params=` those and our own."""
-        params, initial = self.segment.problem.params, self.segment.initial
+        params, initial = self.segment.problem.params, self.segment.span.initial
         if params is None:
             return None
         ours = [
@@ -332,7 +363,7 @@ class Rewind:
             match action:
                 case Advance(first, last):
                     for segment in self._segments[first:last]:
-                        working = segment.advance(working)
+                        working = segment.advance(working).after
                         self.forward_steps += segment.stop - segment.start
                     at = last
                 case Store(step):

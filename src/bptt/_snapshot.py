@@ -197,3 +197,13 @@ def renormalised(model: Callable[..., Any], forward: Callable[[], None]) -> Iter
     finally:
         for module, bound in bounds:
             module.max_norm = bound
+
+
+@contextmanager
+def untouched(model: Any, loss: Any, tensors: Sequence[Tensor], params: Sequence[Tensor] = ()) -> Iterator[None]:
+    """Leave noise, buffers and parameters as they were before a block that only looks.
+
+    tensors: where the computation lies. params: beside those that model and loss register.
+    """
+    with isolated(model, tensors), isolated(loss, []), parameters_kept(model, loss, list(params)):
+        yield

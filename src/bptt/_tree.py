@@ -186,6 +186,11 @@ def cotangents(tree: Tree) -> list[Tensor | None]:
     return [leaf.grad for leaf in leaves(tree)]
 
 
+def added(some: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Cotangents leaf by leaf, summed; None counts as zero."""
+    return [a if b is None else b if a is None else a + b for a, b in zip(some, others, strict=True)]
+
+
 def nbytes(tree: Tree) -> int:
     """Bytes of the leaves, each by its own elements."""
     return sum(leaf.nbytes for leaf in leaves(tree))

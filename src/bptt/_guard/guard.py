@@ -5,14 +5,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from bptt import _errors, _tree
 from bptt._guard.mixing import by_step
 from bptt._guard.purity import Stretch, once, pure
 from bptt._masks import blocked
-from bptt._segment import Problem, Segment
+from bptt._segment import Segment
 from bptt._tree import Tree
 
 _settled: ContextVar[bool] = ContextVar("settled", default=False)
@@ -42,13 +42,12 @@ def repeated() -> Any:
 
 
 class Guard:
-    """What a run has been asked so far: of its recurrence, of its loss, and whether the parameters stand still."""
+    """What a run has been asked so far, of its recurrence and of its loss."""
 
     def __init__(self) -> None:
         self.probed = False
         self._asked: set[str] = set()
         self._loss_asked = False
-        self._parameters: list[Tensor] = []
 
     def look(self, segment: Segment, carried: Tree, whole: bool, measured: bool) -> None:
         """Before a segment is taped from `carried`, last segment first: what has to be asked here, where anything has.
@@ -87,24 +86,9 @@ class Guard:
             return
         pair = [_tree.narrow(t, p.time_dim, first - segment.start, n) for t in (outputs, stretch.data.targets)]
         mask = stretch.data.mask
-        if mask is not None and p.time.masked(first, segment.stop):
+        if mask is not None and segment.time.masked(first, segment.stop):
             pair = [blocked(tree, mask[first - segment.start :], p.time_dim) for tree in pair]
         by_step(p, pair[0], pair[1], n)
-
-    def versions(self, problem: Problem) -> int:
-        """How often the parameters were changed in place so far."""
-        if not self._parameters:
-            modules = [m for m in (problem.model, problem.loss.loss) if isinstance(m, nn.Module)]
-            self._parameters = [*(p for m in modules for p in m.parameters()), *(problem.params or ())]
-        return sum(p._version for p in self._parameters)
-
-    def still(self, problem: Problem, before: int) -> None:
-        """After a backward call of a window that needs several: no parameter has changed since `before`."""
-        if self.versions(problem) != before:
-            raise ValueError(
-                "the parameters changed in the middle of a window's backward pass, so an optimiser steps in a hook: "
-                "memory= takes several backward calls a window. Step between updates, or give memory=None."
-            )
 
 
 def uncached(model: Any) -> None:

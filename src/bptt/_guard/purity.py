@@ -37,12 +37,12 @@ class Stretch(NamedTuple):
         steps = max(STEPS, window.first - a + 4)
         b = segment.stop if _compiled(p.model) else min(segment.stop, a + steps)
         b = max(b, min(window.stop, max(a, window.first) + 2))
-        data = p.time.read(a, b)
+        data = segment.time.read(a, b)
         floating = [leaf for leaf in _tree.leaves(data.inputs) if _tree.carries_cotangent(leaf) and not leaf.is_meta]
         if floating and not any(leaf.any() for leaf in floating):  # silence, which shows nothing
             one = lambda leaf: torch.ones_like(leaf) if _tree.carries_cotangent(leaf) else leaf  # noqa: E731
             data = data._replace(inputs=_tree.map_leaves(one, data.inputs))
-        return cls(p, Segment(p, segment.window, segment.initial, a, b), _tree.detach(carried), data)
+        return cls(p, Segment(segment.span, a, b), _tree.detach(carried), data)
 
     def evaluated(self, carried: Tree = None, other: bool = False, grad: bool = False) -> tuple[Tree, Tree]:
         """(outputs, end) from a state; `other`: on the inputs in another order, and halved."""
@@ -54,8 +54,7 @@ class Stretch(NamedTuple):
             carried = self.carried if carried is None else carried
             if not grad:  # a recurrence may change it in place
                 carried = _tree.map_leaves(torch.clone, carried)
-            outputs, end, _ = self.segment._unfold(carried, data)
-        return outputs, end
+            return self.segment.unfold(carried, data)[:2]
 
     @property
     def lively(self) -> bool:

@@ -4,13 +4,14 @@ import functools
 import inspect
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bptt import _errors, _snapshot, _tree
-from bptt._segment import Initial, Problem, Segment
+from bptt._segment import Problem, Segment, Span
 from bptt._tree import Tree
 from bptt.strategies.base import Window
 
@@ -27,7 +28,7 @@ class Watch:
         self._waiting: dict[str, tuple[Tensor, Tensor | None, int]] | None = None
         self._counted = self._looked = False
 
-    def begin(self, begin: Tree, given: Tree, initial: Initial | None) -> bool:
+    def begin(self, span: Span, given: Tree) -> bool:
         """Before a window: at the first one, see that there is something to train, and note the gradients of then.
 
         Returns whether it was the first.
@@ -35,23 +36,24 @@ class Watch:
         if self._waiting is not None:
             return False
         p = self._problem
-        learned = [*_tree.leaves(given), *_tree.leaves(initial.value if initial else None)]
-        if p.params is None and not any(leaf.requires_grad for leaf in learned) and not p.time.asking:
-            _something_to_train(p, begin, initial)
+        learned = [*_tree.leaves(given), *_tree.leaves(span.initial.value if span.initial else None)]
+        if p.params is None and not any(leaf.requires_grad for leaf in learned) and not span.time.asking:
+            _something_to_train(span)
         self._waiting = {
             name: (tensor, tensor.grad, -1 if tensor.grad is None else tensor.grad._version)
             for name, tensor in _watched(p).items()
         }
         return True
 
-    def window(self, window: Window, begin: Tree, initial: Initial | None, valid: Any, aux: Tree) -> bool:
+    def window(self, span: Span, valid: Any, aux: Tree) -> bool:
         """After a window: whether it is time to name what nothing has reached; a later graph may reach further back."""
-        self._late = self._late and initial is None
+        self._late = self._late and span.initial is None
         if not self._unreached():
             return False
         self._counted = self._counted or float(valid) > 0
         if self._counted and aux is not None and not self._looked:
-            self._leave_heads(window, begin, initial)
+            self._leave_heads(span)
+        window = span.window
         return window.start > 0 or (window.keep == window.stop and window.stop - window.start > 1)
 
     def _unreached(self) -> list[str]:
@@ -63,12 +65,14 @@ class Watch:
             }
         return list(self._waiting or ())
 
-    def _leave_heads(self, window: Window, begin: Tree, initial: Initial | None) -> None:
+    def _leave_heads(self, span: Span) -> None:
         """Forget parameters that outputs depend on: a loss with aux may look at a head without training it."""
         self._looked = True
         assert self._waiting is not None
         names, tensors = list(self._waiting), [tensor for tensor, *_ in self._waiting.values()]
-        outputs, end = _one_step(self._problem, window, _tree.tracked(begin), initial)
+        step = _first_step(span)
+        with _snapshot.isolated(span.problem.model, _tree.leaves(span.begin)), torch.enable_grad():
+            outputs, end, *_ = step.unfold(_tree.tracked(span.begin), span.time.read(step.start, step.stop))
         roots = [leaf for leaf in (*_tree.leaves(outputs), *_tree.leaves(end)) if leaf.requires_grad]
         if roots:
             ones = [leaf.new_ones(leaf.shape) for leaf in roots]
@@ -107,14 +111,14 @@ def _watched(problem: Problem) -> dict[str, Tensor]:
     }
 
 
-def _something_to_train(problem: Problem, begin: Tree, initial: Initial | None) -> None:
+def _something_to_train(span: Span) -> None:
     """ValueError where all parameters in sight are frozen, and one step's graph from a fixed state reaches no other."""
+    problem = span.problem
     found = list(in_sight((problem.model, problem.loss.loss), set()))
     if any(tensor.requires_grad for tensor in found) or not any(isinstance(t, nn.Parameter) for t in found):
         return
-    step = Segment(problem, Window(0, 0, 1, 1), initial, 0, 1)
-    with _snapshot.isolated(problem.model, [*found, *_tree.leaves(begin)]), _snapshot.isolated(problem.loss.loss, []):
-        tape = step.tape(_tree.detach(begin))
+    with _snapshot.untouched(problem.model, problem.loss.loss, [*found, *_tree.leaves(span.begin)]):
+        tape = _first_step(span).tape(_tree.detach(span.begin))
     ends = [tape.losses, *_tree.leaves(tape.end)]
     if not any(leaf is not None and leaf.requires_grad for leaf in ends):
         raise ValueError(
@@ -123,12 +127,10 @@ def _something_to_train(problem: Problem, begin: Tree, initial: Initial | None) 
         )
 
 
-def _one_step(problem: Problem, window: Window, begin: Tree, initial: Initial | None) -> tuple[Tree, Tree]:
-    """Outputs and state of a window's first step, once more."""
-    first = window.start
-    step = Segment(problem, Window(first, first, first + 1, first + 1), initial, first, first + 1)
-    with _snapshot.isolated(problem.model, _tree.leaves(begin)), torch.enable_grad():
-        return step._unfold(begin, problem.time.read(first, first + 1))[:2]
+def _first_step(span: Span) -> Segment:
+    """A window's first step, with its loss."""
+    first = span.window.start
+    return Segment(replace(span, window=Window(first, first, first + 1, first + 1)), first, first + 1)
 
 
 def in_sight(value: Any, seen: set[int]) -> Iterator[Tensor]:

@@ -1,27 +1,28 @@
 """What each strategy gets and what it costs on one sequence: its gradient against the exact one, time and memory."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bptt import _errors, _options, _stream, _tree
-from bptt._calls import run_of
+from bptt import _errors, _stream, _tree
+from bptt._calls import options_of
 from bptt._checkpoint import Memory
 from bptt._guard.guard import repeated, settled
 from bptt._loss import Loss
+from bptt._options import Options, check_generator, checked_params, checked_strategy
 from bptt._recurrence import Recurrence, unwrapped
 from bptt._run import Run
 from bptt._snapshot import isolated, no_gradient_yet, parameters_kept
 from bptt._stream import Chunk
 from bptt._tree import Tree, leaves, map_leaves
 from bptt.analysis.estimates import Compared, Comparison, Draws
-from bptt.strategies import FullBPTT, Strategy, base
+from bptt.strategies import FullBPTT, Strategy
 
 TIMED = 3  # runs of a strategy that draws nothing
 
@@ -89,23 +90,21 @@ def compare(
     _tree.check_tensors(state, "state")
     start = _detached(state)
     trials = _Trials(
-        run=partial(
-            run_of,
+        options=options_of(
             model,
             loss,
-            [chunk],
             start,
             memory=memory,
             initial_state=initial_state,
             state_batch_dim=state_batch_dim,
             time_dim=time_dim,
             params=list(theta.values()),
-            reduction="sum",
+            generator=(own := _draws_from(generator)),
         ),
-        modules=(model, loss),
+        chunk=chunk,
         theta=list(theta.values()),
         tensors=[*theta.values(), *leaves(chunk.inputs), *leaves(start)],
-        generator=_draws_from(generator),
+        generator=own,
     )
     trials.look()
     with parameters_kept(model, loss, list(theta.values())):
@@ -135,37 +134,42 @@ class _Run(NamedTuple):
 class _Trials:
     """Runs over one sequence, each from the same buffers and noise; nothing that is the user's changes.
 
-    run: the run of `unroll` but for its generator. modules: what may have buffers. theta: whose gradient is taken.
+    options: those of `unroll`. theta: whose gradient is taken.
     tensors: where the computation may lie. generator: what strategies draw from, our own.
     """
 
-    run: Callable[..., Run]
-    modules: tuple[Any, Any]
+    options: Options
+    chunk: Chunk
     theta: list[Tensor]
     tensors: list[Tensor]
     generator: torch.Generator
 
     def look(self) -> None:
         """See once that steps and rows aren't taken for one another, apart from what is timed."""
-        model, loss = self.modules
-        with isolated(model, self.tensors), isolated(loss, []):
-            self.run().tell_axes_apart()
+        with self._isolated():
+            run = Run(self.options, [self.chunk])
+            run.tell_axes_apart(run.start(1).begin)
 
     def once(self, strategy: Strategy) -> tuple[_Run, list[Tensor]]:
         """The cost of a run, and its gradient: a flat float64 tensor a parameter."""
-        model, loss = self.modules
-        with isolated(model, self.tensors), isolated(loss, []), no_gradient_yet(self.theta):
+        with self._isolated(), no_gradient_yet(self.theta):
             self._wait()
             begin = time.perf_counter()
             updates = [
                 (update.memory_bytes, update.forward_steps, update.t1 - update.start)
-                for update in self.run(generator=self.generator).updates(strategy)
+                for update in Run(self.options, [self.chunk]).updates(strategy)
             ]
             self._wait()
             seconds = time.perf_counter() - begin
             gradient = [_numbers(p) for p in self.theta]
         held, forward, backward = zip(*updates, strict=True)
         return _Run(seconds, max(held), len(updates), sum(forward), sum(backward)), gradient
+
+    @contextmanager
+    def _isolated(self) -> Iterator[None]:
+        problem = self.options.problem
+        with isolated(problem.model, self.tensors), isolated(problem.loss.loss, []):
+            yield
 
     def _wait(self) -> None:
         for device in {p.device for p in self.theta if p.device.type != "cpu"}:
@@ -212,7 +216,7 @@ def _named(model: Any, loss: Any, params: Iterable[Tensor] | None) -> dict[str, 
     for prefix, module in (("", unwrapped(model)), ("loss.", loss)):
         for name, p in module.named_parameters() if isinstance(module, nn.Module) else ():
             names.setdefault(p, prefix + name)
-    given = _options.params(params)
+    given = checked_params(params)
     for i, p in enumerate(given or ()):
         names.setdefault(p, f"params[{i}]")
         if not p.is_leaf:
@@ -228,7 +232,7 @@ def _strategies(values: Any) -> list[Strategy]:
         raise TypeError(f"strategies={values!r} is one strategy: put it into a list.")
     if isinstance(values, str | type) or not isinstance(values, Iterable):
         raise TypeError(f"strategies={values!r} must be a list of values such as bptt.TruncatedBPTT(k1=20).")
-    wanted = [base.checked(value, "sum") for value in values]
+    wanted = [checked_strategy(value, "sum") for value in values]
     if not wanted:
         raise ValueError("strategies= is empty: list at least one, such as bptt.TruncatedBPTT(k1=20).")
     return wanted
@@ -236,10 +240,10 @@ def _strategies(values: Any) -> list[Strategy]:
 
 def _draws_from(generator: torch.Generator | None) -> torch.Generator:
     """A generator of our own in the state of the user's; or one that torch's default one seeds, left as it is."""
-    given = _options.generator(generator)
-    own = torch.Generator("cpu" if given is None else given.device)
-    own.set_state(torch.get_rng_state() if given is None else given.get_state())
-    if given is None:  # not the very numbers that the model's noise is made of
+    check_generator(generator)
+    own = torch.Generator("cpu" if generator is None else generator.device)
+    own.set_state(torch.get_rng_state() if generator is None else generator.get_state())
+    if generator is None:  # not the very numbers that the model's noise is made of
         own.manual_seed(int(torch.randint(2**62, (), generator=own)))
     return own
 

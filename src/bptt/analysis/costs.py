@@ -3,17 +3,18 @@
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bptt import _tree
 from bptt._checkpoint import Checkpoints
-from bptt._memory import leaves_of
+from bptt._memory import Meter, leaves_of
+from bptt._options import Options
 from bptt._run import Run
 from bptt._segment import Segment
 from bptt._snapshot import gradients_aside
@@ -124,31 +125,29 @@ class Given(Strategy):
 class Costs:
     """Measured when first asked for: a window of some shape stored whole, a segment of a schedule, a plain advance.
 
-    run: makes a `Run` over a stream under a memory setting, for the gradients of all leaves or of some; chunk: the
-        steps that probes are made of, over and over.
+    options: of the runs; chunk: the steps that these are made of, over and over.
     steps: the most that a probe need have. budget: bytes that no long probe is to exceed, or None.
     """
 
-    def __init__(
-        self,
-        run: Callable[[list[Chunk], Checkpoints | None, list[Tensor] | None], Run],
-        chunk: Chunk,
-        time_dim: int,
-        steps: int,
-        budget: int | None,
-    ) -> None:
-        self._run, self._chunk, self._time_dim = run, chunk, time_dim
+    def __init__(self, options: Options, chunk: Chunk, steps: int, budget: int | None) -> None:
+        self._options, self._chunk, problem = options, chunk, options.problem
+        assert options.generator is not None
+        self.generator = options.generator
         self._longest, self._budget = min(steps, LONGEST), math.inf if budget is None else budget
         self._found: dict[Shape, Cost] = {}
+        self.meter = Meter((problem.model, problem.loss.loss))
         segment = self._segment(1)
-        modules = [m for m in (self.run.problem.model, self.run.problem.loss.loss) if isinstance(m, nn.Module)]
+        self.span, begin = segment.span, _tree.leaves(segment.span.begin)
+        modules = [m for m in (problem.model, problem.loss.loss) if isinstance(m, nn.Module)]
         found = [p for module in modules for p in module.parameters()]
-        more, all_of_them = leaves_of(segment, self.begin)
+        more, all_of_them = leaves_of(segment, self.span.begin)
         self._leaves = list({id(leaf): leaf for leaf in (*found, *more)}.values())
-        self._params = None if all_of_them else [leaf for leaf in self._leaves if leaf.requires_grad] or None
-        self.one = _tree.nbytes(self.begin)
-        self.floating = sum(leaf.nbytes for leaf in _tree.leaves(self.begin) if _tree.carries_cotangent(leaf))
-        self._device = next(leaf.device for leaf in _tree.leaves(self.begin))
+        if not all_of_them:
+            params = [leaf for leaf in self._leaves if leaf.requires_grad] or None
+            self._options = replace(options, problem=replace(problem, params=params))
+        self.one = _tree.nbytes(self.span.begin)
+        self.floating = sum(leaf.nbytes for leaf in begin if _tree.carries_cotangent(leaf))
+        self._device = begin[0].device
         if math.isnan(self._sample(Shape(4, 4)).held):  # the first is also what a process does once
             raise ValueError(
                 "plan predicts the bytes that autograd saves, and torch.func's transforms inside the model or the loss "
@@ -229,7 +228,7 @@ class Costs:
                 for leaf in self._leaves:
                     leaf.grad = None
                 start = self._now()
-                updates = self._run(stream, memory, self._params).updates(windows)
+                updates = Run(replace(self._options, memory=memory), stream).updates(windows)
                 held = next(updates).memory_bytes
                 between = self._now()
                 held = max(held, next(updates).memory_bytes)
@@ -239,20 +238,15 @@ class Costs:
 
     def _segment(self, steps: int) -> Segment:
         """The first steps as a segment that can be replayed, in a run of its own."""
-        self.run = self._run([self._piece(steps)], None, None)
-        self.run.time.upto(steps)
-        window = Window(0, 0, steps, steps)
-        initial = self.run.initial(window, self.run.state)
-        self.begin = self.run.begin(window, self.run.state, initial)
-        return Segment(self.run.problem, window, initial, 0, steps, replays=True)
+        return Segment(Run(self._options, [self._piece(steps)]).start(steps), 0, steps, replays=True)
 
     def _fastest(self, segment: Segment) -> float:
         """Seconds of an advance."""
-        segment.advance(self.begin)
+        segment.advance(segment.span.begin)
         found: list[float] = []
         while len(found) < REPEATS and sum(found) < PATIENCE * REPEATS:
             start = self._now()
-            segment.advance(self.begin)
+            segment.advance(segment.span.begin)
             found.append(self._now() - start)
         return min(found)
 
@@ -263,7 +257,7 @@ class Costs:
 
     def _piece(self, steps: int) -> Chunk:
         """The first steps of the chunk repeated."""
-        dim = self._time_dim
+        dim = self._options.problem.time_dim
         times = -(-steps // _tree.leaves(self._chunk.inputs)[0].shape[dim])
         inputs, targets = (_tree.narrow(_tree.join([tree] * times, dim), dim, 0, steps) for tree in self._chunk[:2])
         rows = [

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -13,16 +12,17 @@ from torch import Tensor, nn
 from bptt import _errors, _recurrence, _stream, _tree
 from bptt._jacobian import batchable
 from bptt._loss import Loss
+from bptt._options import Options
 from bptt._recurrence import Recurrence, unwrapped
 from bptt._run import Run
-from bptt._snapshot import isolated, parameters_kept
+from bptt._snapshot import untouched
 from bptt._stream import Chunk
 from bptt._tree import Tree
 from bptt.analysis.spectrum import Spectrum, spectral_radius
 from bptt.analysis.sweep import Sweep, tapes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Diagnosis:
     """What `diagnose` found; tensors are float64 on the CPU, rates are in nats a step.
 
@@ -138,29 +138,25 @@ def diagnose(
     chunk = _detached(sequence, time_dim)
     if not callable(initial_state):
         _tree.check_no_graph(initial_state, "initial_state")
-    run = Run(
+    options = Options.of(
         model,
         loss,
-        [chunk],
         _without_graph(state),
         initial_state=initial_state,
         state_batch_dim=state_batch_dim,
         time_dim=time_dim,
         params=params,
     )
-    steps = run.time.upto(math.inf)
-    theta = _registered(model, loss) if run.problem.params is None else run.problem.params
+    steps = _tree.leaves(chunk.inputs)[0].shape[time_dim]
+    theta = _registered(model, loss) if options.problem.params is None else options.problem.params
     lags = _max_lag(max_lag, steps)
     taus = _within(truncations, [2**i for i in range(lags.bit_length())], lags, "truncations")
     skip = _discard(discard, steps)
     _fractions(fraction, levels)
 
-    with ExitStack() as stack:
-        stack.enter_context(isolated(model, _tensors(theta, chunk, run)))
-        stack.enter_context(isolated(loss, []))
-        stack.enter_context(parameters_kept(model, loss, theta))
-        stack.enter_context(batchable(model))
-        graphs, rows = tapes(run, steps)
+    tensors = [*theta, *_tree.leaves(chunk.inputs), *_tree.leaves(options.state)]
+    with untouched(model, loss, tensors, theta), batchable(model):
+        graphs, rows = tapes(Run(options, [chunk]))
         chosen = [1, 10, 100] if rows.size <= 256 else []
         singular = _within(singular_lags, [k for k in chosen if k <= lags], lags, "singular_lags")
         count = _exponents(exponents, rows.size)
@@ -172,7 +168,14 @@ def diagnose(
         for t in reversed(range(steps)):
             sweep.step(graphs.pop(), None if resets is None else resets[t])
         torch.clear_autocast_cache()  # casts whose graphs are gone
+    return _diagnosis(sweep, steps, count, fraction, levels, spectral_radius(model))
 
+
+def _diagnosis(
+    sweep: Sweep, steps: int, exponents: int, fraction: float, levels: Sequence[float], radius: dict[str, float]
+) -> Diagnosis:
+    """What a finished sweep over so many steps has found."""
+    rows, lags = sweep.rows, sweep.lags
     norms = torch.full((lags, steps, rows.count), math.nan, dtype=torch.float64)
     for lag, values in enumerate(sweep.norms):
         norms[lag, lag:] = torch.stack(values[::-1]).cpu()
@@ -187,14 +190,14 @@ def diagnose(
         mean=mean,
         quantiles=torch.stack([_quantiles(values, levels) for values in known], 1),
         levels=tuple(levels),
-        growth_rates=spectrum.growth(),
-        exponents=spectrum.exponents()[:, :count],
-        singular_values={lag: sweep.singular_values[lag] for lag in singular},
+        growth_rates=sweep.qr.growth(),
+        exponents=sweep.qr.exponents()[:, :exponents],
+        singular_values={lag: sweep.singular_values[lag] for lag in sweep.singular},
         memory_length=_memory_length(mean, fraction),
         fraction=fraction,
-        spectral_radius=spectral_radius(model),
+        spectral_radius=radius,
         gradient_norm=full,
-        dropped={tau: part / full if full else math.nan for tau, part in zip(taus, parts, strict=True)},
+        dropped={tau: part / full if full else math.nan for tau, part in zip(sweep.truncations, parts, strict=True)},
     )
 
 
@@ -205,11 +208,6 @@ def _detached(sequence: Any, time_dim: int) -> Chunk:
     if leaf.shape[time_dim] == 0:
         raise ValueError(f"sequence has no step (T = 0): its inputs have shape {_tree.shape(leaf)}; pass at least one.")
     return Chunk(_tree.detach(inputs), _tree.detach(targets), is_start, mask)
-
-
-def _tensors(theta: list[Tensor], chunk: Chunk, run: Run) -> list[Tensor]:
-    """Where the computation may lie: what says on which devices there is noise to put back."""
-    return [*theta, *_tree.leaves(chunk.inputs), *_tree.leaves(run.state)]
 
 
 def _without_graph(carried: Tree) -> Tree:

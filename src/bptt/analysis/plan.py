@@ -1,28 +1,29 @@
 """Which strategy and budget a problem affords: time and memory of each, predicted from a short probe."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bptt import _checkpoint, _errors, _stream, _tree
 from bptt._checkpoint import Checkpoints, parse
 from bptt._loss import Loss
 from bptt._memory import WindowProbe, cheapest
+from bptt._options import Options, checked_strategy
 from bptt._recurrence import Recurrence
 from bptt._run import Run
-from bptt._snapshot import isolated, parameters_kept
+from bptt._segment import Span
+from bptt._snapshot import untouched
 from bptt._stream import Chunk
 from bptt._tree import Tree, detach, leaves
 from bptt.analysis.costs import Costs, Shape
 from bptt.strategies import ARTBP, FullBPTT, Strategy, TruncatedBPTT
-from bptt.strategies.base import Window, checked, says
+from bptt.strategies.base import Draw, Window, says
 from bptt.strategies.laws import PolynomialLaw
 
 KINDS = ("exact", "unbiased", "biased")
@@ -173,26 +174,27 @@ def plan(
         raise ValueError("strategies is empty: leave it out to consider the usual ones.")
 
     _tree.check_tensors(state, "state")
-    with ExitStack() as stack:
-        parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
-        stack.enter_context(isolated(model, [*parameters, *leaves(probed.inputs), *leaves(state)]))
-        stack.enter_context(isolated(loss, []))
-        stack.enter_context(parameters_kept(model, loss))
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    with untouched(model, loss, [*parameters, *leaves(probed.inputs), *leaves(state)]):
         fixed = initial_state() if callable(initial_state) else initial_state
         _tree.check_dense(fixed, "initial_state")
-        options = {"initial_state": detach(fixed), "state_batch_dim": state_batch_dim, "time_dim": time_dim}
-        options["generator"] = torch.Generator().manual_seed(0)
-        begin = detach(state)
-
-        def run(stream: list[Chunk], schedule: Checkpoints | None, params: list[Tensor] | None) -> Run:
-            return Run(model, loss, stream, begin, memory=schedule, params=params, **options)
-
-        run([probed], None, None).tell_axes_apart()
-        costs = Costs(run, probed, time_dim, steps, budget)
+        options = Options.of(
+            model,
+            loss,
+            detach(state),
+            initial_state=detach(fixed),
+            state_batch_dim=state_batch_dim,
+            time_dim=time_dim,
+            generator=torch.Generator(),
+        )
+        run = Run(options, [probed])
+        span = run.start(math.inf)
+        run.tell_axes_apart(span.begin)
+        costs, draw = Costs(options, probed, steps, budget), options.draw(run.time)
         rows: list[PlanRow] = []
         least: list[tuple[int, Strategy]] = []
         for strategy in wanted:
-            found, bound = _Forecast(strategy, steps, costs).rows(budget)
+            found, bound = _Forecast(strategy, steps, costs, span, draw).rows(budget)
             rows += found
             least.append((bound, strategy))
         torch.clear_autocast_cache()
@@ -208,23 +210,21 @@ def plan(
 class _Forecast:
     """One strategy over T steps: its windows counted by shape, and what they take."""
 
-    def __init__(self, strategy: Strategy, steps: int, costs: Costs) -> None:
-        self._strategy, self._costs = strategy, costs
+    def __init__(self, strategy: Strategy, steps: int, costs: Costs, span: Span, draw: Draw) -> None:
+        self._strategy, self._costs, self._span = strategy, costs, span
         self._shapes: Counter[Shape] = Counter()
         self._longest = Window(0, 0, 0, 0)
-        reach, whole, run = 0, True, costs.run
-        assert run.generator is not None
-        run.generator.manual_seed(0)
-        begin = run.generator.get_state()
-        for window in strategy.windows(lambda t: int(min(t, steps)), run._draw):
-            assert isinstance(window, Window)  # a strategy that probes is refused: `arguments.plannable`
+        reach, whole, generator = 0, True, costs.generator
+        begin = generator.manual_seed(0).get_state()
+        for window in strategy.windows(lambda t: int(min(t, steps)), draw):
+            assert isinstance(window, Window)  # a strategy that probes is refused: `_plannable`
             self._shapes[Shape.of(window)] += 1
             if window.stop - window.start >= self._longest.stop - self._longest.start:
                 self._longest = window
             reach += sum(range(window.first - window.start + 1, window.stop - window.start + 1))
             whole = whole and window.start == 0 and not window.weights
         self._reach = reach / steps
-        drawn = not torch.equal(run.generator.get_state(), begin)
+        drawn = not torch.equal(generator.get_state(), begin)
         unbiased = says(strategy, "kind") == "unbiased"
         self._gradient = "unbiased" if unbiased else "exact" if whole and not drawn else "biased"
         self._most = Shape.of(self._longest)
@@ -243,7 +243,7 @@ class _Forecast:
         def saved(segment: int, cuts: int, resets: int) -> float:
             return MARGIN * self._saved(segment, cuts, resets)
 
-        probe = WindowProbe(costs.run.problem, self._longest, costs.begin, None, costs.run.meter, budget)
+        probe = WindowProbe(replace(self._span, window=self._longest, initial=None), costs.meter, budget)
         least = ceil(probe.states + saved(1, 0, 0)) + costs.one
         if budget < least:
             return [stored], min(stored.memory_bytes, least)
@@ -308,7 +308,7 @@ def _ladder(steps: int) -> list[Strategy]:
 
 def _plannable(value: Any) -> Any:
     """A strategy whose windows don't depend on what is found during training."""
-    if not getattr(checked(value, "sum"), "lengths_known", True):
+    if not getattr(checked_strategy(value, "sum"), "lengths_known", True):
         raise ValueError(
             f"{value!r} sets its lengths by what it finds during training, which no plan knows: plan "
             f"TruncatedBPTT(k1=K, k2=2 * K - 1) for the K that you expect."

@@ -1,35 +1,34 @@
 """One-step Jacobians by vjps, swept backward over a sequence: credit by lag, exponents, chains, what is dropped."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from bptt import _errors, _loss, _tree
 from bptt._jacobian import Pullback, Rows
 from bptt._run import Run
-from bptt._segment import Segment, Tape
+from bptt._segment import Tape
 from bptt._snapshot import isolated, renormalised
 from bptt.analysis.spectrum import Spectrum
-from bptt.strategies.base import Window
 
 
-def tapes(run: Run, steps: int) -> tuple[list[Tape], Rows]:
-    """Each step as a graph of its own, from fresh leaves, and the layout of the state."""
-    window = Window(start=0, first=0, stop=steps, keep=steps)
-    problem = run.sheltered(window)
-    initial = run.initial(window, run.state, problem.time)
-    carried = begin = run.begin(window, run.state, initial)
+def tapes(run: Run) -> tuple[list[Tape], Rows]:
+    """Each step of a sequence as a graph of its own, from fresh leaves, and the layout of the state."""
+    span = run.start(math.inf)
+    carried = begin = span.begin
     run.tell_axes_apart(begin)
-    Rows.of(run.problem, begin, "diagnose")
-    segments = [Segment(problem, window, initial, t, t + 1) for t in range(steps)]
+    Rows.of(span.problem, begin, "diagnose")
+    segments = span.segments(1, replays=False)
     found: list[Tape] = []
 
     def forward() -> None:
-        with isolated(run.problem.model, _tree.leaves(begin)):
+        with isolated(span.problem.model, _tree.leaves(begin)):
             after = begin
             for segment in segments:
-                after = segment.advance(after)
+                after = segment.advance(after).after
 
-    with renormalised(run.problem.model, forward):
+    with renormalised(span.problem.model, forward):
         for segment in segments:
             tape = segment.tape(_tree.tracked(carried))
             carried = tape.after
@@ -40,10 +39,10 @@ def tapes(run: Run, steps: int) -> tuple[list[Tape], Rows]:
     seen = _seen(found)
     if not seen:
         raise ValueError(
-            f"no loss depends on the state of {_errors.named(run.problem.model)}, so no credit goes back through it: "
+            f"no loss depends on the state of {_errors.named(span.problem.model)}, so no credit goes back through it: "
             f"there is nothing to diagnose."
         )
-    return found, Rows.of(run.problem, begin, "diagnose", seen)
+    return found, Rows.of(span.problem, begin, "diagnose", seen)
 
 
 def _seen(found: list[Tape]) -> set[int]:
