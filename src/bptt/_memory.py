@@ -3,7 +3,7 @@
 import math
 import sys
 from bisect import bisect_left
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,15 +20,12 @@ from bptt._segment import Segment, Span, Tape
 from bptt._snapshot import Noise, buffers_of, isolated
 from bptt._tree import Tree
 
-_NODES = 1000
-"""Nodes of a graph that are looked at from Python: each gets an object, and to free a long chain of these recurses."""
-
 
 class Meter:
     """Bytes held for a backward pass: storages that autograd saved, each once, and stored states and cotangents.
 
     Parameters, buffers, the stream's own chunks and the gradients don't count. What is saved is seen as it is saved,
-    since a graph of many steps can't be walked from Python: see `_NODES`.
+    since the graph of many steps can't be walked from Python: freeing the objects of a long chain recurses.
     """
 
     def __init__(self, modules: Iterable[Any]) -> None:
@@ -210,35 +207,6 @@ def _remembered(modules: Iterable[Any], begin: Tree, segment: Segment) -> Callab
                     value.copy_(copy)
 
     return put_back
-
-
-def leaves_of(segment: Segment, begin: Tree) -> tuple[list[Tensor], bool]:
-    """Leaves that a segment's graph reaches, of closures too, but for the engine's own; whether these are all.
-
-    Of a graph of many nodes only the next ones are looked at; the others among its leaves are those that it saves.
-    """
-    seen = Seen()
-    try:
-        with seen.watching():
-            tape = segment.tape(_tree.tracked(begin))
-    except (RuntimeError, ValueError):  # hooks are refused, or something that comes again
-        tape = segment.tape(_tree.tracked(begin))
-    ours = {id(leaf) for leaf in (*_tree.leaves(tape.begin), *tape.data.tracked.values())}
-    if segment.span.initial is not None:
-        ours |= {id(leaf) for leaf in _tree.leaves(segment.span.initial.leaves)}
-    found = {id(leaf): leaf for leaf in seen.leaves.values()}
-    roots = [tape.losses, *_tree.leaves(tape.end)]
-    nodes = deque(root.grad_fn for root in roots if root is not None and root.grad_fn is not None)
-    known = set(nodes)
-    while nodes and len(known) < _NODES:
-        node = nodes.popleft()
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            found[id(variable)] = variable
-        following = [n for n, _ in node.next_functions if n is not None and n not in known]
-        known.update(following)
-        nodes += dict.fromkeys(following)
-    return [leaf for key, leaf in found.items() if key not in ours], not nodes
 
 
 CALL = 16

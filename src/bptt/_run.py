@@ -134,6 +134,7 @@ class Run:
             self._gradients.forget()
             if watch is not None and watch.window(done.span, done.outcome.valid, done.outcome.aux):
                 watch.conclude(3)
+            self.time.drop(done.span.window.keep)
             yield done.update()
         if watch is not None:
             watch.conclude(3)
@@ -147,6 +148,7 @@ class Run:
         for done in self.windows(strategy, lambda window: steps, watch):
             outcome = done.outcome
             watch.window(done.span, outcome.valid, outcome.aux)
+            self.time.drop(done.span.window.keep)
             losses.add(outcome.loss)
             aux += [] if outcome.aux is None else [outcome.aux]
             like = outcome.after if like is None else like
@@ -174,7 +176,10 @@ class Run:
     def windows(
         self, strategy: Strategy, divisor: Callable[[Window], float], watch: Watch | None = None
     ) -> Iterator[Done]:
-        """The strategy's windows, each run from the progress after the one before; its probes answered in between."""
+        """The strategy's windows, each run from the progress after the one before; its probes answered in between.
+
+        The caller forgets the steps before a window's `keep`.
+        """
         progress, asked = Progress(carried=self.options.state), Asked()
         items, answer = strategy.windows(self.time.upto, self.options.draw(self.time)), None
         while True:
@@ -187,7 +192,6 @@ class Run:
                 continue
             done = self._window(item, progress, asked, divisor, watch)
             progress, asked, answer = progress.after(item, done.outcome), Asked(), None
-            self.time.drop(progress.step)
             versions = _tree.versions(progress.carried)
             yield done
             _check_unchanged(versions, progress.carried)

@@ -3,22 +3,24 @@
 import math
 import time
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bptt import _tree
 from bptt._checkpoint import Checkpoints
-from bptt._memory import Meter, leaves_of
+from bptt._memory import Meter, Seen
 from bptt._options import Options
 from bptt._run import Run
 from bptt._segment import Segment
 from bptt._snapshot import gradients_aside
 from bptt._stream import Chunk
+from bptt._tree import Tree
 from bptt.strategies.base import Draw, Strategy, Upto, Window
 
 REPEATS = 5
@@ -34,6 +36,10 @@ SPARE = 2**26
 
 PATIENCE = 0.1
 """Seconds of a window that is long enough to be a probe, and that a figure's repetitions may take on from one."""
+
+
+NODES = 1000
+"""Nodes of a graph that are looked at from Python: each gets an object, and to free a long chain of these recurses."""
 
 
 class Shape(NamedTuple):
@@ -140,7 +146,7 @@ class Costs:
         self.span, begin = segment.span, _tree.leaves(segment.span.begin)
         modules = [m for m in (problem.model, problem.loss.loss) if isinstance(m, nn.Module)]
         found = [p for module in modules for p in module.parameters()]
-        more, all_of_them = leaves_of(segment, self.span.begin)
+        more, all_of_them = _leaves_of(segment, self.span.begin)
         self._leaves = list({id(leaf): leaf for leaf in (*found, *more)}.values())
         if not all_of_them:
             params = [leaf for leaf in self._leaves if leaf.requires_grad] or None
@@ -265,3 +271,32 @@ class Costs:
             for r in self._chunk[2:]
         ]
         return Chunk(inputs, targets, *rows)
+
+
+def _leaves_of(segment: Segment, begin: Tree) -> tuple[list[Tensor], bool]:
+    """Leaves that a segment's graph reaches, of closures too, but for the engine's own; whether these are all.
+
+    Of a graph of many nodes only the next ones are looked at; the others among its leaves are those that it saves.
+    """
+    seen = Seen()
+    try:
+        with seen.watching():
+            tape = segment.tape(_tree.tracked(begin))
+    except (RuntimeError, ValueError):  # hooks are refused, or something that comes again
+        tape = segment.tape(_tree.tracked(begin))
+    ours = {id(leaf) for leaf in (*_tree.leaves(tape.begin), *tape.data.tracked.values())}
+    if segment.span.initial is not None:
+        ours |= {id(leaf) for leaf in _tree.leaves(segment.span.initial.leaves)}
+    found = {id(leaf): leaf for leaf in seen.leaves.values()}
+    roots = [tape.losses, *_tree.leaves(tape.end)]
+    nodes = deque(root.grad_fn for root in roots if root is not None and root.grad_fn is not None)
+    known = set(nodes)
+    while nodes and len(known) < NODES:
+        node = nodes.popleft()
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            found[id(variable)] = variable
+        following = [n for n, _ in node.next_functions if n is not None and n not in known]
+        known.update(following)
+        nodes += dict.fromkeys(following)
+    return [leaf for key, leaf in found.items() if key not in ours], not nodes
