@@ -23,12 +23,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from support import Guard, report
 from support.interleave import in_processes, interleaved, options
 from torch import Tensor, nn
 
 import bptt
 from bptt.data import PYTHON_DOCS, Vocabulary, lanes, load_text
+from support import Guard, report
 
 EMBEDDING, UNITS, BATCH, WINDOW = 64, 256, 32, 64
 NORM = 1.0

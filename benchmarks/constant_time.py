@@ -17,11 +17,11 @@ import sys
 from collections.abc import Callable
 
 import torch
-from support import Guard, report
 from support.interleave import in_processes, interleaved, options
 from torch import nn
 
 import bptt
+from support import Guard, report
 
 SHAPES = [(16, 64, 128), (32, 128, 256)]
 STEPS, STREAM, SAMPLES = 256, 2000, 15

@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from support import report
 from torch import Tensor
 
 import bptt
 from bptt.models import Flow
+from support import report
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 import flow as example  # not this file: the folder above was put first

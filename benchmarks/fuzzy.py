@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from support import report
 
 from bptt.models import TakagiSugeno
+from support import report
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 import fuzzy as example  # not this file: the folder above was put first

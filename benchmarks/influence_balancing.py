@@ -19,11 +19,11 @@ import sys
 import time
 
 import torch
-from support import report
 from torch import Tensor, nn
 
 import bptt
 from bptt.data.tasks import InfluenceBalancing
+from support import report
 
 TASK = InfluenceBalancing()
 LOST, CHUNK = 1e4, 1_000

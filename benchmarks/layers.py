@@ -22,11 +22,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from support import Guard, report, scan, seconds, table
 from support.interleave import geometric_mean, in_processes, interleaved, options
 from torch import nn
 
 import bptt
+from support import Guard, report, scan, seconds, table
 
 SHAPES = [(1, 64, 64), (1, 256, 256), (8, 64, 128), (16, 64, 128), (32, 128, 256), (64, 256, 512), (128, 512, 1024)]
 CELLS = {"rnn": (nn.RNN, bptt.nn.RNN), "gru": (nn.GRU, bptt.nn.GRU), "lstm": (nn.LSTM, bptt.nn.LSTM)}

@@ -17,10 +17,10 @@ import argparse
 import sys
 
 import torch
-from support import Guard, paired, report
 from torch import Tensor, nn
 
 import bptt
+from support import Guard, paired, report
 
 SLOTS = bptt.Checkpoints(slots=1000, segment=1000)  # at 1e6 steps every segment's start has a slot: one replay each
 BYTES = "2MiB"

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from support import report
 
 import bptt
+from support import report
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 import lorenz as example  # not this file: the folder above was put first

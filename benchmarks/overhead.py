@@ -16,10 +16,10 @@ import sys
 from collections.abc import Iterator
 
 import torch
-from support import Guard, paired, report
 from torch import Tensor, nn
 
 import bptt
+from support import Guard, paired, report
 
 INPUTS, HIDDEN, CLASSES, BATCH = 64, 256, 64, 32
 CHUNK = 4  # windows a chunk of the stream

@@ -16,12 +16,12 @@ import statistics
 import sys
 
 import torch
-from support import Guard, report
 from support.interleave import in_processes, interleaved, options
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import bptt
+from support import Guard, report
 
 ROWS, INPUTS, UNITS = 32, 128, 256
 STEPS, SAMPLES = 1000, 7

@@ -17,10 +17,10 @@ import sys
 from collections.abc import Callable
 
 import torch
-from support import Guard, report, seconds
 from torch import Tensor, nn
 
 import bptt
+from support import Guard, report, seconds
 
 POINTS = [
     (500, 8, 32, None),

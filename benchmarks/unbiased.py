@@ -20,9 +20,9 @@ import statistics
 import sys
 
 import torch
-from support import report
 
 import bptt
+from support import report
 
 A, T, SEEDS, DRAWS, ROWS = 0.9, 50, 100, 2_000, 100
 COVERED, CONTROL = 0.95, 0.05

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 import bptt
-import oracle
 from bptt.strategies.base import Credit, Probe
 from bptt.strategies.decay import Decay
-from cases import NAMES, make, some_resets, square
-from refusals import refused
-from runs import unroll
+from support import oracle
+from support.cases import NAMES, make, some_resets, square
+from support.refusals import refused
+from support.runs import unroll
 
 F64 = torch.float64
 ADAPTIVE = bptt.AdaptiveTruncatedBPTT

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import bptt
-import oracle
-from cases import make, square
-from runs import engine, gradient, start
-from strategies_under_test import windows
+from support import oracle
+from support.cases import make, square
+from support.runs import engine, gradient, start
+from support.strategies_under_test import windows
 
 ADAPTIVE = bptt.AdaptiveTruncatedBPTT
 

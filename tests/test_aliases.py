@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 import bptt
-import oracle
-from cases import NAMES, make, square
-from refusals import refused
-from runs import engine
+from support import oracle
+from support.cases import NAMES, make, square
+from support.refusals import refused
+from support.runs import engine
 
 STRATEGIES = [
     bptt.TruncatedBPTT(3),

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import bptt
-from cases import make, square
-from refusals import call, first, refused
-from runs import engine
+from support.cases import make, square
+from support.refusals import call, first, refused
+from support.runs import engine
 
 F64 = torch.float64
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import bptt
-import oracle
-from cases import make, some_resets, square
-from runs import check, expected, gradient, seed, unroll
-from strategies_under_test import RANDOM, STRATEGIES, scripted
+from support import oracle
+from support.cases import make, some_resets, square
+from support.runs import check, expected, gradient, seed, unroll
+from support.strategies_under_test import RANDOM, STRATEGIES, scripted
 
 LAWS = {
     "constant": bptt.ConstantLaw(mean_length=3),

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import bptt
-import oracle
-from refusals import refused
+from support import oracle
+from support.refusals import refused
 
 F64 = torch.float64
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bptt
-import oracle
-from cases import NAMES, make, some_resets, square
-from meters import metered
-from runs import check, gradient, unroll
-from strategies_under_test import STRATEGIES
+from support import oracle
+from support.cases import NAMES, make, some_resets, square
+from support.meters import metered
+from support.runs import check, gradient, unroll
+from support.strategies_under_test import STRATEGIES
 
 F64 = torch.float64
 

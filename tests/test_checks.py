@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import bptt
-from cases import make, square
-from refusals import call, first, refused
+from support.cases import make, square
+from support.refusals import call, first, refused
 
 F64 = torch.float64
 

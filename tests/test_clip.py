@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import bptt
-import oracle
-from cases import make, some_resets, square
-from runs import check, gradient, unroll
-from strategies_under_test import STRATEGIES
+from support import oracle
+from support.cases import make, some_resets, square
+from support.runs import check, gradient, unroll
+from support.strategies_under_test import STRATEGIES
 
 T = 9
 NAMES = ["rnn2", "gru", "lstm2", "dict", "named", "complex"]

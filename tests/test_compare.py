@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import bptt
-import oracle
-from cases import F64, make, some_resets, square
-from runs import engine, gradient, seed, start
-from strategies_under_test import FIXED, RANDOM, STRATEGIES, scripted
+from support import oracle
+from support.cases import F64, make, some_resets, square
+from support.runs import engine, gradient, seed, start
+from support.strategies_under_test import FIXED, RANDOM, STRATEGIES, scripted
 
 A = 0.9
 LAWS = {"polynomial": bptt.PolynomialLaw(alpha=3, mean_length=4), "constant": bptt.ConstantLaw(mean_length=4)}

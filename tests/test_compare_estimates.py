@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bptt.analysis.estimates import Draws, student
-from cases import F64
-from runs import seed
+from support.cases import F64
+from support.runs import seed
 
 
 def found(samples, exact):

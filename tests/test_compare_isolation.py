@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import bptt
-from cases import F64, DictStep, make, square
-from refusals import refused
-from runs import seed
+from support.cases import F64, DictStep, make, square
+from support.refusals import refused
+from support.runs import seed
 
 CUT = bptt.TruncatedBPTT(2)
 RANDOM = bptt.ARTBP(law=bptt.ConstantLaw(mean_length=3))

@@ -6,10 +6,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bptt
-import oracle
-from cases import make, square
-from runs import seed
-from strategies_under_test import STRATEGIES
+from support import oracle
+from support.cases import make, square
+from support.runs import seed
+from support.strategies_under_test import STRATEGIES
 
 T = 9
 BUDGETS = {"stored": None, "replayed": bptt.Checkpoints(2, 2), "bytes": "1MiB"}

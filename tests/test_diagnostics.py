@@ -8,8 +8,8 @@ from torch import nn
 
 import bptt
 from bptt.analysis.diagnose import diagnose
-from cases import F64, NAMES, ComplexStep, DictStep, make, some_resets, square
-from oracle import along_rows, differentiable, leaves, steps, tree_map
+from support.cases import F64, NAMES, ComplexStep, DictStep, make, some_resets, square
+from support.oracle import along_rows, differentiable, leaves, steps, tree_map
 
 
 def brute_force(case, state, is_start=None, mask=None):

@@ -18,8 +18,8 @@ from sphinx.util.inventory import InventoryFile
 import bptt
 import bptt.data
 from bptt.cli import main
-from drawing import quick_savefig
-from pages import PAGES, ROOT, blocks, commands, name_of, quotations
+from support.drawing import quick_savefig
+from support.pages import PAGES, ROOT, blocks, commands, name_of, quotations
 
 DOCS = ROOT / "docs"
 PUBLIC = {

@@ -8,9 +8,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bptt import equations
 from bptt.nn import SimpleRNN
-from oracle import assert_close
-from textbook import EVERY_KIND, F64, NONLINEARITIES, autograd, autograd_by_pair, losses_and_states, make, total, trace
-from textbook import parameters as by_step
+from support.oracle import assert_close
+from support.textbook import (
+    EVERY_KIND,
+    F64,
+    NONLINEARITIES,
+    autograd,
+    autograd_by_pair,
+    losses_and_states,
+    make,
+    total,
+    trace,
+)
+from support.textbook import parameters as by_step
 
 BOTH = [equations.gradient_by_double_sum, equations.gradient_by_recursion]
 

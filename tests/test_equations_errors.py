@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bptt import equations
-from refusals import refused
-from textbook import make, trace
+from support.refusals import refused
+from support.textbook import make, trace
 
 U, W, V = torch.ones(3, 2), torch.ones(3, 3), torch.ones(4, 3)
 

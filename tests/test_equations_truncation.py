@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import bptt
-import oracle
 from bptt import equations
 from bptt.nn import SimpleRNN
-from oracle import assert_close
-from strategies_under_test import scripted
-from textbook import EVERY_KIND, F64, LOSSES, NONLINEARITIES, autograd_by_pair, make, trace
+from support import oracle
+from support.oracle import assert_close
+from support.strategies_under_test import scripted
+from support.textbook import EVERY_KIND, F64, LOSSES, NONLINEARITIES, autograd_by_pair, make, trace
 
 T = 7
 LAWS = {"constant": bptt.ConstantLaw(3), "polynomial": bptt.PolynomialLaw(3, 4), "function": lambda k: 0.6 / k}

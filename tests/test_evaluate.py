@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import bptt
-import oracle
-from cases import NAMES, chunks, make, some_resets, square
-from runs import engine, start
+from support import oracle
+from support.cases import NAMES, chunks, make, some_resets, square
+from support.runs import engine, start
 
 T = 9
 

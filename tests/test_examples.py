@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from pages import PAGES, ROOT, code, name_of
+from support.pages import PAGES, ROOT, code, name_of
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 LONG = {"flow", "fuzzy", "lorenz"}  # at most 150 lines, and they take `--quick` and `--out`, a folder for their plots
@@ -23,6 +23,14 @@ def leave_torch_as_it_was():
     with torch.random.fork_rng():
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def beside_benchmarks(monkeypatch):
+    """As a script of `benchmarks/` sees it: `support` is theirs, not that of the tests."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "support"]:
+        monkeypatch.delitem(sys.modules, name)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
@@ -61,12 +69,12 @@ def test_every_relative_link_of_a_page_leads_somewhere():
 
 @pytest.mark.deep
 @pytest.mark.parametrize("name", sorted(BENCHMARKS))
+@pytest.mark.usefixtures("beside_benchmarks")
 def test_benchmark_starts(name, monkeypatch, capsys):
     """Every part of it once, on a fraction of the work: no target is judged, so no time is measured here."""
     path = BENCHMARKS[name]
     monkeypatch.setattr(sys, "argv", [str(path), *QUICK.get(name, ["--quick"])])
     monkeypatch.syspath_prepend(str(path.parent))
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(path), run_name="__main__")
     assert stop.value.code == 0
@@ -78,10 +86,10 @@ def test_there_are_benchmarks():
 
 
 @pytest.mark.parametrize("words", [[], ["no-such-file.txt"]])
+@pytest.mark.usefixtures("beside_benchmarks")
 def test_the_treebank_is_asked_for_in_a_line(words, monkeypatch, capsys):
     """The text is the user's own: without it, nothing starts."""
     monkeypatch.setattr(sys, "argv", ["ptb_char.py", *words])
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(BENCHMARKS["ptb_char"]), run_name="__main__")
     assert stop.value.code == 2

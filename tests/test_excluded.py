@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bptt
-import oracle
 from bptt._masks import dead_steps
-from cases import TORCH, make, square
-from runs import engine, start
+from support import oracle
+from support.cases import TORCH, make, square
+from support.runs import engine, start
 from test_properties import Drawn, problems
 
 BAD = [math.nan, math.inf, -math.inf, 1e38]

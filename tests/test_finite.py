@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import bptt
-import oracle
+from support import oracle
 
 F64 = torch.float64
 BUDGETS = [None, bptt.Checkpoints(2, 2), "64KiB"]

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 import bptt
-import oracle
-from cases import make, square
-from refusals import refused
+from support import oracle
+from support.cases import make, square
+from support.refusals import refused
 
 F64 = torch.float64
 X, Y, IDS = torch.randn(12, 2, 3), torch.randn(12, 2, 4), torch.randint(4, (12, 2))

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import bptt
-import oracle
-from cases import square
-from impure import IMPURE, Attribute, Listed, Step
+from support import oracle
+from support.cases import square
+from support.impure import IMPURE, Attribute, Listed, Step
 
 F64 = torch.float64
 T = 13

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bptt
-import oracle
+from support import oracle
 
 F64 = torch.float64
 G = torch.Generator().manual_seed(0)

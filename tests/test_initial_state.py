@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 import bptt
-import oracle
-from cases import make, some_resets, square
-from runs import expected, gradient, unroll
-from strategies_under_test import STRATEGIES, windows
+from support import oracle
+from support.cases import make, some_resets, square
+from support.runs import expected, gradient, unroll
+from support.strategies_under_test import STRATEGIES, windows
 
 T = 10
 BUDGETS = {"stored": None, "1 slot": bptt.Checkpoints(1, 1), "2 slots of 3": bptt.Checkpoints(2, 3), "bytes": "1MiB"}

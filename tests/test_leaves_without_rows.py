@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import bptt
-import oracle
-from refusals import refused
-from runs import seed
+from support import oracle
+from support.refusals import refused
+from support.runs import seed
 
 F64 = torch.float64
 KEEP = nn.Parameter(torch.full((3,), 0.7, dtype=F64))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import bptt
-from pages import ROOT
+from support.pages import ROOT
 
 spec = importlib.util.spec_from_file_location("lorenz_example", ROOT / "examples" / "lorenz.py")
 assert spec is not None

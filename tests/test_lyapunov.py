@@ -10,8 +10,8 @@ from torch import nn
 import bptt
 from bptt.analysis.diagnose import diagnose
 from bptt.analysis.spectrum import lyapunov
-from cases import F64, make, square
-from refusals import refused
+from support.cases import F64, make, square
+from support.refusals import refused
 
 
 def apart(n, seed, top=1.3, ratio=1.12):

@@ -8,10 +8,10 @@ from torch import nn
 
 import bptt
 from bptt._checkpoint import forward_steps
-from cases import make, square
-from meters import metered
-from runs import unroll
-from strategies_under_test import STRATEGIES
+from support.cases import make, square
+from support.meters import metered
+from support.runs import unroll
+from support.strategies_under_test import STRATEGIES
 
 F64 = torch.float64
 

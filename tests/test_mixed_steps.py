@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import bptt
-from cases import square
+from support.cases import square
 
 F64 = torch.float64
 T = 12

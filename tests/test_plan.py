@@ -9,8 +9,8 @@ from torch import nn
 
 import bptt
 from bptt.analysis.costs import Line
-from cases import F64, make, some_resets, square
-from refusals import refused
+from support.cases import F64, make, some_resets, square
+from support.refusals import refused
 
 STEPS, SHORT = 100, 20
 STRATEGIES = {

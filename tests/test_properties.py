@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bptt
-import oracle
-from cases import NAMES, Case, chunks, make, square
-from runs import engine, seed
-from strategies_under_test import Table, windows
+from support import oracle
+from support.cases import NAMES, Case, chunks, make, square
+from support.runs import engine, seed
+from support.strategies_under_test import Table, windows
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-4}
 

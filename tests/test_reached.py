@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import bptt
-from refusals import refused
+from support.refusals import refused
 
 X, Y = torch.randn(12, 2, 3), torch.randn(12, 2, 4)
 LOSS = bptt.per_step(nn.MSELoss())

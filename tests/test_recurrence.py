@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 import bptt
-import oracle
-from cases import STEPS, StepByStep, make, some_resets, square
-from runs import check, gradient, seed, unroll
-from strategies_under_test import STRATEGIES, windows
+from support import oracle
+from support.cases import STEPS, StepByStep, make, some_resets, square
+from support.runs import check, gradient, seed, unroll
+from support.strategies_under_test import STRATEGIES, windows
 
 F64 = torch.float64
 T = 8

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import bptt
-import oracle
-from cases import NAMES, STEPS, TORCH, make, some_resets, square
-from runs import check, engine, expected, gradient
-from strategies_under_test import STRATEGIES
+from support import oracle
+from support.cases import NAMES, STEPS, TORCH, make, some_resets, square
+from support.runs import check, engine, expected, gradient
+from support.strategies_under_test import STRATEGIES
 
 T = 9
 CUTS = {"whole": (), "halves": (4,), "uneven": (1, 2, 7), "single steps": range(T)}

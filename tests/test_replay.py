@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import bptt
-import oracle
-from cases import make, square
-from replays import BUDGETS, F64, T, by_hand, state
+from support import oracle
+from support.cases import make, square
+from support.replays import BUDGETS, F64, T, by_hand, state
 
 
 class Dropping(nn.Module):

@@ -6,7 +6,7 @@ import tomllib
 import yaml
 
 import bptt
-from pages import ROOT
+from support.pages import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 

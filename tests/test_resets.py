@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import bptt
-import oracle
-from cases import NAMES, chunks, make, some_resets, square
-from runs import check, engine, expected, gradient, seed, start, unroll
-from strategies_under_test import STRATEGIES
+from support import oracle
+from support.cases import NAMES, chunks, make, some_resets, square
+from support.runs import check, engine, expected, gradient, seed, start, unroll
+from support.strategies_under_test import STRATEGIES
 
 T = 11
 BUDGETS = {"stored": None, "1 slot": bptt.Checkpoints(1, 1), "3 slots of 4": bptt.Checkpoints(3, 4)}

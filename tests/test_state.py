@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import bptt
-import oracle
-from cases import STEPS, make, some_resets, square
-from runs import check, engine, unroll
+from support import oracle
+from support.cases import STEPS, make, some_resets, square
+from support.runs import check, engine, unroll
 
 F64 = torch.float64
 T = 9

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import bptt
 from bptt.strategies import parse
-from cases import make, square
-from strategies_under_test import STRATEGIES
+from support.cases import make, square
+from support.strategies_under_test import STRATEGIES
 
 LENGTH = 40
 

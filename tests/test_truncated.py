@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import bptt
-import oracle
-from cases import NAMES, make, square
-from runs import check, gradient, seed, unroll
+from support import oracle
+from support.cases import NAMES, make, square
+from support.runs import check, gradient, seed, unroll
 
 
 def table(strategy, length: int, chunk: int = 3):

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import bptt
-import oracle
-from cases import chunks, make, some_resets, square
-from runs import gradient, seed, unroll
-from strategies_under_test import STRATEGIES
+from support import oracle
+from support.cases import chunks, make, some_resets, square
+from support.runs import gradient, seed, unroll
+from support.strategies_under_test import STRATEGIES
 
 
 @pytest.mark.parametrize(

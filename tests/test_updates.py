@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import bptt
-import oracle
-from cases import make, some_resets, square
-from runs import check, engine, gradient, start, unroll
-from strategies_under_test import FIXED, STRATEGIES, Table, windows
+from support import oracle
+from support.cases import make, some_resets, square
+from support.runs import check, engine, gradient, start, unroll
+from support.strategies_under_test import FIXED, STRATEGIES, Table, windows
 
 FIELDS = {
     "t0",

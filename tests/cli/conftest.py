@@ -8,7 +8,7 @@ import pytest
 
 import bptt
 from bptt.cli import main
-from drawing import quick_savefig
+from support.drawing import quick_savefig
 
 TINY = ["--hidden", "12", "--batch", "4", "--strategy", "tbptt:8", "--lr", "0.01", "--device", "cpu"]
 """A run of a second: few units, few lanes, short windows."""

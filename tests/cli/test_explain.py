@@ -14,7 +14,7 @@ from bptt.cli.explanation.config import ExplainConfig
 from bptt.cli.explanation.example import make
 from bptt.cli.explanation.work import flat, work
 from bptt.equations import ACTIVATIONS, LOSSES, Gradient
-from textbook import autograd, autograd_by_pair, losses_and_states, parameters
+from support.textbook import autograd, autograd_by_pair, losses_and_states, parameters
 
 CONFIGURATIONS = [
     "",

@@ -9,7 +9,7 @@ import torch
 from bptt.cli.config import parse
 from bptt.cli.explanation.config import ExplainConfig
 from bptt.cli.explanation.example import make
-from textbook import autograd, autograd_by_pair
+from support.textbook import autograd, autograd_by_pair
 
 VOID = {"meta"}
 NASTY = "[/b]\x1b<script>"

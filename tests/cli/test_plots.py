@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 from bptt.cli.history import History, Validation
 from bptt.cli.plots import BLUE, loss_plot, norm_plot
-from drawing import quick_savefig
+from support.drawing import quick_savefig
 
 pytestmark = pytest.mark.usefixtures("real_plots")
 

@@ -7,7 +7,7 @@ import torch
 
 import bptt
 from bptt.models import Flow
-from refusals import refused
+from support.refusals import refused
 
 MODES = [(1, 2), (2, -1), (0, 3)]
 D = torch.float64

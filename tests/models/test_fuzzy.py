@@ -9,7 +9,7 @@ import torch
 
 import bptt
 from bptt.models import TakagiSugeno
-from refusals import refused
+from support.refusals import refused
 
 D = torch.float64
 SQUARED = bptt.per_step(torch.nn.MSELoss())

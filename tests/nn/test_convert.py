@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import bptt
-from layers import CELLS, assert_equal, gradients, tensors
-from refusals import refused
+from support.layers import CELLS, assert_equal, gradients, tensors
+from support.refusals import refused
 
 
 class Model(nn.Module):

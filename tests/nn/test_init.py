@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bptt.nn import init
-from refusals import refused
+from support.refusals import refused
 
 F64 = torch.float64
 RANDOM = {

@@ -14,7 +14,7 @@ import bptt
 from bptt.nn import kernels
 from bptt.nn.kernels import eager
 from bptt.nn.kernels.native import load
-from layers import CELLS, F64, KERNELS, NATIVE, assert_equal, cast, errors, gradients, kernel, pair, state_of
+from support.layers import CELLS, F64, KERNELS, NATIVE, assert_equal, cast, errors, gradients, kernel, pair, state_of
 
 needs_native = pytest.mark.skipif(not NATIVE, reason="built without a C++ compiler")
 BIG = {"RNN": 96, "GRU": 64, "LSTM": 64}  # units at which 20 steps of 24 rows wake threads

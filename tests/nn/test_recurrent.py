@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import bptt
 from bptt.nn import fits
-from layers import (
+from support.layers import (
     CELLS,
     F64,
     KERNELS,
@@ -24,7 +24,7 @@ from layers import (
     torchs_own_operators,
     weighted,
 )
-from oracle import leaves
+from support.oracle import leaves
 
 OPTIONS = [
     {},

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import bptt
-from layers import CELLS, RUNS, StepByStep, assert_equal, draw_keywords, kernel, pair, torchs_own_operators
+from support.layers import CELLS, RUNS, StepByStep, assert_equal, draw_keywords, kernel, pair, torchs_own_operators
 
 T, B, SIZE = 9, 3, 4
 CHANGES = {

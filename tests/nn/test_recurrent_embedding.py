@@ -5,8 +5,20 @@ import torch
 
 import bptt
 from bptt.nn import kernels
-from layers import CELLS, F64, KERNELS, RUNS, StepByStep, assert_equal, draw_keywords, kernel, pair, tensors, weighted
-from refusals import refused
+from support.layers import (
+    CELLS,
+    F64,
+    KERNELS,
+    RUNS,
+    StepByStep,
+    assert_equal,
+    draw_keywords,
+    kernel,
+    pair,
+    tensors,
+    weighted,
+)
+from support.refusals import refused
 
 V, T, B, WIDE, UNITS = 7, 9, 5, 3, 19
 

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 import bptt
-import oracle
-from cases import chunks, some_resets, square
-from layers import CELLS, F64, KERNELS, assert_equal, kernel, pair, state_of
-from oracle import leaves
+from support import oracle
+from support.cases import chunks, some_resets, square
+from support.layers import CELLS, F64, KERNELS, assert_equal, kernel, pair, state_of
+from support.oracle import leaves
 
 T, B = 24, 3
 STRATEGIES = {

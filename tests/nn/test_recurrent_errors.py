@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import bptt
-from layers import CELLS, KERNELS, kernel, pair, tensors
-from refusals import refused
+from support.layers import CELLS, KERNELS, kernel, pair, tensors
+from support.refusals import refused
 
 
 def state(cell, *shape, **more):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from layers import CELLS, RUNS, StepByStep, kernel, pair
+from support.layers import CELLS, RUNS, StepByStep, kernel, pair
 
 LAYERS = {cell: (cell, {}) for cell in CELLS} | {"RNN relu": ("RNN", {"nonlinearity": "relu"})}
 PARAMETERS = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]

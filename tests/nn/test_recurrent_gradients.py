@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import bptt
-from layers import (
+from support.layers import (
     CELLS,
     F64,
     KERNELS,
@@ -22,7 +22,7 @@ from layers import (
     torchs_own_operators,
     weighted,
 )
-from oracle import leaves
+from support.oracle import leaves
 
 OPTIONS = {
     "plain": {},

@@ -8,7 +8,7 @@ from torch import nn
 
 import bptt
 from bptt.nn import fits
-from layers import (
+from support.layers import (
     CELLS,
     F64,
     KERNELS,
@@ -24,8 +24,8 @@ from layers import (
     tensors,
     weighted,
 )
-from oracle import leaves, tree_map
-from refusals import refused
+from support.oracle import leaves, tree_map
+from support.refusals import refused
 
 
 def check(name, T, B, options, keywords, hx=None, kernel_name="eager", dtype=F64, size=3, units=5):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import bptt
-from cases import square
-from layers import CELLS, RUNS, kernel, state_of
+from support.cases import square
+from support.layers import CELLS, RUNS, kernel, state_of
 
 T, B, SIZE, H = 16, 8, 7, 24
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}

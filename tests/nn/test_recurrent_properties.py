@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import bptt
-from layers import CELLS, F64, KERNELS, errors, kernel, tensors, weighted
-from oracle import leaves, tree_map
+from support.layers import CELLS, F64, KERNELS, errors, kernel, tensors, weighted
+from support.oracle import leaves, tree_map
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 LAYOUTS = ["contiguous", "transposed", "strided", "expanded", "offset"]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import bptt
-from layers import CELLS, KERNELS, assert_equal, gradients, kernel, pair, state_of, tensors, weighted
+from support.layers import CELLS, KERNELS, assert_equal, gradients, kernel, pair, state_of, tensors, weighted
 
 
 class Tagger(nn.Module):

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import functional
 from torch.nn.utils.rnn import pack_sequence
 
-from layers import CELLS, F64, StepByStep, assert_equal, draw_keywords, pair, tensors
+from support.layers import CELLS, F64, StepByStep, assert_equal, draw_keywords, pair, tensors
 
 T, B, SIZE, H = 6, 2, 3, 4
 OPTIONS = [{}, {"bidirectional": True}, {"num_layers": 2, "batch_first": True}, {"bias": False}]

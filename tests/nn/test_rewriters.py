@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import bptt
-from layers import CELLS, assert_equal, state_of, tensors
+from support.layers import CELLS, assert_equal, state_of, tensors
 
 T, B, SIZE, H = 9, 2, 3, 4
 torchs_own = pytest.mark.filterwarnings(  # which torch.nn's layers give as well

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import bptt
-import oracle
 from bptt.nn import SimpleRNN
-from cases import some_resets, square
-from refusals import refused
-from strategies_under_test import STRATEGIES, windows
+from support import oracle
+from support.cases import some_resets, square
+from support.refusals import refused
+from support.strategies_under_test import STRATEGIES, windows
 
 F64 = torch.float64
 NONLINEARITIES = {"identity": lambda a: a, "tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}

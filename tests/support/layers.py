@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 import bptt
 from bptt.nn import fits, kernels
-from oracle import leaves, tree_map
+from support.oracle import leaves, tree_map
 
 CELLS = ["RNN", "GRU", "LSTM"]
 NATIVE = [native.name for native in kernels.natives]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-import oracle
-from cases import make, square
-from runs import unroll
+from support import oracle
+from support.cases import make, square
+from support.runs import unroll
 
 HOOKS = torch.autograd.graph.saved_tensors_hooks
 

@@ -3,8 +3,8 @@
 import torch
 
 import bptt
-import oracle
-from cases import square
+from support import oracle
+from support.cases import square
 
 F64 = torch.float64
 T = 12

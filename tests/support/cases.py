@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from oracle import Problem, leaves, steps, tree_map
+from support.oracle import Problem, leaves, steps, tree_map
 
 F64 = torch.float64
 

@@ -7,8 +7,8 @@ lengths, are read off the run's updates, everything else (the weights, their k, 
 import itertools
 
 import bptt
-import oracle
 from bptt.strategies.base import Window
+from support import oracle
 
 STRATEGIES = {
     "full": bptt.FullBPTT(),

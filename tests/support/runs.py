@@ -3,9 +3,9 @@
 import torch
 
 import bptt
-import oracle
-from cases import Case, chunks, square
-from strategies_under_test import windows
+from support import oracle
+from support.cases import Case, chunks, square
+from support.strategies_under_test import windows
 
 
 def engine(case: Case):
