@@ -13,6 +13,7 @@ PUBLIC = {
     "bptt": """
 ARTBP(law=<factory>, every=1, per_row=False, compensate=True)
 AdaptiveTruncatedBPTT(tolerance=0.5, k_min=2, k_max=100, probe_every=50, window=100)
+BudgetError(message, least, strategy=None)
 Checkpoints(slots, segment)
 Chunk(inputs, targets, is_start=None, mask=None)
 Compared(bias, signed_bias, cosine, variance, strategy, draws, parameters, seconds, memory_bytes, updates,

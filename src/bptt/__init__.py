@@ -4,7 +4,7 @@ from bptt import equations, nn, strategies
 from bptt._boundary import scale_gradient
 from bptt._calls import backward, evaluate, unroll
 from bptt._checkpoint import Checkpoints
-from bptt._errors import NonFiniteError, NonFiniteGradientError, NonFiniteLossError
+from bptt._errors import BudgetError, NonFiniteError, NonFiniteGradientError, NonFiniteLossError
 from bptt._loss import per_step
 from bptt._recurrence import scan
 from bptt._results import Evaluation, Update
@@ -24,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ARTBP",
     "AdaptiveTruncatedBPTT",
+    "BudgetError",
     "Checkpoints",
     "Chunk",
     "Compared",

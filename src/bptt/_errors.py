@@ -29,6 +29,25 @@ class NonFiniteGradientError(NonFiniteError):
     """
 
 
+class BudgetError(ValueError):
+    """A budget in bytes that is too small: `.least` is the fewest bytes that work.
+
+    strategy: the one that `plan` found to need no more than that; None elsewhere, where only one was asked for.
+
+    >>> import bptt, torch
+    >>> model, loss = torch.nn.GRU(3, 8), bptt.per_step(torch.nn.MSELoss())
+    >>> sequence = torch.zeros(50, 2, 3), torch.zeros(50, 2, 8)
+    >>> try: update = bptt.backward(model, loss, sequence, memory="512B")
+    ... except bptt.BudgetError as error: update = bptt.backward(model, loss, sequence, memory=error.least)
+    >>> 512 < update.memory_bytes < 1024
+    True
+    """
+
+    def __init__(self, message: str, least: int, strategy: Any = None) -> None:
+        super().__init__(message)
+        self.least, self.strategy = least, strategy
+
+
 def named(thing: Any) -> str:
     """A short name for a model or function."""
     return type(thing).__name__ if isinstance(thing, nn.Module) else getattr(thing, "__name__", type(thing).__name__)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bptt import _boundary, _errors, _tree
 from bptt._checkpoint import Checkpoints
+from bptt._errors import BudgetError
 from bptt._memory import Meter
 from bptt._recurrence import default_batch_dim, unwrapped
 from bptt._segment import Problem, Rewind, Span, Tape
@@ -163,10 +164,11 @@ def batchable(model: Callable[..., Any]) -> Iterator[None]:
 
 def _states_of_probe(size: int, fixed: int, one: int, probe: Any) -> int:
     """How many states of `one` byte count a probe may keep beside what is fixed, within a budget of `size` bytes."""
-    if fixed + one > size:
-        raise ValueError(
+    if (least := fixed + one) > size:
+        raise BudgetError(
             f"memory={size} can't hold a probe of AdaptiveTruncatedBPTT, which pulls {probe.losses} losses back: the "
-            f"least that works here is memory={fixed + one}."
+            f"least that works here is memory={least}.",
+            least,
         )
     return (size - fixed) // one
 
@@ -176,7 +178,7 @@ def credit(span: Span, probe: Probe, meter: Meter, memory: Checkpoints | int | N
 
     span: the steps of the probe. memory: how many states are kept, or the bytes to keep within; None keeps all.
     Nothing but the answer stays: parameters, `.grad`, buffers and noise are as before. A bound on cotangents doesn't
-    act here. Raises ValueError where so many bytes don't hold one state.
+    act here. Raises BudgetError where so many bytes don't hold one state.
     """
     begin, problem = span.begin, replace(span.problem, clip=None, model=unwrapped(span.problem.model))
     rows = Rows.of(problem, begin, "adapt to")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bptt import _checkpoint, _tree
 from bptt._checkpoint import Checkpoints
+from bptt._errors import BudgetError
 from bptt._segment import Segment, Span, Tape
 from bptt._snapshot import Noise, buffers_of, isolated
 from bptt._tree import Tree
@@ -222,7 +223,7 @@ class Budget:
         self._plans: dict[Any, Checkpoints] = {}
 
     def plan(self, span: Span) -> Checkpoints:
-        """The checkpoints for a window; ValueError with the least budget that works where this one doesn't."""
+        """The checkpoints for a window; BudgetError where this budget is too small."""
         probe = WindowProbe(span, self._meter, self.size)
         key = (probe.steps, probe.shapes)
         if not probe.cuts and key in self._plans:
@@ -373,7 +374,7 @@ def cheapest(probe: WindowProbe, size: int, saved: Callable[[int, int, int], flo
         segment = min(segment - 1, int(segment / 1.1))
     if best is None:
         least = ceil(probe.states + fullest(1)) + one
-        raise ValueError(
-            f"memory={size} can't hold a segment of one step: the least that works here is memory={least}."
+        raise BudgetError(
+            f"memory={size} can't hold a segment of one step: the least that works here is memory={least}.", least
         )
     return best[1]

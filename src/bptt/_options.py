@@ -158,8 +158,8 @@ class Options:
 def checked_strategy(value: Any, reduction: str) -> Any:
     """A strategy, and one whose mean has a divisor where it is asked for."""
     if isinstance(value, type) or not callable(getattr(value, "windows", None)):
-        hint = f"{value.__name__}(...)" if isinstance(value, type) else "bptt.TruncatedBPTT(k1=20)"
-        raise TypeError(f"strategy={value!r} is no strategy: pass a value such as {hint}.")
+        such = "bptt.TruncatedBPTT(k1=20)" if not isinstance(value, type) else f"{value.__name__}(...)"
+        raise TypeError(f"strategy={value!r} is no strategy: pass a value such as {such}.")
     if reduction == "mean" and getattr(value, "lengths_known", True):
         value.divisor(Window(0, 0, 1, 1))  # raises where there is no constant
     return value

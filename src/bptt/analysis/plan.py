@@ -145,7 +145,7 @@ def plan(
     strategies: which to consider; None is full BPTT, ARTBP, and truncations of some lengths.
 
     Returns a `Plan`. Parameters, buffers, `.grad`, modes and random-number states are as before; hooks do fire.
-    Raises ValueError for a budget that no strategy fits, with the least that would, and for bad arguments.
+    Raises BudgetError for a budget that no strategy fits, with the least that would; ValueError for bad arguments.
     Cost: some hundred windows, the longest of about 0.1 s and within the budget or 64 MiB. Kernels that change with
     the length bend the lines. ARTBP's windows are those that a generator of seed 0 draws.
 
@@ -200,9 +200,11 @@ def plan(
         torch.clear_autocast_cache()
     if not any(row.fits for row in rows):
         bound, strategy = min(least, key=lambda pair: pair[0])
-        raise ValueError(
+        raise _errors.BudgetError(
             f"memory={memory!r}: no strategy fits. The least that would is memory={bound}, for {strategy}. Give that "
-            f"much, or use smaller batches."
+            f"much, or use smaller batches.",
+            bound,
+            strategy,
         )
     return Plan(steps, budget, tuple(rows))
 
