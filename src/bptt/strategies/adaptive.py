@@ -69,6 +69,11 @@ class AdaptiveTruncatedBPTT(Strategy):
         return False
 
     @property
+    def reach(self) -> int:
+        """2K - 1 for the largest K."""
+        return 2 * self.k_max - 1
+
+    @property
     def spec(self) -> str | None:
         """ "adaptive:TOL"; None for other bounds than the default ones."""
         same = self == AdaptiveTruncatedBPTT(self.tolerance)

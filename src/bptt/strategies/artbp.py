@@ -73,6 +73,12 @@ class ARTBP(Strategy):
         return self.per_row
 
     @property
+    def reach(self) -> float | None:
+        """The law's mean_length or `every`, the larger one; per row the whole sequence."""
+        mean = getattr(self.law, "mean_length", None)
+        return math.inf if self.per_row else None if mean is None else max(mean, self.every)
+
+    @property
     def spec(self) -> str | None:
         """ "artbp:L", or "random:L" without the factors; None beyond the default form of the law."""
         length = getattr(self.law, "mean_length", None)

@@ -114,6 +114,11 @@ class Strategy(Protocol):
         return True
 
     @property
+    def reach(self) -> float | None:
+        """Steps that its longest windows go through, or its mean ones where they are drawn; None where nobody knows."""
+        return None
+
+    @property
     def spec(self) -> str | None:
         """The text that `bptt.strategies.parse` makes this value of, such as "tbptt:5:50"; None where there is none."""
         return None
@@ -133,7 +138,12 @@ class Strategy(Protocol):
 
 
 def says(strategy: Any, what: str) -> Any:
-    """A property of a strategy, or its default for one that doesn't inherit from `Strategy`."""
+    """A property of a strategy, or its default for one that doesn't inherit from `Strategy`.
+
+    >>> import bptt
+    >>> bptt.strategies.says(bptt.TruncatedBPTT(k1=5, k2=50), "reach"), bptt.strategies.says(object(), "kind")
+    (50, 'biased')
+    """
     default = getattr(Strategy, what).fget(strategy)
     return getattr(strategy, what, default)
 

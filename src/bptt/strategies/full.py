@@ -37,6 +37,11 @@ class FullBPTT(Strategy):
         return True
 
     @property
+    def reach(self) -> float:
+        """All there are."""
+        return math.inf
+
+    @property
     def spec(self) -> str:
         """ "full"."""
         return "full"

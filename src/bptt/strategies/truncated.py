@@ -41,6 +41,11 @@ class TruncatedBPTT(Strategy):
         _check(self)
 
     @property
+    def reach(self) -> int:
+        """k2."""
+        return self.k1 if self.k2 is None else self.k2
+
+    @property
     def spec(self) -> str:
         """ "tbptt:K1" or "tbptt:K1:K2"."""
         return f"tbptt:{self.k1}" + (f":{self.k2}" if self.k2 not in (None, self.k1) else "")
