@@ -11,6 +11,7 @@ from bptt.cli.contest.contest import Found
 from bptt.cli.contest.runner import Point, Run
 from bptt.cli.contest.settings import setting
 from bptt.cli.contest.verdict import verdict
+from bptt.cli.strategies import parse_strategies
 
 SMALL = ["--hidden", "5", "--batch", "2", "--sequence-length", "20", "--draws", "3", "--seeds", "2", "--budget", "120"]
 
@@ -89,7 +90,8 @@ def test_the_verdict_is_what_the_numbers_say():
         "artbp:5": measured([0.05, 0.0, 0.2], [0.01, -0.1, 0.1], draws=60),
         "tbptt:2": measured([0.6] * 3, [-0.6] * 3),
     }
-    found = Found(config, setting(config), parse_budget("100"), runs, {"start": biases, "end": {}}, runs["full"][0])
+    strategies, gradients = parse_strategies(",".join(runs)), {"start": biases, "end": {}}
+    found = Found(config, setting(config), parse_budget("100"), strategies, runs, gradients, runs["full"][0])
     said = verdict(found)
     assert said["exact gradient"] == "full"
     assert said["least biased of the others"] == "artbp:5, whose bias 60 draws can't tell from none"

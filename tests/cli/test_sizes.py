@@ -183,7 +183,7 @@ def test_ctrl_c_ends_a_window_that_is_still_being_read(train, folder, monkeypatc
     """A law that never cuts, and one Ctrl-C while the text is read again and again."""
     never = bptt.ARTBP(bptt.ConstantLaw(1e12))
     monkeypatch.setattr("bptt.cli.reading.parse_strategy", lambda *words: never)
-    monkeypatch.setattr("bptt.cli.train.reach", lambda strategy: ("L", 4))
+    monkeypatch.setattr("bptt.cli.train.reach", lambda strategy: 4)
 
     def stream(*args):
         for number, chunk in enumerate(chunks(*args)):

@@ -12,7 +12,7 @@ import tyro
 
 import bptt
 from bptt.cli.config import PLAIN, at_least_one, can_be_written, flag, parse
-from bptt.cli.diagnosis import Measured, ladder, show
+from bptt.cli.diagnosis import Measured, ladder, show, truncates
 from bptt.cli.files import data_text
 from bptt.cli.folder import CONFIG, load, replace
 from bptt.cli.model import CharModel, build, loss
@@ -190,7 +190,7 @@ def _measure(model: CharModel, chunk: bptt.Chunk, trained: TrainConfig | None) -
             )
             strategies: list[Any] = [bptt.TruncatedBPTT(tau) for tau in taus]
             own = None if trained is None else reading(trained).strategy
-            if isinstance(own, bptt.TruncatedBPTT):
+            if own is not None and truncates(own):
                 strategies.append(own)
             shares = _dropped(model, chunk, state, strategies)
     except UserError as error:

@@ -10,6 +10,8 @@ import torch
 
 import bptt
 from bptt.cli.screen import Screen
+from bptt.cli.strategies import first
+from bptt.strategies import says
 
 ENOUGH = 0.1
 """A truncation that drops less than this share of the gradient is named."""
@@ -148,18 +150,8 @@ def advice(measured: Measured) -> list[str]:
     """What follows for `--strategy`, in a sentence or two."""
     steps, name, own = measured.found.steps, measured.own_name, measured.own
     said = []
-    if isinstance(own, bptt.ARTBP) and not own.compensate:
-        said.append(f"{name}, this run's strategy, is biased: what its cuts drop, no factors make up for.")
-    elif isinstance(own, bptt.ARTBP):
-        said.append(f"{name}, this run's strategy, drops nothing on average, at the price of noise.")
-    elif isinstance(own, bptt.FullBPTT):
-        said.append(f"{name}, this run's strategy, drops nothing within a sequence.")
-    elif isinstance(own, bptt.TruncatedBPTT) and _whole(own, steps):
-        said.append(f"{name}, this run's strategy, cuts nothing in {steps} steps; give a larger --length.")
-    elif isinstance(own, bptt.TruncatedBPTT):
-        said.append(f"{name}, this run's strategy, drops {share(measured.own_dropped)} of this gradient.")
-    elif own is not None:
-        said.append(f"{name}, this run's strategy, chose its length on the way.")
+    if own is not None:
+        said.append(f"{name}, this run's strategy, {_of_own(own, steps, measured.own_dropped)}.")
     known = {tau: value for tau, value in measured.found.dropped.items() if not math.isnan(value)}
     if not known:
         return [*said, "The gradient is zero, so there is nothing to drop."]
@@ -178,7 +170,23 @@ def advice(measured: Measured) -> list[str]:
     return said
 
 
-def _whole(strategy: bptt.TruncatedBPTT, steps: int) -> bool:
-    """Whether every loss of a sequence reaches back to its start."""
-    k2 = strategy.k1 if strategy.k2 is None else strategy.k2
-    return strategy.k1 >= steps or k2 >= steps + strategy.k1 - 1
+def _of_own(strategy: Any, steps: int, dropped: float) -> str:
+    """What a strategy drops of the gradient of so many steps."""
+    kind = says(strategy, "kind")
+    if kind == "unbiased":
+        return "drops nothing on average, at the price of noise"
+    if kind == "exact":
+        return "drops nothing within a sequence"
+    if not says(strategy, "lengths_known"):
+        return "chose its length on the way"
+    if not truncates(strategy):
+        return "is biased: what its cuts drop, no factors make up for"
+    windows = strategy.windows(lambda t: int(min(t, steps)), lambda **_: 0.5)
+    if all(window.start == 0 and not window.weights for window in windows):
+        return f"cuts nothing in {steps} steps; give a larger --length"
+    return f"drops {share(dropped)} of this gradient"
+
+
+def truncates(strategy: Any) -> bool:
+    """Whether a strategy cuts at places that are known beforehand, so that one backward pass shows what it drops."""
+    return says(strategy, "kind") == "biased" and says(strategy, "lengths_known") and first(strategy) is not None

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 
 import bptt
-from bptt.cli.config import at_least_one, at_most, parse
+from bptt.cli.config import at_least_one, at_most, flag, parse
 from bptt.cli.files import data_text
 from bptt.cli.model import build, loss
 from bptt.cli.printing import UserError, duration, one_line, size, user_errors
@@ -21,6 +20,7 @@ from bptt.cli.strategies import labelled, parse_strategies
 from bptt.cli.train import describe, device_of, parameters
 from bptt.cli.train_config import TrainConfig
 from bptt.data import PYTHON_DOCS, Vocabulary, lanes
+from bptt.strategies import says
 
 STEPS_MOST = 1_000_000
 """Characters of a sequence; every window of it is counted, and times go on in proportion."""
@@ -61,6 +61,10 @@ class PlanConfig:
         """Raise `UserError` for a number that cannot be."""
         at_least_one(self, "hidden", "layers", "batch", "steps")
         at_most(self, steps=STEPS_MOST)
+        try:  # the library knows which texts are sizes
+            bptt.unroll(torch.nn.RNN(1, 1), loss, [], strategy=bptt.FullBPTT(), memory=self.memory)
+        except ValueError:
+            raise UserError(f'--memory {self.memory!r}: give a size such as "512MiB" or "2GB"') from None
 
 
 def run(words: Sequence[str]) -> int:
@@ -68,9 +72,10 @@ def run(words: Sequence[str]) -> int:
     config = parse(PlanConfig, words, "bptt plan")
     config.check()
     wanted = None if config.strategies is None else parse_strategies(config.strategies)
-    if any(isinstance(strategy, bptt.AdaptiveTruncatedBPTT) for strategy in (wanted or {}).values()):
+    finds = [name.split(":")[0] for name, each in (wanted or {}).items() if not says(each, "lengths_known")]
+    if finds:
         raise UserError(
-            f"--strategies {config.strategies}: adaptive finds its lengths during training. Plan tbptt:K:2K-1 for "
+            f"--strategies {config.strategies}: {finds[0]} finds its lengths during training. Plan tbptt:K:2K-1 for "
             f"the K that you expect, such as tbptt:20:39"
         )
     device = device_of(config.device)
@@ -82,32 +87,29 @@ def run(words: Sequence[str]) -> int:
     screen = Screen()
     with user_errors():
         model = build(len(vocabulary), config.cell, config.hidden, config.layers).to(device)
-        with screen.waiting("measuring short windows"), _named_as_flags():
-            found = bptt.plan(
-                model,
-                loss,
-                bptt.Chunk(ids[:-1], ids[1:]),
-                model.initial_state(config.batch),
-                steps=config.steps,
-                memory=config.memory,
-                strategies=None if wanted is None else list(wanted.values()),
-                state_batch_dim=1,
-            )
+        try:
+            with screen.waiting("measuring short windows"):
+                found = bptt.plan(
+                    model,
+                    loss,
+                    bptt.Chunk(ids[:-1], ids[1:]),
+                    model.initial_state(config.batch),
+                    steps=config.steps,
+                    memory=config.memory,
+                    strategies=None if wanted is None else list(wanted.values()),
+                    state_batch_dim=1,
+                )
+        except bptt.BudgetError as error:
+            raise UserError(
+                f"--memory {config.memory!r}: no strategy fits. The least that would is --memory {error.least}, for "
+                f"{error.strategy}. Give that much, or use smaller batches."
+            ) from None
     title = describe(TrainConfig(cell=config.cell, hidden=config.hidden, layers=config.layers)).split(",")[0]
     screen.say(f"model     {title}, {parameters(model):,} parameters, on {device}")
     screen.say(f"sequence  {config.batch} x {config.steps:,} characters of {one_line(config.data)}")
     screen.say(f"budget    {config.memory or 'none'}\n")
     _show(screen, found)
     return 0
-
-
-@contextlib.contextmanager
-def _named_as_flags() -> Iterator[None]:
-    """Errors of the library in the command line's words."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(str(error).replace("memory=", "--memory ")) from error
 
 
 def _show(screen: Screen, found: bptt.Plan) -> None:
@@ -157,10 +159,9 @@ def named(strategy: Any) -> str:
     >>> named(bptt.TruncatedBPTT(5, 50)), named(bptt.ARTBP(every=16)), named(bptt.FullBPTT())
     ('tbptt:5:50', 'artbp:50 --every 16', 'full')
     """
-    if isinstance(strategy, bptt.FullBPTT):
-        return "full"
-    if isinstance(strategy, bptt.TruncatedBPTT):
-        return f"tbptt:{strategy.k1}" + (f":{strategy.k2}" if strategy.k2 not in (None, strategy.k1) else "")
-    kind = "artbp" if strategy.compensate else "random"
-    every = f" --every {strategy.every}" if strategy.every > 1 else ""
-    return labelled(f"{kind}:{strategy.law.mean_length:g}") + every
+    text, beside = says(strategy, "spec"), ""
+    for field in dataclasses.fields(strategy) if text is None and dataclasses.is_dataclass(type(strategy)) else ():
+        if text is None and field.init and field.default is not dataclasses.MISSING:
+            text = says(dataclasses.replace(strategy, **{field.name: field.default}), "spec")
+            beside = f" {flag(field.name)} {getattr(strategy, field.name)}"
+    return str(strategy) if text is None else labelled(text, strategy) + beside

@@ -7,15 +7,15 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-import bptt
 from bptt.cli.config import flag
 from bptt.cli.printing import UserError
-from bptt.cli.strategies import LAWFUL, parse_strategy
+from bptt.cli.strategies import LAWFUL, first, parse_strategy, reach
 from bptt.cli.train_config import TrainConfig
+from bptt.strategies import says
 
 T = TypeVar("T")
 CHUNK = 64
-"""Characters read at once where the strategy doesn't say how many it needs."""
+"""Characters read at once where nobody knows how many losses an update will have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,21 +34,24 @@ def reading(config: TrainConfig) -> Reading:
     """
     strategy = parse_strategy(config.strategy, "--strategy", config.law, config.alpha, config.every or 1)
     kind = config.strategy.split(":")[0]
-    for owners, names in ((LAWFUL, ("law", "alpha", "every")), (("full",), ("sequence_length",))):
+    sequences = says(strategy, "sequences")
+    for applies, owner, names in (
+        (kind in LAWFUL, "artbp", ("law", "alpha", "every")),
+        (sequences, "full", ("sequence_length",)),
+    ):
         for name in names:
-            if kind not in owners and getattr(config, name) is not None:
-                raise UserError(f"{flag(name)} applies only to --strategy {owners[0]}, not to {config.strategy}")
+            if not applies and getattr(config, name) is not None:
+                raise UserError(f"{flag(name)} applies only to --strategy {owner}, not to {config.strategy}")
     if config.law == "constant" and config.alpha is not None:
         raise UserError("--alpha applies only to --law polynomial, not to constant")
-    if kind == "full":
+    if sequences:
         if config.sequence_length is None:
-            raise UserError("--strategy full takes finite sequences: give --sequence-length too, such as 500")
+            raise UserError(f"--strategy {kind} takes finite sequences: give --sequence-length too, such as 500")
         return Reading(strategy, config.sequence_length, sequences=True)
-    if isinstance(strategy, bptt.TruncatedBPTT):
-        return Reading(strategy, strategy.k1)
-    if isinstance(strategy, bptt.ARTBP):
-        return Reading(strategy, max(strategy.every, math.ceil(float(config.strategy.split(":")[1]))))
-    return Reading(strategy, CHUNK)
+    if not says(strategy, "lengths_known"):
+        return Reading(strategy, CHUNK)
+    window = first(strategy)
+    return Reading(strategy, math.ceil(reach(strategy)) or CHUNK if window is None else window.steps)
 
 
 def until(stream: Iterator[T], stopping: Callable[[], bool]) -> Iterator[T]:

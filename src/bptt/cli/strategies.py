@@ -7,9 +7,14 @@ from typing import Any
 
 import bptt
 from bptt.cli.printing import UserError, user_errors
+from bptt.strategies import says
 
 LAWFUL = ("artbp", "random")
 """Kinds with a law of where to cut."""
+NUMBERS = {"tbptt": ("K1", "K2"), "artbp": ("L",), "random": ("L",)}
+"""What the grammar calls the numbers of a text that say how long windows are."""
+LONG = 10**6
+"""Steps of a stream on which strategies are looked at."""
 
 
 def parse_strategy(text: str, where: str, law: str | None = None, alpha: float | None = None, every: int = 1) -> Any:
@@ -46,26 +51,51 @@ def parse_strategies(text: str, where: str = "--strategies") -> dict[str, Any]:
     return {name: parse_strategy(name, where) for name in names}
 
 
-def reach(strategy: Any) -> tuple[str, float]:
-    """What makes the windows of a strategy long, in words, and how many steps they then have, on average.
+def reach(strategy: Any) -> float:
+    """How many steps the longest windows of a strategy have, or the mean ones where they are drawn; 0 if nothing tells.
 
-    >>> reach(bptt.TruncatedBPTT(5, 50)), reach(bptt.ARTBP(every=100)), reach(bptt.FullBPTT())
-    (('K2', 50), ('--every', 100), ('a sequence', 0))
+    >>> reach(bptt.TruncatedBPTT(5, 50)), reach(bptt.ARTBP(every=100)), reach(bptt.ARTBP(lambda k: 0.1))
+    (50, 100, 0)
     """
-    if isinstance(strategy, bptt.TruncatedBPTT):
-        return ("K1", strategy.k1) if strategy.k2 is None else ("K2", strategy.k2)
-    if isinstance(strategy, bptt.ARTBP):
-        mean = strategy.law.mean_length  # pyright: ignore[reportFunctionMemberAccess]
-        return ("--every", strategy.every) if strategy.every > mean else ("L", mean)
-    if isinstance(strategy, bptt.AdaptiveTruncatedBPTT):
-        return "K", 2 * strategy.k_max - 1
-    return "a sequence", 0
+    return says(strategy, "reach") or 0
 
 
-def labelled(name: str) -> str:
-    """The text of a strategy with what everybody should know of it.
+def long_by(text: str, every: int | None) -> str:
+    """What makes windows long: the last number of a strategy's text, as the grammar calls it, or `--every` beyond it.
 
-    >>> labelled("random:50"), labelled("artbp:50")
+    >>> long_by("tbptt:5", None), long_by("tbptt:5:50", None), long_by("artbp:50", 1), long_by("artbp:50", 100)
+    ('K1', 'K2', 'L', '--every')
+    """
+    kind, *numbers = text.split(":")
+    if kind not in NUMBERS:
+        return "a strategy with windows"
+    return "--every" if every is not None and every > float(numbers[-1]) else NUMBERS[kind][len(numbers) - 1]
+
+
+def first(strategy: Any) -> Any:
+    """The first window or probe of a strategy on a long stream; None where it draws a random number before.
+
+    >>> first(bptt.TruncatedBPTT(5, 50)).stop, first(bptt.ARTBP())
+    (5, None)
+    """
+
+    def draw(each_row: bool = False) -> Any:
+        raise _Drawn
+
+    try:
+        return next(strategy.windows(lambda t: int(min(t, LONG)), draw), None)
+    except _Drawn:
+        return None
+
+
+class _Drawn(Exception):
+    """A strategy asks for a random number."""
+
+
+def labelled(name: str, strategy: Any) -> str:
+    """The text of a strategy with what everybody should know of it: that it is biased though it draws.
+
+    >>> labelled("random:50", bptt.ARTBP(compensate=False)), labelled("artbp:50", bptt.ARTBP())
     ('random:50 (biased)', 'artbp:50')
     """
-    return f"{name} (biased)" if name.startswith("random") else name
+    return f"{name} (biased)" if says(strategy, "kind") == "biased" and first(strategy) is None else name

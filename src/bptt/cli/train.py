@@ -23,11 +23,12 @@ from bptt.cli.progress import Display
 from bptt.cli.reading import Reading, reading
 from bptt.cli.report import report
 from bptt.cli.room import ADAM, FLOAT, must_have_room, numbers_of_window
-from bptt.cli.strategies import labelled, reach
+from bptt.cli.strategies import labelled, long_by, parse_strategy, reach
 from bptt.cli.streams import lost
 from bptt.cli.train_config import TrainConfig, parse_train
 from bptt.cli.training import NonFinite, Training
 from bptt.data import PYTHON_DOCS, Vocabulary, lanes, split
+from bptt.strategies import says
 
 SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 400, 0.6
 
@@ -89,8 +90,9 @@ def _prepare(config: TrainConfig, read: Reading, device: torch.device, folder: R
 
 def _ends(config: TrainConfig, read: Reading, lane: int) -> None:
     """Raise UserError for windows longer than the text: it is read again and again, and no update comes of it."""
-    what, steps = reach(read.strategy)
-    if steps > lane and not isinstance(read.strategy, bptt.AdaptiveTruncatedBPTT):
+    steps = reach(read.strategy)
+    if steps > lane and not read.sequences and says(read.strategy, "lengths_known"):
+        what = long_by(config.strategy, config.every)
         named = f"--strategy {config.strategy}" + (f" --every {config.every}" if what == "--every" else "")
         raise UserError(
             f"{named}: windows of {steps:,.0f} characters, but with --batch {config.batch} a lane of this text has "
@@ -100,7 +102,7 @@ def _ends(config: TrainConfig, read: Reading, lane: int) -> None:
 
 def _fits(config: TrainConfig, read: Reading, lane: int, characters: int) -> None:
     """Raise UserError for windows that memory has no room for."""
-    steps = min(config.sequence_length or reach(read.strategy)[1], lane)
+    steps = min(config.sequence_length or reach(read.strategy), lane)
     if config.memory is None:
         window = numbers_of_window(steps, config.batch, config.cell, config.hidden, config.layers, characters)
         named = f"--strategy {config.strategy} --hidden {config.hidden}"
@@ -183,7 +185,7 @@ def _sample(training: Training) -> str:
 def describe(config: TrainConfig) -> str:
     """The model and how it is trained, in one phrase."""
     layers = f"{config.layers} layers of " if config.layers > 1 else ""
-    strategy = labelled(config.strategy)
+    strategy = labelled(config.strategy, parse_strategy(config.strategy, "--strategy"))
     return f"{config.cell} of {layers}{config.hidden} units, {strategy}, {config.optimizer} {config.lr:g}"
 
 

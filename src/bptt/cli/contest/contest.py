@@ -18,6 +18,7 @@ from bptt.cli.contest.settings import Setting
 from bptt.cli.diagnosis import number
 from bptt.cli.interrupt import Interrupt
 from bptt.cli.printing import duration
+from bptt.cli.strategies import labelled
 
 
 class Stopped(Exception):
@@ -28,14 +29,14 @@ class Stopped(Exception):
 class Found:
     """Everything that is told of.
 
-    config: resolved. runs: by strategy, one a seed. gradients: by WHEN and strategy; a missing one could not be
-    measured. reference: the run whose weights "end" is, None if all diverged, or
-    if the optimum is known.
+    config: resolved. strategies: by name. runs: by strategy, one a seed. gradients: by WHEN and strategy; a missing one
+    could not be measured. reference: the run whose weights "end" is, None if all diverged, or if the optimum is known.
     """
 
     config: CompareConfig
     setting: Setting
     budget: Budget
+    strategies: dict[str, Any]
     runs: dict[str, list[Run]]
     gradients: dict[str, dict[str, dict[str, Any]]]
     reference: Run | None
@@ -44,6 +45,10 @@ class Found:
     def names(self) -> list[str]:
         """The strategies, as they were given."""
         return list(self.runs)
+
+    def label(self, name: str) -> str:
+        """A strategy as it is shown."""
+        return labelled(name, self.strategies[name])
 
 
 class Contest:
@@ -82,7 +87,7 @@ class Contest:
             whole = []
         reference = min(whole, key=lambda run: run.last.loss, default=None)
         gradients = {when: self._gradients(when, reference, bars) for when in WHEN}
-        return Found(self.config, self.setting, self.budget, runs, gradients, reference)
+        return Found(self.config, self.setting, self.budget, self.strategies, runs, gradients, reference)
 
     def _each(self) -> Iterator[tuple[str, int]]:
         """Strategies of one seed after the other: what is finished can be compared at any time."""

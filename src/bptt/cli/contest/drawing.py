@@ -15,7 +15,6 @@ from matplotlib.lines import Line2D
 
 from bptt.cli.contest.contest import Found
 from bptt.cli.contest.panels import INK, MARK, RULE, Panel, looks, marks
-from bptt.cli.strategies import labelled
 
 STYLE: Any = {
     "font.size": 8.5,
@@ -54,7 +53,7 @@ def png(panels: Sequence[Panel], found: Found, path: Path) -> None:
             panel.draw(axes)
             axes.set_title(panel.title, fontsize=10, loc="left")
         lines = [
-            Line2D([], [], color=look.colour, linestyle=look.dash, label=labelled(name))
+            Line2D([], [], color=look.colour, linestyle=look.dash, label=found.label(name))
             for name, look in looks(found.names).items()
         ]
         lines += [Line2D([], [], **MARK, label=told) for told in marks(found)]

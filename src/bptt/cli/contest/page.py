@@ -16,7 +16,6 @@ from bptt.cli.contest.results import standings
 from bptt.cli.contest.verdict import verdict
 from bptt.cli.html import templates
 from bptt.cli.printing import printable
-from bptt.cli.strategies import labelled
 
 
 def page(found: Found, command: str) -> str:
@@ -35,7 +34,7 @@ def page(found: Found, command: str) -> str:
         verdict=verdict(found),
         facts=facts,
         command=command,
-        looks={labelled(name): look for name, look in looks(found.names).items()},
+        looks={found.label(name): look for name, look in looks(found.names).items()},
         groups=[
             ("Learning", loss_panels(found, placed)),
             ("Gradient", gradient_panels(placed)),
@@ -47,8 +46,8 @@ def page(found: Found, command: str) -> str:
         gradients=[tables.gradients(found, when) for when in WHEN],
         parameters=[tables.by_parameter(found, when) for when in WHEN],
         draws=found.config.draws,
-        diverged={f"{labelled(each.name)}, seed {run.seed}": run.diverged for each in placed for run in each.diverged},
-        reference=found.reference and f"{labelled(found.reference.strategy)}, seed {found.reference.seed}",
+        diverged={f"{each.label}, seed {run.seed}": run.diverged for each in placed for run in each.diverged},
+        reference=found.reference and f"{found.label(found.reference.strategy)}, seed {found.reference.seed}",
         measured=found.setting.measured.inputs.shape[0],
         seeds=seeds,
     )

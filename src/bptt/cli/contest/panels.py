@@ -19,7 +19,6 @@ from bptt.cli.contest.runner import Point, Run
 from bptt.cli.diagnosis import number
 from bptt.cli.plots import style
 from bptt.cli.printing import size
-from bptt.cli.strategies import labelled
 
 INK, RULE = "#1b1f24", "#dddddd"
 """Of text and axes, and of the grid; the page puts its own colours in their place."""
@@ -223,6 +222,6 @@ def _decisions(placed: Sequence[Standing]) -> Callable[[Axes], None]:
 
 def rows(axes: Axes, placed: Sequence[Standing]) -> None:
     """A row for each strategy, the first at the top."""
-    axes.set_yticks(np.arange(len(placed)), [labelled(each.name) for each in placed])
+    axes.set_yticks(np.arange(len(placed)), [each.label for each in placed])
     axes.set_ylim(len(placed) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)

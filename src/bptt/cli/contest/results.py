@@ -15,6 +15,7 @@ import numpy as np
 from bptt.cli.contest.contest import Found
 from bptt.cli.contest.gradients import WHEN
 from bptt.cli.contest.runner import Point, Run
+from bptt.strategies import says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +36,12 @@ class Spread:
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-    """One strategy: its runs, and its gradient by WHEN as far as it could be measured."""
+    """One strategy: its name as it is given and as it is shown, its runs, and its gradient by WHEN as far as it could
+    be measured. kind: as the strategy says."""
 
     name: str
+    label: str
+    kind: str
     runs: list[Run]
     gradients: dict[str, dict[str, Any]]
 
@@ -128,7 +132,13 @@ class Standing:
 def standings(found: Found) -> list[Standing]:
     """Every strategy's, as they were given."""
     return [
-        Standing(name, runs, {when: known[name] for when in WHEN if name in (known := found.gradients[when])})
+        Standing(
+            name,
+            found.label(name),
+            says(found.strategies[name], "kind"),
+            runs,
+            {when: known[name] for when in WHEN if name in (known := found.gradients[when])},
+        )
         for name, runs in found.runs.items()
     ]
 

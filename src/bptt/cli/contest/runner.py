@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import itertools
 import math
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from bptt.cli.printing import UserError, user_errors
 from bptt.cli.reading import until
 from bptt.cli.room import FLOAT, must_have_room
 from bptt.cli.strategies import reach
+from bptt.strategies import says
 
 STEPS_MOST = 10_000_000
 """Steps of a window that any budget of memory makes an update of within hours."""
@@ -130,9 +130,9 @@ class Runner:
         return run
 
     def _updates(self) -> Iterator[Any]:
-        """Those of the stream, or of one sequence after another for the full gradient."""
+        """Those of the stream, or of one sequence after another for a strategy that takes sequences."""
         setting = self.setting
-        if not isinstance(self.strategy, bptt.FullBPTT):
+        if not says(self.strategy, "sequences"):
             stream = _limited(setting.stream(self.seed), self.budget.steps)
             yield from self._unroll(until(stream, self.stopping))
             return
@@ -211,11 +211,11 @@ def must_fit(setting: Setting, strategies: dict[str, Any], budget: Budget, memor
 
     Raises: UserError for a budget of steps or memory that is too little, with the least that isn't.
     """
-    whole = [name for name, strategy in strategies.items() if isinstance(strategy, bptt.FullBPTT)]
+    whole = next((name for name, strategy in strategies.items() if says(strategy, "sequences")), None)
     if whole and budget.steps is not None and budget.steps < setting.sequence:
         raise UserError(
-            f"--budget {budget.steps}: full needs at least the {setting.sequence} steps of a sequence. Give that or "
-            f"more, or leave full out of --strategies"
+            f"--budget {budget.steps}: {whole} needs at least the {setting.sequence} steps of a sequence. Give that or "
+            f"more, or leave {whole} out of --strategies"
         )
     for name, strategy in strategies.items():
         _ends(setting, name, strategy, budget, memory)
@@ -226,17 +226,14 @@ def must_fit(setting: Setting, strategies: dict[str, Any], budget: Budget, memor
         raise UserError("no memory for a model of this size. Give a smaller --hidden") from None
     least: dict[str, int] = {}
     for name, strategy in strategies.items():
-        try:
-            with user_errors():
-                stream = itertools.islice(setting.sequences(0), 1)  # full reads a stream to its end
-                if not isinstance(strategy, bptt.FullBPTT):
-                    stream = _limited(setting.stream(0), budget.steps)
+        stream = itertools.islice(setting.sequences(0), 1)  # full reads a stream to its end
+        if not says(strategy, "sequences"):
+            stream = _limited(setting.stream(0), budget.steps)
+        with user_errors():
+            try:
                 next(unroll(setting, copy.deepcopy(model), stream, strategy, memory, seed=0))
-        except UserError as error:
-            found = re.search(r"the least that works here is memory=(\d+)|, which takes (\d+):", str(error))
-            if not found:
-                raise UserError(f"{error}") from None
-            least[name] = int(found[1] or found[2])
+            except bptt.BudgetError as error:
+                least[name] = error.least
     if not least:
         return
     if len(least) == len(strategies):
@@ -248,10 +245,10 @@ def must_fit(setting: Setting, strategies: dict[str, Any], budget: Budget, memor
 
 def _ends(setting: Setting, name: str, strategy: Any, budget: Budget, memory: str | None) -> None:
     """Raise UserError for windows that a run's budget, its data or memory has no room for: no update comes of them."""
-    _, steps = reach(strategy)
-    whole = isinstance(strategy, bptt.FullBPTT)
+    whole = says(strategy, "sequences")
+    steps = 0 if whole else reach(strategy)
     for most, of in ((budget.steps, f"--budget {budget.steps}"), (setting.whole, "one pass through the text")):
-        if most is not None and steps > most and not isinstance(strategy, bptt.AdaptiveTruncatedBPTT):
+        if most is not None and steps > most and says(strategy, "lengths_known"):
             raise UserError(
                 f"--strategies {name}: windows of {steps:,.0f} steps, but {of} has only {most:,}; give that or less"
             )

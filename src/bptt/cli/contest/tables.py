@@ -10,7 +10,6 @@ from bptt.cli.contest.results import Standing, equal_time, standings
 from bptt.cli.contest.verdict import spread
 from bptt.cli.diagnosis import number, share
 from bptt.cli.printing import duration, quantity, size
-from bptt.cli.strategies import labelled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +34,7 @@ def results(found: Found) -> Table:
         end = [number(each.parameter)] if parameter and each.parameter is not None else [""] * bool(parameter)
         rows.append(
             [
-                labelled(each.name),
+                each.label,
                 _diverged(each) if each.loss is None else spread(each.loss),
                 "" if early is None else spread(early),
                 *end,
@@ -58,7 +57,7 @@ def brief(found: Found) -> Table:
         end = [number(each.parameter)] if parameter and each.parameter is not None else [""] * bool(parameter)
         told = "diverged" if each.loss is None else spread(each.loss)
         cost = [f"{each.updates:,.0f}", duration(each.seconds), size(each.memory_bytes)]
-        rows.append([labelled(each.name), told, *end, *cost, share(each.bias)])
+        rows.append([each.label, told, *end, *cost, share(each.bias)])
     return Table("", [*columns, "bias"], rows)
 
 
@@ -73,7 +72,7 @@ def gradients(found: Found, when: str) -> Table:
         estimates = [estimate(each.value(when, name)) for name in ("bias", "signed_bias", "cosine", "variance")]
         counts = [quantity(measured[name]) for name in ("forward_steps", "backward_steps")]
         cost = [size(measured["memory_bytes"]), f"{1e3 * measured['seconds']:.3g} ms"]
-        rows.append([labelled(each.name), *estimates, *counts, *cost])
+        rows.append([each.label, *estimates, *counts, *cost])
     return Table(f"At the {when}", columns, rows)
 
 
@@ -82,7 +81,7 @@ def by_parameter(found: Found, when: str) -> Table:
     placed = [each for each in standings(found) if when in each.gradients]
     names = list(placed[0].gradients[when]["parameters"]) if placed else []
     rows = [[name, *(estimate(each.gradients[when]["parameters"][name]["bias"]) for each in placed)] for name in names]
-    return Table(f"At the {when}", ["parameter", *(labelled(each.name) for each in placed)], rows)
+    return Table(f"At the {when}", ["parameter", *(each.label for each in placed)], rows)
 
 
 def estimate(found: Sequence[float | None] | None) -> str:

@@ -9,7 +9,6 @@ from bptt.cli.contest.contest import Found
 from bptt.cli.contest.results import Spread, Standing, equal_time, standings
 from bptt.cli.diagnosis import number, share
 from bptt.cli.printing import duration, size
-from bptt.cli.strategies import labelled
 
 EXACT = 1e-4
 """Relative bias below which a gradient counts as exact: float32 sums over other windows differ by that little."""
@@ -24,14 +23,14 @@ def verdict(found: Found) -> dict[str, str]:
     said["cheapest"] = _cheapest(placed)
     together = equal_time(placed)
     if together is not None:
-        losses = {each.name: each.loss_at(together) for each in placed}
+        losses = {each.label: each.loss_at(together) for each in placed}
         said["best at equal time"] = f"{_best(losses)}, all after {duration(together)} of training"
     if found.budget.steps is not None:
-        losses = {each.name: each.loss for each in placed}
+        losses = {each.label: each.loss for each in placed}
         said["best for equal data"] = f"{_best(losses)}, all after {found.budget}"
     if found.setting.optimum is not None:
         said |= _ends(placed, found.setting.optimum, found.setting.parameter or "")
-    diverged = [f"{labelled(each.name)} ({len(each.diverged)} of {len(each.runs)})" for each in placed if each.diverged]
+    diverged = [f"{each.label} ({len(each.diverged)} of {len(each.runs)})" for each in placed if each.diverged]
     if diverged:
         said["diverged"] = f"{', '.join(diverged)} runs"
     return said
@@ -51,25 +50,23 @@ def _least_biased(placed: Sequence[Standing]) -> str:
         return "there is no other"
     best = min(others, key=lambda each: 0.0 if _unbiased(each) else each.bias)
     if not _unbiased(best):
-        return f"{labelled(best.name)}, off by {share(best.bias)} of the gradient's norm"
+        return f"{best.label}, off by {share(best.bias)} of the gradient's norm"
     draws = max(found["draws"] for found in best.gradients.values())
-    return f"{labelled(best.name)}, whose bias {draws} draws can't tell from none"
+    return f"{best.label}, whose bias {draws} draws can't tell from none"
 
 
 def _unbiased(each: Standing) -> bool:
-    """Unbiased by its factors, and no measurement says otherwise."""
+    """Unbiased as it says, and no measurement says otherwise."""
     found = [each.value(when, "signed_bias") for when in each.gradients]
-    return each.name.startswith("artbp") and all(known is None or known[1] <= 0 <= known[2] for known in found)
+    return each.kind == "unbiased" and all(known is None or known[1] <= 0 <= known[2] for known in found)
 
 
 def _cheapest(placed: Sequence[Standing]) -> str:
     fast = min(placed, key=lambda each: each.pace)
     small = min(placed, key=lambda each: each.memory_bytes)
     if fast is small:
-        return f"{labelled(fast.name)}, in time ({_pace(fast)}) and in memory ({size(fast.memory_bytes)})"
-    return (
-        f"{labelled(fast.name)} in time ({_pace(fast)}), {labelled(small.name)} in memory ({size(small.memory_bytes)})"
-    )
+        return f"{fast.label}, in time ({_pace(fast)}) and in memory ({size(fast.memory_bytes)})"
+    return f"{fast.label} in time ({_pace(fast)}), {small.label} in memory ({size(small.memory_bytes)})"
 
 
 def _pace(each: Standing) -> str:
@@ -82,9 +79,9 @@ def _best(losses: dict[str, Spread | None]) -> str:
     if not known:
         return "none: every strategy has runs that diverged"
     (name, best), *others = known
-    near = [labelled(other) for other, loss in others if _overlap(best, loss)]
+    near = [other for other, loss in others if _overlap(best, loss)]
     within = f" (within the spread: {', '.join(near)})" if near else ""
-    return f"{labelled(name)} with loss {spread(best)}{within}"
+    return f"{name} with loss {spread(best)}{within}"
 
 
 def _overlap(a: Spread, b: Spread) -> bool:
@@ -94,11 +91,11 @@ def _overlap(a: Spread, b: Spread) -> bool:
 
 def _ends(placed: Sequence[Standing], optimum: float, parameter: str) -> dict[str, str]:
     """Of a model with one parameter: who reached the optimum, and where the others ended."""
-    values = {each.name: each.parameter for each in placed if not each.diverged}
+    values = {each.label: each.parameter for each in placed if not each.diverged}
     known = {name: value for name, value in values.items() if value is not None}
     reached = [name for name, value in known.items() if abs(value - optimum) <= REACHED * abs(optimum)]
-    others = [f"{labelled(name)} ({value:.4g})" for name, value in known.items() if name not in reached]
-    said = {f"{parameter} ends at {optimum:.4g}": ", ".join(map(labelled, reached)) or "of none"}
+    others = [f"{name} ({value:.4g})" for name, value in known.items() if name not in reached]
+    said = {f"{parameter} ends at {optimum:.4g}": ", ".join(reached) or "of none"}
     return said | ({f"{parameter} ends elsewhere": ", ".join(others)} if others else {})
 
 
