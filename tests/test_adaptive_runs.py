@@ -1,7 +1,5 @@
 """Adaptive truncation in a run: beside the other strategies, within a budget, what it reads, what its mean is."""
 
-import re
-
 import pytest
 import torch
 
@@ -43,9 +41,12 @@ def test_a_probe_keeps_within_the_budget_too(memory):
     assert [u.decision.k for u in kept] == [u.decision.k for u in free]
     assert kept[0].memory_bytes < most
     assert kept[0].forward_steps > free[0].forward_steps
-    with pytest.raises(ValueError, match=r"the least that works here is memory=\d+") as error:
+    with pytest.raises(bptt.BudgetError, match=r"a probe of .*: the least that works here is memory=\d+\.$") as error:
         gradient(case, ADAPTIVE(window=50), memory=64)
-    least = int(re.findall(r"\d+", str(error.value))[-1])
+    least = error.value.least
+    with pytest.raises(bptt.BudgetError) as error:
+        gradient(case, ADAPTIVE(window=50), memory=least - 1)
+    assert error.value.least == least
     assert max(u.memory_bytes for u in gradient(case, ADAPTIVE(window=50), memory=least)[1]) <= least
 
 

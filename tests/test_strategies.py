@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bptt
-from bptt.strategies import parse
+from bptt.strategies import parse, says
 from support.cases import make, square
 from support.strategies_under_test import STRATEGIES
 
@@ -96,6 +96,32 @@ KINDS = {
 def test_what_a_strategy_says_of_itself(name):
     strategy = RESUMED[name]
     assert (strategy.kind, strategy.sequences, strategy.lengths_known) == KINDS[name]
+
+
+@pytest.mark.parametrize("name", ["full", "tbptt-1-1", "tbptt-2-5", "tbptt-4-99", "tbptt-99", "artbp-rows"])
+def test_reach_is_the_length_of_the_longest_window(name):
+    strategy, steps = RESUMED[name], 3 * LENGTH
+    windows = list(strategy.windows(lambda t: int(min(t, steps)), draws(0)))
+    assert max(w.stop - w.start for w in windows) == min(strategy.reach, steps)
+
+
+def test_reach_of_windows_that_are_drawn_or_found():
+    """Drawn: the mean, as far as the law says one; found: that of the largest K."""
+    assert bptt.ARTBP(bptt.ConstantLaw(12)).reach == 12
+    assert bptt.ARTBP(bptt.ConstantLaw(12), every=20).reach == 20
+    assert bptt.ARTBP(lambda k: 0.1).reach is None
+    strategy = RESUMED["adaptive"]
+    never = (bptt.Credit([1.0] * 4, [1.0] * 4) for _ in itertools.count())  # credit that doesn't fade
+    windows = answered(strategy.windows(lambda t: int(min(t, 200)), None), never)
+    assert max(w.stop - w.start for w in windows) == strategy.reach == 17
+
+
+def test_what_one_that_inherits_nothing_says():
+    class Mine:
+        kind = "unbiased"
+
+    said = [says(Mine(), what) for what in ("kind", "sequences", "lengths_known", "reach", "spec")]
+    assert said == ["unbiased", False, True, None, None]
 
 
 @given(
