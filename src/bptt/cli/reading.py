@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from bptt.cli.config import flag
 from bptt.cli.printing import UserError
-from bptt.cli.strategies import LAWFUL, first, parse_strategy, reach
+from bptt.cli.strategies import LAWFUL, first, parse_strategy
 from bptt.cli.train_config import TrainConfig
 from bptt.strategies import says
 
@@ -51,7 +51,7 @@ def reading(config: TrainConfig) -> Reading:
     if not says(strategy, "lengths_known"):
         return Reading(strategy, CHUNK)
     window = first(strategy)
-    return Reading(strategy, math.ceil(reach(strategy)) or CHUNK if window is None else window.steps)
+    return Reading(strategy, math.ceil(says(strategy, "reach") or CHUNK) if window is None else window.steps)
 
 
 def until(stream: Iterator[T], stopping: Callable[[], bool]) -> Iterator[T]:

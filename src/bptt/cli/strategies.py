@@ -51,15 +51,6 @@ def parse_strategies(text: str, where: str = "--strategies") -> dict[str, Any]:
     return {name: parse_strategy(name, where) for name in names}
 
 
-def reach(strategy: Any) -> float:
-    """How many steps the longest windows of a strategy have, or the mean ones where they are drawn; 0 if nothing tells.
-
-    >>> reach(bptt.TruncatedBPTT(5, 50)), reach(bptt.ARTBP(every=100)), reach(bptt.ARTBP(lambda k: 0.1))
-    (50, 100, 0)
-    """
-    return says(strategy, "reach") or 0
-
-
 def long_by(text: str, every: int | None) -> str:
     """What makes windows long: the last number of a strategy's text, as the grammar calls it, or `--every` beyond it.
 

@@ -23,7 +23,7 @@ from bptt.cli.progress import Display
 from bptt.cli.reading import Reading, reading
 from bptt.cli.report import report
 from bptt.cli.room import ADAM, FLOAT, must_have_room, numbers_of_window
-from bptt.cli.strategies import labelled, long_by, parse_strategy, reach
+from bptt.cli.strategies import labelled, long_by, parse_strategy
 from bptt.cli.streams import lost
 from bptt.cli.train_config import TrainConfig, parse_train
 from bptt.cli.training import NonFinite, Training
@@ -90,7 +90,7 @@ def _prepare(config: TrainConfig, read: Reading, device: torch.device, folder: R
 
 def _ends(config: TrainConfig, read: Reading, lane: int) -> None:
     """Raise UserError for windows longer than the text: it is read again and again, and no update comes of it."""
-    steps = reach(read.strategy)
+    steps = says(read.strategy, "reach") or 0
     if steps > lane and not read.sequences and says(read.strategy, "lengths_known"):
         what = long_by(config.strategy, config.every)
         named = f"--strategy {config.strategy}" + (f" --every {config.every}" if what == "--every" else "")
@@ -102,7 +102,7 @@ def _ends(config: TrainConfig, read: Reading, lane: int) -> None:
 
 def _fits(config: TrainConfig, read: Reading, lane: int, characters: int) -> None:
     """Raise UserError for windows that memory has no room for."""
-    steps = min(config.sequence_length or reach(read.strategy), lane)
+    steps = min(config.sequence_length or says(read.strategy, "reach") or 0, lane)
     if config.memory is None:
         window = numbers_of_window(steps, config.batch, config.cell, config.hidden, config.layers, characters)
         named = f"--strategy {config.strategy} --hidden {config.hidden}"

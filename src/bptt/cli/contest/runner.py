@@ -19,7 +19,6 @@ from bptt.cli.contest.settings import Setting
 from bptt.cli.printing import UserError, user_errors
 from bptt.cli.reading import until
 from bptt.cli.room import FLOAT, must_have_room
-from bptt.cli.strategies import reach
 from bptt.strategies import says
 
 STEPS_MOST = 10_000_000
@@ -246,7 +245,7 @@ def must_fit(setting: Setting, strategies: dict[str, Any], budget: Budget, memor
 def _ends(setting: Setting, name: str, strategy: Any, budget: Budget, memory: str | None) -> None:
     """Raise UserError for windows that a run's budget, its data or memory has no room for: no update comes of them."""
     whole = says(strategy, "sequences")
-    steps = 0 if whole else reach(strategy)
+    steps = 0 if whole else says(strategy, "reach") or 0
     for most, of in ((budget.steps, f"--budget {budget.steps}"), (setting.whole, "one pass through the text")):
         if most is not None and steps > most and says(strategy, "lengths_known"):
             raise UserError(
