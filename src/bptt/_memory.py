@@ -1,7 +1,6 @@
 """Memory budgets: what a user may write for `memory=`, and the bytes a window holds for its backward pass."""
 
 import math
-import sys
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bptt import _checkpoint, _tree
+from bptt import _checkpoint, _torch, _tree
 from bptt._checkpoint import Checkpoints
 from bptt._errors import BudgetError
 from bptt._segment import Segment, Span, Tape
@@ -127,31 +126,25 @@ class Seen:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Note every storage that is saved in the block, in forward alone."""
-
-        autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
-        outer = autograd._top_saved_tensors_default_hooks(False)  # hooks don't stack by themselves
+        outer = _torch.saved_tensors_hooks()  # hooks don't stack by themselves
         pack_outer, unpack_outer = outer or (None, _unpacked)
         storages = self.storages
 
         def pack(tensor: Tensor) -> Any:
             try:
                 storage = tensor.untyped_storage()
-                key = storage._cdata
+                key = _torch.identity(storage)
                 if key not in storages:
                     storages[key] = storage.nbytes()
-                    base = tensor._base  # a layer's weight is saved transposed
-                    root = tensor if base is None else base
+                    root = _torch.base(tensor)  # a layer's weight is saved transposed
                     if root.is_leaf and root.requires_grad:
                         self.leaves[key] = root
             except NotImplementedError:  # a sparse tensor is made of dense ones
                 storages.update(_storages(tensor))
             # never the tensor itself, which would tie a cycle through its own graph
-            return (tensor.detach(), tensor._version) if pack_outer is None else pack_outer(tensor)
+            return (tensor.detach(), _torch.version(tensor)) if pack_outer is None else pack_outer(tensor)
 
-        if compiler := sys.modules.get("torch._dynamo.decorators"):  # else a compiled model has the hook compiled too
-            compiler.skip(pack)
-            for function in (_storages, _unpacked):
-                compiler.skip(function)
+        _torch.skip_compiling(pack, _storages, _unpacked)  # else a compiled model has the hook compiled too
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack_outer):
             yield
 
@@ -165,27 +158,18 @@ class Seen:
 def _unpacked(packed: tuple[Tensor, int]) -> Tensor:
     """The tensor that was saved; the check of its version that autograd makes where there are no hooks."""
     tensor, version = packed
-    if tensor._version != version:
+    if (now := _torch.version(tensor)) != version:
         raise RuntimeError(
             f"one of the variables needed for gradient computation has been modified by an inplace operation: a tensor "
-            f"of shape {tuple(tensor.shape)} is at version {tensor._version}; expected version {version} instead."
+            f"of shape {tuple(tensor.shape)} is at version {now}; expected version {version} instead."
         )
     return tensor
 
 
 def _storages(tensor: Tensor) -> dict[int, int]:
     """Identity and bytes of a tensor's storage, or of those that a sparse one is made of."""
-    if tensor.layout is torch.strided:
-        parts = [tensor]
-    elif tensor.layout is torch.sparse_coo:
-        parts = [tensor._indices(), tensor._values()]
-    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
-        parts = [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
-    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
-        parts = [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
-    else:  # another that has no storage to look at
-        parts = []
-    return {storage._cdata: storage.nbytes() for storage in (part.untyped_storage() for part in parts)}
+    storages = [part.untyped_storage() for part in _torch.dense_parts(tensor)]
+    return {_torch.identity(storage): storage.nbytes() for storage in storages}
 
 
 def _refuses_hooks(error: BaseException) -> bool:
@@ -197,13 +181,13 @@ def _refuses_hooks(error: BaseException) -> bool:
 def _remembered(modules: Iterable[Any], begin: Tree, segment: Segment) -> Callable[[], None]:
     """What puts noise and buffers back to what they are now, after a first attempt that failed."""
     noise = Noise.now([*_tree.leaves(begin), *_tree.leaves(segment.time.inputs_at(segment.start))])
-    own = [(*buffer, buffer[2]._version, buffer[2].clone()) for module in modules for buffer in buffers_of(module)]
+    own = [(m, name, b, _torch.version(b), b.clone()) for model in modules for m, name, b in buffers_of(model)]
 
     def put_back() -> None:
         noise.install()
         for module, name, value, version, copy in own:
-            module._buffers[name] = value
-            if value._version != version:
+            _torch.buffers(module)[name] = value
+            if _torch.version(value) != version:
                 with torch.no_grad():
                     value.copy_(copy)
 

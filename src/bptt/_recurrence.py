@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bptt import _errors, _tree
 from bptt._errors import CallError, named
+from bptt._torch import unwrapped
 from bptt._tree import Tree, check_tensors, conformed, shape, shapes
 
 Recurrence = Callable[..., tuple[Tree, Tree]]
@@ -101,11 +102,6 @@ def _scan(step: Recurrence, inputs: Tree, carried: Tree, time_dim: int) -> tuple
     return _tree.unflatten(joined, _tree.structure_of(outputs[0])), carried
 
 
-def unwrapped(model: Recurrence) -> Recurrence:
-    """The module under `torch.compile`, or the model itself."""
-    return getattr(model, "_orig_mod", model)
-
-
 def accepts(model: Recurrence, keyword: str) -> bool:
     """Whether the recurrence's call names `keyword`: native support of `is_start` or `cotangent_weight`."""
     inner = unwrapped(model)
@@ -168,7 +164,7 @@ def check_model(value: Any, time_dim: Any) -> None:
     _errors.check_callable(value, "model")
     if time_dim not in (0, 1) or isinstance(time_dim, bool):
         raise ValueError(f"time_dim={time_dim!r}: the time axis is 0, or 1 for batch-first data.")
-    inner = getattr(value, "_orig_mod", value)
+    inner = unwrapped(value)
     if isinstance(inner, nn.RNNCellBase):
         raise TypeError(f"model={named(inner)} is a step, not a recurrence over time: pass bptt.scan of it.")
     if not takes_two(inner):

@@ -16,13 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from bptt import _torch
+
 Buffers = list[tuple[nn.Module, str, Tensor]]
 
 
 def buffers_of(model: Callable[..., Any]) -> Buffers:
     """(module, name, tensor) of every buffer of a module; none for a plain function."""
     modules = model.modules() if isinstance(model, nn.Module) else ()
-    return [(m, name, value) for m in modules for name, value in m._buffers.items() if value is not None]
+    return [(m, name, value) for m in modules for name, value in _torch.buffers(m).items() if value is not None]
 
 
 class Noise(NamedTuple):
@@ -88,14 +90,14 @@ def foreign_noise_restored() -> Iterator[None]:
 @contextmanager
 def buffers_replaced(copies: Buffers) -> Iterator[None]:
     """Let the modules use `copies` for the block, then have their own buffers back, untouched."""
-    own = [(module, name, module._buffers[name]) for module, name, _ in copies]
+    own = [(module, name, _torch.buffers(module)[name]) for module, name, _ in copies]
     try:
         for module, name, value in copies:
-            module._buffers[name] = value
+            _torch.buffers(module)[name] = value
         yield
     finally:
         for module, name, value in own:
-            module._buffers[name] = value
+            _torch.buffers(module)[name] = value
 
 
 class Snapshot:
@@ -107,7 +109,7 @@ class Snapshot:
         if before is not None and torch.equal(before.noise.cpu, self.noise.cpu) and not self.noise.devices:
             self.noise = before.noise
         own = buffers_of(model)
-        self._seen = [(value, value._version) for *_, value in own]
+        self._seen = [(value, _torch.version(value)) for *_, value in own]
         if (
             before is not None
             and len(before._seen) == len(own)
@@ -136,18 +138,18 @@ def isolated(model: Callable[..., Any], tensors: Sequence[Tensor]) -> Iterator[N
 @contextmanager
 def no_gradient_yet(theta: list[Tensor]) -> Iterator[None]:
     """Let `.grad` be None and no hook wait for it, which might step an optimiser; then have the user's own back."""
-    own = [(p, p.grad, getattr(p, "_post_accumulate_grad_hooks", None)) for p in theta]
+    own = [(p, p.grad, _torch.gradient_hooks(p)) for p in theta]
     try:
         for p, _, hooks in own:
             p.grad = None
             if hooks:
-                p._post_accumulate_grad_hooks = OrderedDict()  # None wouldn't take them away
+                _torch.set_gradient_hooks(p, OrderedDict())  # None wouldn't take them away
         yield
     finally:
         for p, grad, hooks in own:
             p.grad = grad
             if hooks:
-                p._post_accumulate_grad_hooks = hooks
+                _torch.set_gradient_hooks(p, hooks)
 
 
 @contextmanager
@@ -170,13 +172,13 @@ def parameters_kept(*owners: Any) -> Iterator[None]:
     found: list[Tensor] = []
     for owner in owners:
         found += owner.parameters() if isinstance(owner, nn.Module) else owner if isinstance(owner, list) else []
-    kept = [(p, p._version, p.detach().clone()) for p in dict.fromkeys(found) if not p.is_inference()]
+    kept = [(p, _torch.version(p), p.detach().clone()) for p in dict.fromkeys(found) if not p.is_inference()]
     try:
         yield
     finally:
         with torch.no_grad():
             for p, version, before in kept:
-                if p._version != version:
+                if _torch.version(p) != version:
                     p.copy_(before)
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from bptt import _torch
+
 Tree = Any
 """A pytree of tensors: a tensor, or tuples, lists, dicts, named tuples and registered types of pytrees."""
 
@@ -166,7 +168,7 @@ def versions(tree: Tree) -> list[int]:
 
     A leaf and its detached twins count together.
     """
-    return [-1 if leaf.requires_grad or leaf.is_inference() else leaf._version for leaf in leaves(tree)]
+    return [-1 if leaf.requires_grad or leaf.is_inference() else _torch.version(leaf) for leaf in leaves(tree)]
 
 
 def compact(tree: Tree) -> Tree:

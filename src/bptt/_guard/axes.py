@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bptt import _snapshot, _tree
+from bptt import _snapshot, _torch, _tree
 from bptt._errors import named
 from bptt._tree import Tree, shape
 
@@ -19,7 +19,7 @@ def told_apart(model: Any, inputs: Tree, carried: Tree, time_dim: int) -> None:
 
     Cost: two to five calls of one or two steps, for modules that hold a layer with the other order of axes.
     """
-    model = getattr(model, "_orig_mod", model)
+    model = _torch.unwrapped(model)
     xs = _tree.leaves(inputs)
     if not _holds_another_order(model, time_dim) or any(x.dim() < 2 for x in xs):
         return

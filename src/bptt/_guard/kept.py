@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
-from torch.nn.utils import parametrizations
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from bptt import _torch
 from bptt._guard.holders import Access, Holder, attributes, cells, container, fresh, is_data, named, of_the_user
 
 MOST = 10_000
@@ -60,7 +59,7 @@ class Kept:
     @contextmanager
     def normalised_as_in_evaluation(self) -> Iterator[None]:
         """Let batch norm take its running statistics for the block."""
-        layers = [m for m in self._seen.values() if isinstance(m, _NormBase) and m.training]
+        layers = [m for m in self._seen.values() if isinstance(m, _torch.NormBase) and m.training]
         try:
             for layer in layers:
                 layer.__dict__["training"] = False
@@ -105,15 +104,15 @@ class Kept:
     def _modules(self, root: nn.Module, path: str, depth: int) -> None:
         for name, module in root.named_modules():
             self._seen[id(module)] = module
-            name_of = _after(".".join(part for part in (path, *name.split(".")) if part and part != "_orig_mod"))
-            self._add("buffer", name_of, attributes(module._buffers), steady=frozenset(_steady(module)))
-            self._add("parameter", name_of, attributes(module._parameters, kind=_is_fixed))
+            name_of = _after(".".join(part for part in (path, *name.split(".")) if part and part != _torch.WRAPPED))
+            self._add("buffer", name_of, attributes(_torch.buffers(module)), steady=frozenset(_steady(module)))
+            self._add("parameter", name_of, attributes(_torch.parameters(module), kind=_is_fixed))
             own = of_the_user(type(module))
             if own or type(module).__module__.startswith(("torch.nn.modules.", "bptt.nn.")):
                 mine = _ours if own else _public
                 for key, value in self._add("attribute", name_of, attributes(module.__dict__, mine)).items():
                     self._walk(value, name_of(key), depth + 1)
-            for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            for hook in _torch.call_hooks(module):
                 self._walk(hook, name_of("hook"), depth + 1)
             self._class(type(module), depth)
 
@@ -174,11 +173,10 @@ class Kept:
 
 def _steady(module: nn.Module) -> Iterator[str]:
     """The names of a module's buffers that are running statistics or belong to a power iteration."""
-    power = parametrizations._SpectralNorm  # pyright: ignore[reportPrivateUsage]
-    every = isinstance(module, _NormBase | power) or "norm" in type(module).__name__.lower()
-    hooks = [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, SpectralNorm)]
+    every = isinstance(module, _torch.NormBase | _torch.PowerIteration) or "norm" in type(module).__name__.lower()
+    hooks = [hook for hook in _torch.call_hooks(module) if isinstance(hook, SpectralNorm)]
     iterated = {f"{hook.name}_{end}" for hook in hooks for end in "uv"}
-    for name in module._buffers:
+    for name in _torch.buffers(module):
         if every or name in iterated or name in ("running_mean", "running_var", "num_batches_tracked"):
             yield name
 

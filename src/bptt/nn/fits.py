@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
+from bptt import _torch
 from bptt.nn import kernels
 
 _PLAIN = (Tensor, nn.Parameter)
@@ -33,9 +33,7 @@ def fused(layer: nn.RNNBase, input: Any, hx: Any, asked: bool) -> bool:
         or layer.proj_size
         or not _weights_fit(layer, x)
         or torch.is_autocast_enabled("cpu")
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
+        or _torch.is_watched()
         or (packed and not _sizes_fit(input.batch_sizes, len(x)))
     ):
         return False
@@ -63,7 +61,7 @@ def _sizes_fit(sizes: Tensor, rows: int) -> bool:
 
 def _weights_fit(layer: nn.RNNBase, x: Tensor) -> bool:
     """Whether all weights have the shapes, dtype and device that the kernels take for granted."""
-    weights: list[Any] = layer._flat_weights
+    weights = _torch.flat_weights(layer)
     H = layer.hidden_size
     directions, each = 1 + layer.bidirectional, 2 + 2 * layer.bias
     if len(weights) != layer.num_layers * directions * each:
@@ -90,12 +88,11 @@ def _long(layer: nn.RNNBase, input: Any, packed: bool) -> bool:
 
 def keywords(layer: nn.RNNBase, input: Any, **given: Tensor | None) -> None:
     """Raise for keywords whose numbers aren't there to be looked at, and for inputs of no steps."""
-    known: Any = torch._C
     name = type(layer).__name__
     for keyword, value in given.items():
         if value is not None and torch.compiler.is_exporting():
             raise TypeError(f"{name}: torch.export can't take {keyword}=, whose numbers decide what is computed.")
-        if isinstance(value, Tensor) and known._functorch.is_batchedtensor(value):
+        if isinstance(value, Tensor) and _torch.is_batched(value):
             raise TypeError(
                 f"{name}: torch.func.vmap over {keyword}= is impossible: its numbers decide what is computed."
             )

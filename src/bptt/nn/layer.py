@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
+from bptt import _torch
 from bptt.nn import kernels, plain
 from bptt.nn.kernels.buffers import empty
 from bptt.nn.kernels.sequence import LSTM, RNN, SAVED, Plan, Sequence
@@ -61,7 +62,7 @@ class Layer(torch.autograd.Function):
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         ctx.version = _version_of(q.outputs)
-        ctx.unchanged = ctx.version._version
+        ctx.unchanged = _torch.version(ctx.version)
         outputs = q.outputs.data  # the same memory, which the caller may change in place: not autograd's to refuse
         gates = None if q.gates is q.outputs else q.gates
         ctx.save_for_backward(*given, outputs, gates, q.cells, plan.ids, plan.start, plan.weight)
@@ -74,9 +75,9 @@ class Layer(torch.autograd.Function):
         plan: Plan = ctx.plan
         *given, outputs, gates, cells, _, _, _ = ctx.saved_tensors  # of the plan too: so a change in place is seen
         needed = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled() or any(map(_batched, (d_outputs, d_hn, d_cn))):  # create_graph=True, or under vmap
+        if torch.is_grad_enabled() or any(map(_torch.is_wrapped, (d_outputs, d_hn, d_cn))):  # create_graph=True, vmap
             return None, *_differentiable(plan, given, needed, (d_outputs, d_hn, d_cn))
-        if ctx.version._version != ctx.unchanged or outputs.untyped_storage().nbytes() < outputs.nbytes:
+        if _torch.version(ctx.version) != ctx.unchanged or outputs.untyped_storage().nbytes() < outputs.nbytes:
             q = evaluate(plan, *given)
             outputs, gates, cells = q.outputs, None if q.gates is q.outputs else q.gates, q.cells
         contiguous: Any = [_contiguous(a) for a in given]
@@ -98,15 +99,6 @@ def _version_of(x: Tensor) -> Tensor:
     counter = x.detach()
     counter.data = _NOTHING
     return counter
-
-
-def _batched(cotangent: Tensor | None) -> bool:
-    """Whether it stands for many at once, without memory of its own: `is_grads_batched=True`, `torch.func.vmap`."""
-    if cotangent is None:
-        return False
-    known: Any = torch._C
-    known = known._functorch
-    return known.is_legacy_batchedtensor(cotangent) or known.is_functorch_wrapped_tensor(cotangent)
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
-from torch import _VF, Tensor
+from torch import Tensor
 from torch.nn import functional
 
 from bptt._boundary import scale_gradient
@@ -52,7 +52,7 @@ def _call(
 ) -> tuple[Tensor, State]:
     if mode == "RNN_IDENTITY":
         return _identity(x, state[0][0], weights, sizes, reverse)
-    call = getattr(_VF, mode.lower())
+    call = getattr(torch, mode.lower())
     both = [s.expand(1 + reverse, -1, -1).contiguous() for s in state]
     hx = both if mode == "LSTM" else both[0]
     flat = [*weights, *weights] if reverse else list(weights)  # the second of two directions is the reverse one
@@ -69,13 +69,13 @@ def _call(
 
 @contextmanager
 def _without_onednn() -> Iterator[None]:
-    """oneDNN's LSTM can't be differentiated twice. (torch.backends.mkldnn.flags warns of what it sets besides.)"""
-    before = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
+    """oneDNN's LSTM can't be differentiated twice. (mkldnn.flags warns of what it sets besides.)"""
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
     try:
         yield
     finally:
-        torch._C._set_mkldnn_enabled(before)
+        torch.backends.mkldnn.enabled = before
 
 
 def _identity(

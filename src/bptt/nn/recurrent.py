@@ -8,6 +8,7 @@ from torch.fx import Proxy
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
+from bptt import _torch
 from bptt.nn import fits, layer, plain
 from bptt.nn.kernels.sequence import Plan
 from bptt.nn.layer import Layer, evaluate
@@ -47,7 +48,7 @@ class _Fused(Rewritten, nn.RNNBase):
         if asked:
             fits.keywords(self, shown, is_start=is_start, cotangent_weight=cotangent_weight)
             is_start, cotangent_weight = layer.sequence_keywords(self, shown, is_start, cotangent_weight)
-        self._update_flat_weights()
+        _torch.update_flat_weights(self)
         fused = not torch.compiler.is_exporting() and fits.fused(self, shown, hx, asked)
         if embedding is not None and not (fused and fits.few(embedding, input)):
             input, embedding = _looked_up(input, embedding), None
@@ -112,7 +113,7 @@ def _layers(
     With embedding (V, I), fused alone, x is ids, (T, B) or (N,).
     """
     directions = 2 if layer.bidirectional else 1
-    flat: list[Any] = layer._flat_weights
+    flat = _torch.flat_weights(layer)
     count = layer.num_layers * directions
     each = len(flat) // count
     run: Any = _on_kernels if fused else plain.run

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch._C._dynamo.eval_frame import get_eval_frame_callback
+
+from bptt import _torch
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -22,7 +23,7 @@ def uncompiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
     def call(*args: _P.args, **keywords: _P.kwargs) -> _R:
         if torch.compiler.is_exporting():
             return function(*args, **keywords)
-        if torch.compiler.is_dynamo_compiling() or get_eval_frame_callback() not in (None, False):
+        if torch.compiler.is_dynamo_compiling() or _torch.frame_callback() not in (None, False):
             disabled: Any = torch.compiler.disable(function)
             return disabled(*args, **keywords)
         return function(*args, **keywords)

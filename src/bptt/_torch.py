@@ -1,0 +1,150 @@
+"""What the library takes from torch under private names: each once, what it is for, and what to do when it goes.
+
+`tests/test_private_torch.py` holds each to what anyone can observe. torch's pytrees are the business of `_tree.py`.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
+from torch.autograd import forward_ad
+from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
+from torch.nn.utils import parametrizations, parametrize
+
+Model = TypeVar("Model")
+
+_core: Any = torch._C
+
+WRAPPED = "_orig_mod"
+"""Where `torch.compile(module)` keeps the module, also in the names of its parts. Gone: its successor's name."""
+
+NormBase = _NormBase
+"""Batch and instance norm, with their running statistics. Gone: a tuple of the public classes."""
+
+PowerIteration = parametrizations._SpectralNorm  # pyright: ignore[reportPrivateUsage]
+"""What parametrizations.spectral_norm registers, with vectors as buffers. Gone: the type found on a small layer."""
+
+frame_callback = get_eval_frame_callback
+"""None or False unless torch.compile rewrites the frames to come. Gone: have `uncompiled` disable it at each call."""
+
+
+def version(tensor: Tensor) -> int:
+    """What each change in place raises, for all that share the memory. Gone: compare with a copy."""
+    return tensor._version
+
+
+def base(tensor: Tensor) -> Tensor:
+    """The tensor that it is a view of, or itself. Gone: a layer's weight counts as saved where it is transposed."""
+    return tensor if tensor._base is None else tensor._base
+
+
+def identity(storage: torch.UntypedStorage) -> int:
+    """The same for all tensors on one storage, other than of any that lives. Gone: data_ptr(), but 0 on "meta"."""
+    return storage._cdata
+
+
+def dense_parts(tensor: Tensor) -> list[Tensor]:
+    """A tensor, or those that a sparse one is made of; none where there is no storage to look at.
+
+    Gone, for those of coordinates: the parts of coalesce(), which copies.
+    """
+    if tensor.layout is torch.strided:
+        return [tensor]
+    if tensor.layout is torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    return []
+
+
+def saved_tensors_hooks() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
+    """The user's pack and unpack around this call, to be called by ours. Gone: theirs are left out while measuring."""
+    return _core._autograd._top_saved_tensors_default_hooks(False)
+
+
+def skip_compiling(*functions: Callable[..., Any]) -> None:
+    """Let torch.compile, if in use, run these as they are, and `version` and its like; nothing is imported.
+
+    Gone: torch.compiler.disable, whose import costs a second.
+    """
+    if compiler := sys.modules.get("torch._dynamo.decorators"):
+        for function in (*functions, version, base, identity, dense_parts):
+            compiler.skip(function)
+
+
+def gradient_hooks(leaf: Tensor) -> Any:
+    """Those of register_post_accumulate_grad_hook, by number, or None. Gone: the user is asked to remove them."""
+    return getattr(leaf, "_post_accumulate_grad_hooks", None)
+
+
+def set_gradient_hooks(leaf: Tensor, hooks: Any) -> None:
+    """Let a leaf that has hooks call these instead; none of them for an empty mapping."""
+    leaf._post_accumulate_grad_hooks = hooks
+
+
+def buffers(module: nn.Module) -> dict[str, Tensor | None]:
+    """A module's own, to be exchanged without its `__setattr__`. Gone: named_buffers(recurse=False) and setattr."""
+    return module._buffers
+
+
+def parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """A module's own, as `buffers`."""
+    return module._parameters
+
+
+def call_hooks(module: nn.Module) -> list[Callable[..., Any]]:
+    """What runs before and after forward. Gone: nothing that only hooks hold is seen."""
+    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+
+
+def flat_weights(layer: nn.RNNBase) -> list[Any]:
+    """All weights in the order of torch's kernels, looked up since the last call. Gone: by `all_weights`."""
+    return layer._flat_weights
+
+
+def update_flat_weights(layer: nn.RNNBase) -> None:
+    """See to it that `flat_weights` gives the attributes of now, as torch.func.functional_call exchanges them."""
+    layer._update_flat_weights()
+
+
+def unwrapped(model: Model) -> Model:
+    """The module under `torch.compile`, or the model itself."""
+    return getattr(model, WRAPPED, model)
+
+
+def is_compiled(model: Any) -> bool:
+    """Whether torch.compile has a hand in it, in part too. Gone: mistakes that need a call of other lengths pass."""
+    if not isinstance(model, nn.Module):
+        return hasattr(model, "_torchdynamo_orig_callable")
+    return any(hasattr(m, WRAPPED) or getattr(m, "_compiled_call_impl", None) for m in model.modules())
+
+
+def caches_parametrizations() -> bool:
+    """Whether we are inside of parametrize.cached(). Gone: see whether a parametrized weight is the same twice."""
+    return parametrize._cache_enabled > 0
+
+
+def is_watched() -> bool:
+    """Whether operations are dispatched to Python, transformed or differentiated forward. Gone: False; wrong inside."""
+    return (
+        _core._len_torch_dispatch_stack() > 0
+        or _core._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether it stands for many under torch.func.vmap, without numbers to see. Gone: False; torch's own error."""
+    return _core._functorch.is_batchedtensor(tensor)
+
+
+def is_wrapped(tensor: Tensor | None) -> bool:
+    """Whether it has no memory of its own: is_grads_batched=True, torch.func. Gone: True, the slow way back."""
+    if tensor is None:
+        return False
+    return _core._functorch.is_legacy_batchedtensor(tensor) or _core._functorch.is_functorch_wrapped_tensor(tensor)
