@@ -13,9 +13,10 @@ from bptt import _boundary, _errors, _tree
 from bptt._checkpoint import Checkpoints
 from bptt._errors import BudgetError
 from bptt._memory import Meter
-from bptt._recurrence import default_batch_dim, unwrapped
+from bptt._recurrence import default_batch_dim
 from bptt._segment import Problem, Rewind, Span, Tape
 from bptt._snapshot import untouched
+from bptt._torch import unwrapped
 from bptt._tree import Tree
 from bptt.strategies.base import Credit, Probe
 

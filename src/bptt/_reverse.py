@@ -14,15 +14,15 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from bptt import _loss, _tree
+from bptt import _loss, _torch, _tree
 from bptt._checkpoint import Checkpoints
 from bptt._errors import NonFiniteGradientError
 from bptt._guard.reached import in_sight
 from bptt._masks import Sheltered
 from bptt._memory import Budget, Meter
-from bptt._recurrence import unwrapped
 from bptt._segment import Losses, Problem, Rewind, Segment, Span
 from bptt._snapshot import isolated
+from bptt._torch import unwrapped
 from bptt._tree import Tree
 
 
@@ -49,9 +49,9 @@ class Gradients:
         if self._before is None:
             before = [(p, p.grad) for p in self.leaves]
             self._before = [(p, grad, None if grad is None else grad.clone()) for p, grad in before]
-        versions = sum(p._version for p in self.leaves) if still else 0
+        versions = sum(map(_torch.version, self.leaves)) if still else 0
         yield
-        if still and versions != sum(p._version for p in self.leaves):
+        if still and versions != sum(map(_torch.version, self.leaves)):
             raise ValueError(
                 "the parameters changed in the middle of a window's backward pass, so an optimiser steps in a hook: "
                 "memory= takes several backward calls a window. Step between updates, or give memory=None."

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bptt import _boundary, _errors, _masks, _recurrence, _tree
+from bptt import _boundary, _errors, _masks, _recurrence, _torch, _tree
 from bptt._checkpoint import Advance, Free, Restore, Store, Vjp, actions
 from bptt._loss import StepLoss
 from bptt._masks import Sheltered, blocked
@@ -379,4 +379,4 @@ class Rewind:
 
 
 def _versions(carried: Tree) -> list[int]:
-    return [leaf._version for leaf in _tree.leaves(carried)]
+    return [_torch.version(leaf) for leaf in _tree.leaves(carried)]

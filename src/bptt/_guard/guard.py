@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-from bptt import _errors, _tree
+from bptt import _errors, _torch, _tree
 from bptt._guard.mixing import by_step
 from bptt._guard.purity import Stretch, once, pure
 from bptt._masks import blocked
@@ -93,7 +93,7 @@ class Guard:
 
 def uncached(model: Any) -> None:
     """Refuse `parametrize.cached()` around a run: its weights would outlive the graph they were made in."""
-    if getattr(parametrize, "_cache_enabled", 0) and isinstance(model, nn.Module):
+    if _torch.caches_parametrizations() and isinstance(model, nn.Module):
         found = next((name for name, m in model.named_modules() if parametrize.is_parametrized(m)), None)
         if found is not None:
             raise ValueError(

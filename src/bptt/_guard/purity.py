@@ -3,15 +3,15 @@
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bptt import _errors, _tree
 from bptt._guard.holders import Holder
 from bptt._guard.kept import Kept
 from bptt._guard.likeness import alike
-from bptt._recurrence import unwrapped
 from bptt._segment import Problem, Segment
 from bptt._snapshot import Noise, foreign_noise_restored, foreign_states, install_foreign, noise_restored
+from bptt._torch import is_compiled, unwrapped
 from bptt._tree import Tree
 
 STEPS = 31
@@ -35,7 +35,7 @@ class Stretch(NamedTuple):
         """Its first steps, some more where it has but one loss; all of them where code is compiled."""
         p, window, a = segment.problem, segment.window, segment.start
         steps = max(STEPS, window.first - a + 4)
-        b = segment.stop if _compiled(p.model) else min(segment.stop, a + steps)
+        b = segment.stop if is_compiled(p.model) else min(segment.stop, a + steps)
         b = max(b, min(window.stop, max(a, window.first) + 2))
         data = segment.time.read(a, b)
         floating = [leaf for leaf in _tree.leaves(data.inputs) if _tree.carries_cotangent(leaf) and not leaf.is_meta]
@@ -205,13 +205,6 @@ def once(stretch: Stretch) -> Tree:
 
 def _tensors(stretch: Stretch) -> list[Tensor]:
     return [*_tree.leaves(stretch.carried), *_tree.leaves(stretch.data.inputs)]
-
-
-def _compiled(model: Any) -> bool:
-    """Whether other lengths might have to be compiled."""
-    if not isinstance(model, nn.Module):
-        return hasattr(model, "_torchdynamo_orig_callable")
-    return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules())
 
 
 def _many_processes() -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bptt import _errors, _snapshot, _tree
+from bptt import _errors, _snapshot, _torch, _tree
 from bptt._segment import Problem, Segment, Span
 from bptt._tree import Tree
 from bptt.strategies.base import Window
@@ -40,7 +40,7 @@ class Watch:
         if p.params is None and not any(leaf.requires_grad for leaf in learned) and not span.time.asking:
             _something_to_train(span)
         self._waiting = {
-            name: (tensor, tensor.grad, -1 if tensor.grad is None else tensor.grad._version)
+            name: (tensor, tensor.grad, -1 if tensor.grad is None else _torch.version(tensor.grad))
             for name, tensor in _watched(p).items()
         }
         return True
@@ -61,7 +61,7 @@ class Watch:
             self._waiting = {
                 name: (tensor, before, version)
                 for name, (tensor, before, version) in self._waiting.items()
-                if tensor.grad is before and (before is None or before._version == version)
+                if tensor.grad is before and (before is None or _torch.version(before) == version)
             }
         return list(self._waiting or ())
 
@@ -99,7 +99,7 @@ def _watched(problem: Problem) -> dict[str, Tensor]:
     """The leaves that should get a gradient by name, but those whose hooks may take it away at once."""
     registered: dict[Tensor, str] = {
         parameter: prefix + name
-        for prefix, module in (("", getattr(problem.model, "_orig_mod", problem.model)), ("loss.", problem.loss.loss))
+        for prefix, module in (("", _torch.unwrapped(problem.model)), ("loss.", problem.loss.loss))
         if isinstance(module, nn.Module)
         for name, parameter in module.named_parameters()
     }
@@ -107,7 +107,7 @@ def _watched(problem: Problem) -> dict[str, Tensor]:
     return {
         registered.get(tensor, f"params[{i}]"): tensor
         for i, tensor in enumerate(wanted)
-        if tensor.requires_grad and tensor.is_leaf and not getattr(tensor, "_post_accumulate_grad_hooks", None)
+        if tensor.requires_grad and tensor.is_leaf and not _torch.gradient_hooks(tensor)
     }
 
 

@@ -16,10 +16,11 @@ from bptt._checkpoint import Memory
 from bptt._guard.guard import repeated, settled
 from bptt._loss import Loss
 from bptt._options import Options, check_generator, checked_params, checked_strategy
-from bptt._recurrence import Recurrence, unwrapped
+from bptt._recurrence import Recurrence
 from bptt._run import Run
 from bptt._snapshot import isolated, no_gradient_yet, parameters_kept
 from bptt._stream import Chunk
+from bptt._torch import unwrapped
 from bptt._tree import Tree, leaves, map_leaves
 from bptt.analysis.estimates import Compared, Comparison, Draws
 from bptt.strategies import FullBPTT, Strategy

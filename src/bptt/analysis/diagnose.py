@@ -13,10 +13,11 @@ from bptt import _errors, _recurrence, _stream, _tree
 from bptt._jacobian import batchable
 from bptt._loss import Loss
 from bptt._options import Options
-from bptt._recurrence import Recurrence, unwrapped
+from bptt._recurrence import Recurrence
 from bptt._run import Run
 from bptt._snapshot import untouched
 from bptt._stream import Chunk
+from bptt._torch import unwrapped
 from bptt._tree import Tree
 from bptt.analysis.spectrum import Spectrum, spectral_radius
 from bptt.analysis.sweep import Sweep, tapes

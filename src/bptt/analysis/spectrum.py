@@ -108,7 +108,7 @@ def spectral_radius(model: Any) -> dict[str, float]:
     found: dict[str, float] = {}
     for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
         parametrized = getattr(module, "parametrizations", None)
-        for name in [*module._parameters, *(parametrized or ())]:
+        for name in [*dict(module.named_parameters(recurse=False, remove_duplicate=False)), *(parametrized or ())]:
             weight = getattr(module, name)
             square = isinstance(weight, Tensor) and weight.dim() == 2 and weight.shape[0] == weight.shape[1]
             if square and (name == "W" or name.startswith("weight_hh")):
