@@ -115,6 +115,30 @@ def test_pytrees_are_the_business_of_one_file():
         assert uses == (path.name == "_tree.py"), path.name
 
 
+def underscored(path: Path) -> dict[str, bool]:
+    """Attributes with an underscore, in code or in strings: whether each is surely torch's. Not what `self` is given."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    attributes = [(ast.unparse(n), n) for n in nodes if isinstance(n, ast.Attribute)]
+    own = {n.attr for text, n in attributes if isinstance(n.ctx, ast.Store) and text == f"self.{n.attr}"}
+    named = {n.attr: text.startswith("torch.") for text, n in attributes if n.attr not in own}
+    for name in imports(path):
+        named |= dict.fromkeys(name[1:], name[0] == "torch")
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"[\w.]+", node.value):
+            named |= dict.fromkeys(set(node.value.split(".")) - named.keys(), False)
+    return {name: torchs for name, torchs in named.items() if re.match("_[a-zA-Z]", name)}
+
+
+def test_private_names_of_torch_are_the_business_of_one_file():
+    """As far as the sources show it: what the one file names, and what is imported from torch or begins with it."""
+    known = underscored(PACKAGE / "_torch.py")
+    assert {"_version", "_orig_mod", "_autograd", "_dynamo", "_NormBase", "_post_accumulate_grad_hooks"} < known.keys()
+    for path in SOURCES:
+        names = {name for name, torchs in underscored(path).items() if torchs or name in known}
+        allowed = {"_torch.py": known.keys(), "_tree.py": {"_pytree"}}.get(path.name, set())
+        assert names <= allowed, path.name
+
+
 @pytest.mark.parametrize("folder", ["src/bptt/cli", "src/bptt/data", "examples", "benchmarks"])
 def test_the_outside_sees_the_public_package_alone(folder):
     """`import bptt`, its public names, and files of the same folder; never a module of the engine."""

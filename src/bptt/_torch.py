@@ -118,7 +118,7 @@ def unwrapped(model: Model) -> Model:
 
 
 def is_compiled(model: Any) -> bool:
-    """Whether torch.compile has a hand in it, in part too. Gone: mistakes that need a call of other lengths pass."""
+    """Whether torch.compile has a hand in it, in part too. Gone: True; all models are then asked over whole windows."""
     if not isinstance(model, nn.Module):
         return hasattr(model, "_torchdynamo_orig_callable")
     return any(hasattr(m, WRAPPED) or getattr(m, "_compiled_call_impl", None) for m in model.modules())
