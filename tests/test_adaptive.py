@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import bptt
-from bptt.strategies.base import Credit, Probe
 from bptt.strategies.decay import Decay
+from bptt.strategies.windows import Credit, Probe
 from support import oracle
 from support.cases import NAMES, make, some_resets, square
 from support.refusals import refused

@@ -19,7 +19,10 @@ FREE = {"equations", "models"}  # import nothing of ours
 OUTSIDE = {"cli", "data"}  # see `import bptt` alone, beside their own files
 PLAIN = [
     "_checkpoint.py",
-    *(f"strategies/{name}.py" for name in ["base", "laws", "decay", "full", "truncated", "adaptive", "spec"]),
+    *(
+        f"strategies/{name}.py"
+        for name in ["windows", "base", "laws", "decay", "full", "truncated", "adaptive", "spec"]
+    ),
 ]
 SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if "__pycache__" not in p.parts)
 

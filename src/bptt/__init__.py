@@ -15,9 +15,9 @@ from bptt.analysis.estimates import Compared, Comparison, Deviation, Estimate
 from bptt.analysis.plan import Plan, PlanRow, plan
 from bptt.analysis.spectrum import lyapunov
 from bptt.strategies import ARTBP, AdaptiveTruncatedBPTT, FullBPTT, Strategy, TruncatedBPTT
-from bptt.strategies.base import Credit, Probe, Window
 from bptt.strategies.decay import Decision
 from bptt.strategies.laws import ConstantLaw, PolynomialLaw
+from bptt.strategies.windows import Credit, Probe, Window
 
 __version__ = "0.1.0"
 

@@ -18,7 +18,7 @@ from bptt._segment import Problem, Rewind, Span, Tape
 from bptt._snapshot import untouched
 from bptt._torch import unwrapped
 from bptt._tree import Tree
-from bptt.strategies.base import Credit, Probe
+from bptt.strategies.windows import Credit, Probe
 
 
 class Rows:

@@ -15,7 +15,7 @@ from torch import Tensor
 from bptt import _tree
 from bptt._stream import Data, Timeline
 from bptt._tree import Tree, shape
-from bptt.strategies.base import Window
+from bptt.strategies.windows import Window
 
 
 def blocked(tree: Tree, counted: Tensor, time_dim: int) -> Tree:

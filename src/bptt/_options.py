@@ -18,7 +18,8 @@ from bptt._segment import Initial, Problem, Span
 from bptt._snapshot import noise_restored
 from bptt._stream import Timeline
 from bptt._tree import Tree
-from bptt.strategies.base import Draw, Window
+from bptt.strategies.base import Draw
+from bptt.strategies.windows import Window
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from bptt._segment import Segment, Span
 from bptt._snapshot import isolated
 from bptt._stream import Chunk, Timeline, check_stream
 from bptt._tree import Tree
-from bptt.strategies.base import Credit, Probe, Strategy, Window
+from bptt.strategies.base import Strategy
+from bptt.strategies.windows import Credit, Probe, Window
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from bptt._recurrence import Recurrence
 from bptt._snapshot import Snapshot
 from bptt._stream import Data, Timeline
 from bptt._tree import Tree
-from bptt.strategies.base import Window
+from bptt.strategies.windows import Window
 
 
 @dataclass(frozen=True)

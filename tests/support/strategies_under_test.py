@@ -7,7 +7,7 @@ lengths, are read off the run's updates, everything else (the weights, their k, 
 import itertools
 
 import bptt
-from bptt.strategies.base import Window
+from bptt.strategies.windows import Window
 from support import oracle
 
 STRATEGIES = {

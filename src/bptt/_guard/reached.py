@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bptt import _errors, _snapshot, _torch, _tree
 from bptt._segment import Problem, Segment, Span
 from bptt._tree import Tree
-from bptt.strategies.base import Window
+from bptt.strategies.windows import Window
 
 
 class Watch:

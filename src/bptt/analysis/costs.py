@@ -21,7 +21,8 @@ from bptt._segment import Segment
 from bptt._snapshot import gradients_aside
 from bptt._stream import Chunk
 from bptt._tree import Tree
-from bptt.strategies.base import Draw, Strategy, Upto, Window
+from bptt.strategies.base import Draw, Strategy, Upto
+from bptt.strategies.windows import Window
 
 REPEATS = 5
 

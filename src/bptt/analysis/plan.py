@@ -23,8 +23,9 @@ from bptt._stream import Chunk
 from bptt._tree import Tree, detach, leaves
 from bptt.analysis.costs import Costs, Shape
 from bptt.strategies import ARTBP, FullBPTT, Strategy, TruncatedBPTT
-from bptt.strategies.base import Draw, Window, says
+from bptt.strategies.base import Draw, says
 from bptt.strategies.laws import PolynomialLaw
+from bptt.strategies.windows import Window
 
 KINDS = ("exact", "unbiased", "biased")
 

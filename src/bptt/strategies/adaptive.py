@@ -9,8 +9,9 @@ from statistics import fmean
 from typing import Any
 
 from bptt._errors import check_count
-from bptt.strategies.base import Draw, Probe, Strategy, Upto, Window, plain
+from bptt.strategies.base import Draw, Strategy, Upto, plain
 from bptt.strategies.decay import Decay, Decision
+from bptt.strategies.windows import Probe, Window
 
 LOSSES = 8
 """Losses of a probe, the last ones of its steps."""

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from bptt import _errors
 from bptt._errors import named
-from bptt.strategies.base import Draw, Strategy, Upto, Window, plain
+from bptt.strategies.base import Draw, Strategy, Upto, plain
 from bptt.strategies.laws import PolynomialLaw
+from bptt.strategies.windows import Window
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from functools import cached_property
 from itertools import accumulate
 from statistics import linear_regression
 
-from bptt.strategies.base import Credit
+from bptt.strategies.windows import Credit
 
 TAIL = 0.6
 """τ as a share of the lags that were measured."""

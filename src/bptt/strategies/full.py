@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bptt.strategies.base import Draw, Strategy, Upto, Window
+from bptt.strategies.base import Draw, Strategy, Upto
+from bptt.strategies.windows import Window
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bptt._errors import check_count
-from bptt.strategies.base import Draw, Strategy, Upto, Window
+from bptt.strategies.base import Draw, Strategy, Upto
+from bptt.strategies.windows import Window
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,71 @@
+"""What a strategy yields, as plain data: windows, each the stretch of time of one update's gradient, and probes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class Window:
+    """One update's share of the stream, as plain data.
+
+    start: the graph starts from the state before this step.
+    first, stop: the losses of steps [first, stop) are differentiated, start <= first < stop.
+    keep: the state before this step starts the next window, start <= keep <= stop.
+    weights: w of equation (1) by boundary, the weight at t multiplying the cotangent that goes from step t back to
+        step t - 1; 1 where absent. A number, or a tensor (B,) of one weight a batch row.
+    decision: why the window is as long as it is, for the update's record; None for lengths that nothing decided.
+    progress: where the strategy goes on after this window, as numbers, strings, lists and dicts that survive JSON: what
+        `Strategy.windows` takes to give the windows that follow. None where it can't go on.
+
+    >>> Window(start=0, first=2, stop=4, keep=2).steps
+    2
+    """
+
+    start: int
+    first: int
+    stop: int
+    keep: int
+    weights: Mapping[int, Any] = field(default_factory=dict)
+    decision: Any = None
+    progress: Any = field(default=None, repr=False)
+
+    @property
+    def steps(self) -> int:
+        """The number of losses."""
+        return self.stop - self.first
+
+    def __eq__(self, other: object) -> bool:
+        """Whether they are the same but for their progress; tensors of weights are compared by their values."""
+        return isinstance(other, Window) and self._plain() == other._plain()
+
+    def _plain(self) -> tuple[Any, ...]:
+        weights = {t: w.tolist() if hasattr(w, "tolist") else w for t, w in self.weights.items()}
+        return self.start, self.first, self.stop, self.keep, weights, self.decision
+
+
+class Probe(NamedTuple):
+    """A question instead of a window: how the credit of the last `losses` of the steps [start, stop) fades with lag.
+
+    start is that of the window to come. The answer, a `Credit`, is sent back into the generator of windows.
+    """
+
+    start: int
+    stop: int
+    losses: int
+
+    @property
+    def lags(self) -> int:
+        """How many lags each of the losses reaches back."""
+        return self.stop - self.start - self.losses + 1
+
+
+class Credit(NamedTuple):
+    """What a probe found, lag by lag; lag k of loss l_s belongs to step s - k, seen at the state it starts from.
+
+    norms[k]: φ_k, the norm of ∂l_s/∂s_{s-k-1}, its mean over losses and batch rows.
+    sums[k]: the norm of the mean over losses and rows of Σ_{j<=k} ∂l_s/∂s_{s-j-1}.
+    """
+
+    norms: list[float]
+    sums: list[float]
