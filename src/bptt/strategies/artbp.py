@@ -12,7 +12,7 @@ from torch import Tensor
 from bptt import _errors
 from bptt._errors import named
 from bptt.strategies.base import Draw, Strategy, Upto, plain
-from bptt.strategies.laws import PolynomialLaw
+from bptt.strategies.laws import PolynomialLaw, hazard
 from bptt.strategies.windows import Window
 
 
@@ -131,20 +131,12 @@ class ARTBP(Strategy):
         """1 - p of equation (2): that no step of `before` < k <= `after` cuts."""
         survive = 1.0
         for k in range(before + 1, after + 1):
-            survive *= 1 - _hazard(self.law, k)
+            survive *= 1 - hazard(self.law, k)
         return survive
 
     def divisor(self, window: Window) -> float:
         """The law's mean_length."""
         return _mean_length(self.law)
-
-
-def _hazard(law: Callable[[int], float], k: int) -> float:
-    """law(k), in [0, 1)."""
-    p = float(law(k))
-    if not 0 <= p < 1:
-        raise ValueError(f"the truncation law gave {p!r} at k={k}: a probability must lie in [0, 1), for w = 1/(1-p).")
-    return p
 
 
 def _mean_length(law: Any) -> float:

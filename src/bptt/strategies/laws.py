@@ -5,6 +5,7 @@ chance that a window outlives step k, the mean window is Σ_{k>=0} S(k).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -70,6 +71,14 @@ class PolynomialLaw:
 
     def __call__(self, k: int) -> float:
         return self.alpha / ((self.alpha - 1) * self.mean_length + k)
+
+
+def hazard(law: Callable[[int], float], k: int) -> float:
+    """law(k), in [0, 1)."""
+    p = float(law(k))
+    if not 0 <= p < 1:
+        raise ValueError(f"the truncation law gave {p!r} at k={k}: a probability must lie in [0, 1), for w = 1/(1-p).")
+    return p
 
 
 def _check_mean_length(law: ConstantLaw | PolynomialLaw) -> None:
