@@ -119,7 +119,7 @@ def test_pytrees_are_the_business_of_one_file():
 
 
 def underscored(path: Path) -> dict[str, bool]:
-    """Attributes with an underscore, in code or in strings: whether each is surely torch's. Not those of `self`."""
+    """Attributes with an underscore, in code or strings: whether each is surely torch's. Not what `self` is given."""
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     attributes = [(ast.unparse(n), n) for n in nodes if isinstance(n, ast.Attribute)]
     own = {n.attr for text, n in attributes if isinstance(n.ctx, ast.Store) and text == f"self.{n.attr}"}

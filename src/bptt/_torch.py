@@ -103,12 +103,12 @@ def call_hooks(module: nn.Module) -> list[Callable[..., Any]]:
 
 
 def flat_weights(layer: nn.RNNBase) -> list[Any]:
-    """All weights in the order of torch's kernels, looked up since the last call. Gone: by `all_weights`."""
+    """All weights in the order of torch's kernels, as they were at the last update. Gone: by `all_weights`."""
     return layer._flat_weights
 
 
 def update_flat_weights(layer: nn.RNNBase) -> None:
-    """See to it that `flat_weights` gives the attributes of now, as torch.func.functional_call exchanges them."""
+    """Let `flat_weights` be the attributes of now, which torch.func.functional_call exchanges."""
     layer._update_flat_weights()
 
 

@@ -85,6 +85,11 @@ def conform(tree: Tree, structure: Any, sizes: bool = True) -> Tree:
     return unflatten(values, structure)
 
 
+def _parts(structure: Any) -> list[Any]:
+    """The structures that it is made of, which torch 2.8 calls otherwise."""
+    return structure.children() if hasattr(structure, "children") else structure.children_specs
+
+
 def _same_but_sizes(one: Any, other: Any) -> bool:
     """Whether two structures are equal but for whole numbers in the contexts of registered types."""
     if one is None or other is None or one.type is not other.type or one.num_children != other.num_children:
@@ -92,7 +97,7 @@ def _same_but_sizes(one: Any, other: Any) -> bool:
     builtin = one.type in (dict, list, tuple) or one.is_leaf()
     if not (one.context == other.context if builtin else _alike_but_sizes(one.context, other.context)):
         return False
-    return all(_same_but_sizes(a, b) for a, b in zip(one.children(), other.children(), strict=True))
+    return all(_same_but_sizes(a, b) for a, b in zip(_parts(one), _parts(other), strict=True))
 
 
 def _alike_but_sizes(one: Any, other: Any) -> bool:
@@ -108,10 +113,10 @@ def _alike_but_sizes(one: Any, other: Any) -> bool:
 def _renamed(tree: Tree, structure: Any) -> Tree:
     """`tree` with named tuples where `structure` has them, and plain ones where it has those."""
     if isinstance(tree, dict) and structure.type is dict and structure.context == list(tree):
-        return {key: _renamed(tree[key], part) for key, part in zip(tree, structure.children(), strict=True)}
+        return {key: _renamed(tree[key], part) for key, part in zip(tree, _parts(structure), strict=True)}
     if not isinstance(tree, tuple | list) or len(tree) != structure.num_children:
         return tree
-    parts = [_renamed(part, child) for part, child in zip(tree, structure.children(), strict=True)]
+    parts = [_renamed(part, child) for part, child in zip(tree, _parts(structure), strict=True)]
     named = pytree.is_namedtuple_class(structure.context)
     if isinstance(tree, list):
         return parts

@@ -13,6 +13,7 @@ class Rewritten(nn.Module):
     """What torch.jit.script and torch.ao.quantization ask of a module, answered with one line."""
 
     mode: str
+    torchdynamo_force_dynamic = True  # else torch.export(strict=True) of torch 2.8 can't trace the layer
 
     def __prepare_scriptable__(self) -> Any:
         """Asked by torch.jit.script, whose layer would replace this one in the model itself."""
