@@ -2,14 +2,17 @@
 # INDEX: another package index for the pinned torch, e.g. make train INDEX=https://download.pytorch.org/whl/cpu
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 INDEX ?=
+VERSION ?= 2.8.0
 VENV := .venv
+LOWEST := .venv-lowest
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(INDEX),--extra-index-url $(INDEX))
+INSTALL := -m pip install --quiet --disable-pip-version-check $(if $(INDEX),--extra-index-url $(INDEX))
+PIP := $(BIN)/python $(INSTALL) -c constraints.txt
 ARGS ?=
 SPREAD := -n auto --dist worksteal
 BUILT := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/bptt/nn/kernels/native/*)
 
-.PHONY: train test test-deep sanitize bench docs help
+.PHONY: train test test-deep test-lowest sanitize bench docs help
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 14
 
@@ -24,6 +27,14 @@ test: $(VENV)/test.stamp  ## all checks: pytest with doctests, ruff, basedpyrigh
 
 test-deep: $(VENV)/test.stamp  ## the property tests on many more cases, the longest checks, every benchmark once
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest $(SPREAD) -m "" $(ARGS)
+
+test-lowest: | $(LOWEST)/bin/python  ## the tests on the oldest torch that is supported, in .venv-lowest  (VERSION=2.8.0)
+	@grep -v '^torch==' constraints.txt > $(LOWEST)/constraints.txt
+	@$(LOWEST)/bin/python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	  print(*(r for name in ("test", "cli", "docs") for r in extras[name] if not r.startswith("bptt[")), sep="\n")' > $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/python $(INSTALL) -c $(LOWEST)/constraints.txt torch==$(VERSION) -r $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/python $(INSTALL) --no-deps -e .
+	$(LOWEST)/bin/python -m pytest $(SPREAD) $(ARGS)
 
 sanitize:        ## the C++ kernels under the address, undefined-behaviour and thread sanitizers; needs cmake and a compiler
 	@for kind in address,undefined thread; do \
@@ -56,7 +67,7 @@ $(VENV)/docs.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[docs]'
 	@touch $@
 
-$(BIN)/python:
+$(BIN)/python $(LOWEST)/bin/python:
 	@test -n "$(PYTHON)" || { echo "bptt needs Python 3.11 or newer on the PATH, or make PYTHON=/path/to/python"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "bptt needs Python 3.11 or newer; $(PYTHON) is older. Use make PYTHON=/path/to/python3.11"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(@:/bin/python=)
