@@ -1,12 +1,12 @@
 """States, inputs, targets and aux are pytrees of tensors; the one place that knows how pytrees work here.
 
-A leaf is a tensor and nothing else. Floating and complex leaves carry cotangents; integer and boolean leaves pass
+A leaf is a tensor and nothing else; None is a part of the structure. Floating and complex leaves carry cotangents; integer and boolean leaves pass
 through every function of this file untouched.
 """
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ def leaves(tree: Tree) -> list[Tensor]:
         return [tree]
     if type(tree) is tuple and all(isinstance(leaf, Tensor) for leaf in tree):
         return list(tree)  # the commonest states, without the cost of the general case
-    return [] if tree is None else pytree.tree_leaves(tree)
+    return [] if tree is None else [leaf for leaf in pytree.tree_leaves(tree) if leaf is not None]
 
 
 def flatten(tree: Tree) -> tuple[list[Tensor], Any]:
@@ -33,10 +33,25 @@ def flatten(tree: Tree) -> tuple[list[Tensor], Any]:
         return [tree], _LEAF
     if type(tree) is tuple and all(isinstance(leaf, Tensor) for leaf in tree):
         return list(tree), _flat_tuple(len(tree))
-    return ([], None) if tree is None else pytree.tree_flatten(tree)
+    if tree is None:
+        return [], None
+    values, structure = pytree.tree_flatten(tree)
+    holes = tuple(value is None for value in values)
+    return ([v for v in values if v is not None], _Holed(structure, holes)) if any(holes) else (values, structure)
 
 
 _LEAF = pytree.tree_structure(0)
+
+
+class _Holed(NamedTuple):
+    """A structure of torch's with None in some of its leaves."""
+
+    structure: Any
+    holes: tuple[bool, ...]
+
+    def filled(self, values: Sequence[Any]) -> list[Any]:
+        rest = iter(values)
+        return [None if hole else next(rest) for hole in self.holes]
 
 
 @cache
@@ -50,6 +65,8 @@ def unflatten(values: Sequence[Any], structure: Any) -> Tree:
         return values[0]
     if structure is not None and structure is _flat_tuple(len(values)):
         return tuple(values)
+    if isinstance(structure, _Holed):
+        return pytree.tree_unflatten(structure.filled(values), structure.structure)
     return None if structure is None else pytree.tree_unflatten(list(values), structure)
 
 
@@ -79,7 +96,7 @@ def conform(tree: Tree, structure: Any, sizes: bool = True) -> Tree:
         return tree
     if structure is None or own is None:
         raise ValueError
-    values = structure.flatten_up_to(_renamed(tree, structure))
+    values = _up_to(structure, tree)
     if not all(isinstance(value, Tensor) for value in values):
         raise ValueError
     return unflatten(values, structure)
@@ -90,8 +107,22 @@ def _parts(structure: Any) -> list[Any]:
     return structure.children() if hasattr(structure, "children") else structure.children_specs
 
 
+def _up_to(structure: Any, tree: Tree) -> list[Any]:
+    """What `tree` has in the places of the leaves of `structure`; ValueError where it is of another shape."""
+    if not isinstance(structure, _Holed):
+        return structure.flatten_up_to(_renamed(tree, structure))
+    values = structure.structure.flatten_up_to(_renamed(tree, structure.structure))
+    if any(hole and value is not None for value, hole in zip(values, structure.holes, strict=True)):
+        raise ValueError
+    return [value for value, hole in zip(values, structure.holes, strict=True) if not hole]
+
+
 def _same_but_sizes(one: Any, other: Any) -> bool:
     """Whether two structures are equal but for whole numbers in the contexts of registered types."""
+    if isinstance(one, _Holed) and isinstance(other, _Holed):
+        return one.holes == other.holes and _same_but_sizes(one.structure, other.structure)
+    if isinstance(one, _Holed) or isinstance(other, _Holed):
+        return False
     if one is None or other is None or one.type is not other.type or one.num_children != other.num_children:
         return False
     builtin = one.type in (dict, list, tuple) or one.is_leaf()
@@ -125,7 +156,14 @@ def _renamed(tree: Tree, structure: Any) -> Tree:
 
 def show(structure: Any) -> str:
     """A structure as a line: `(*, {'h': *})`."""
+    if isinstance(structure, _Holed):
+        return repr(unflatten([_Star()] * structure.holes.count(False), structure))
     return "None" if structure is None else pytree.treespec_pprint(structure)
+
+
+class _Star:
+    def __repr__(self) -> str:
+        return "*"
 
 
 def map_leaves(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
@@ -139,7 +177,8 @@ def named_leaves(tree: Tree, name: str) -> list[tuple[str, Any]]:
     if tree is None:
         return []
     try:
-        return [(name + pytree.keystr(path), leaf) for path, leaf in pytree.tree_flatten_with_path(tree)[0]]
+        pairs = pytree.tree_flatten_with_path(tree)[0]
+        return [(name + pytree.keystr(path), leaf) for path, leaf in pairs if leaf is not None]
     except ValueError:  # a type that was registered without names for its parts
         return [(f"{name}[{i}]", leaf) for i, leaf in enumerate(leaves(tree))]
 
@@ -215,7 +254,7 @@ def by_leaf(value: Any, tree: Tree) -> list[Any]:
     structure = structure_of(tree)
     if structure is not None and structure is not _LEAF:
         try:
-            return structure.flatten_up_to(_renamed(value, structure))
+            return _up_to(structure, value)
         except ValueError:  # counted and told by `arguments.batch_dim`
             pass
     return axes(value)
