@@ -234,13 +234,27 @@ class StepLoss:
             aux = _tree.detach(aux)
         return (losses.movedim(1, 0) if self.time_dim and losses.dim() > 1 else losses), aux
 
-    def counted(self, targets: Tree, losses: Tensor) -> Tensor | None:
-        """Which of the losses (n, ...), time first, of the last n steps of `targets` count; None where all do."""
+    def weight(self, targets: Tree, mask: Tensor | None, steps: int, losses: Tensor | None = None) -> Any:
+        """The summed weight of the losses of the last `steps` steps, averaged over all axes but time; `steps` at most.
+
+        mask: of these steps, or None. losses: (steps, ...), where they are known already.
+        """
+        counted = self._counted(targets, steps, None if losses is None else losses.shape)
+        given = mask if counted is None else counted
+        if given is None:
+            return steps
+        wide = torch.float32 if given.device.type == "mps" else torch.float64
+        counts = given.to(wide if losses is None else torch.promote_types(losses.dtype, torch.float32))
+        counts = counts if counted is None or mask is None else _tree.weighed(counts, mask)
+        return counts.flatten(1).mean(1).sum() if counts.dim() > 1 else counts.sum()
+
+    def _counted(self, targets: Tree, steps: int, shape: torch.Size | None) -> Tensor | None:
+        """Which losses count, time first; None where all do."""
         ask = getattr(self.loss, "counted", None)
         if ask is None or not isinstance(targets, Tensor) or targets.is_floating_point():
             return None
-        targets = targets.movedim(self.time_dim, 0)[-len(losses) :]
-        if targets.shape != losses.shape:
+        targets = targets.movedim(self.time_dim, 0)[-steps:]
+        if shape is not None and targets.shape != shape:
             return None
         counted = ask(targets)
         if counted.device.type == "cpu" and counted.view(torch.uint8).all():  # to look costs less there than to count

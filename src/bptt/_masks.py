@@ -140,7 +140,7 @@ def sheltered(time: Timeline, window: Window, resets: Callable[[Tensor], bool]) 
     if mask is None:
         return time
     starts = None if starts is None else starts.cpu()
-    dead = dead_steps(mask.cpu(), starts, window.first - window.start)
+    dead = dead_steps(mask.cpu() != 0, starts, window.first - window.start)
     return Sheltered(time, window, dead, starts, resets(dead)) if dead.any() else time
 
 

@@ -167,9 +167,9 @@ def checked_strategy(value: Any, reduction: str) -> Any:
 
 
 def _check_reduction(value: Any) -> None:
-    """ "mean" or "sum"."""
-    if value not in ("mean", "sum"):
-        raise ValueError(f'reduction={value!r}: use "mean" or "sum".')
+    """ "mean", "sum" or "valid"."""
+    if value not in ("mean", "sum", "valid"):
+        raise ValueError(f'reduction={value!r}: use "mean", "sum" or "valid".')
 
 
 def _check_clip(value: Any) -> None:

@@ -110,7 +110,7 @@ def run(
     memory: Checkpoints | Budget | None,
     meter: Meter,
     factor: Any,
-    divisor: float,
+    divisor: Any,
     gradients: Gradients,
     look: Callable[[Segment, Tree, bool, bool], None],
 ) -> Outcome:

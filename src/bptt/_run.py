@@ -130,7 +130,10 @@ class Run:
 
     def updates(self, strategy: Strategy, watch: Watch | None = None) -> Iterator[Update]:
         """An update a window. watch: told of each, to refuse or warn where nothing gets a gradient."""
-        for done in self.windows(strategy, lambda window: strategy.divisor(window), watch):
+        def divisor(span: Span) -> Any:
+            return self._weight(span.window) if self.options.reduction == "valid" else strategy.divisor(span.window)
+
+        for done in self.windows(strategy, divisor, watch):
             self.debts.pay()
             self._gradients.forget()
             if watch is not None and watch.window(done.span, done.outcome.valid, done.outcome.aux):
@@ -143,10 +146,12 @@ class Run:
     def merged(self, strategy: Strategy) -> Update:
         """The updates of one finite sequence as one, folded as they come: the divisor is its steps."""
         watch, steps = self.watch(), self.time.upto(math.inf)
+        whole = Window(0, 0, steps, steps)
+        divisor = self._weight(whole) if self.options.reduction == "valid" else steps
         losses, aux, like, forward_steps, memory_bytes, valid = Sum(), [], None, 0, 0.0, 0
         at_start: Sequence[Tensor | None] = []
         done: Any = None
-        for done in self.windows(strategy, lambda window: steps, watch):
+        for done in self.windows(strategy, lambda span: divisor, watch):
             outcome = done.outcome
             watch.window(done.span, outcome.valid, outcome.aux)
             self.time.drop(done.span.window.keep)
@@ -175,7 +180,7 @@ class Run:
         )
 
     def windows(
-        self, strategy: Strategy, divisor: Callable[[Window], float], watch: Watch | None = None
+        self, strategy: Strategy, divisor: Callable[[Span], Any], watch: Watch | None = None
     ) -> Iterator[Done]:
         """The strategy's windows, each run from the progress after the one before; its probes answered in between.
 
@@ -203,13 +208,13 @@ class Run:
         window: Window,
         progress: Progress,
         asked: Asked,
-        divisor: Callable[[Window], float],
+        divisor: Callable[[Span], Any],
         watch: Watch | None,
     ) -> Done:
         options, span = self.options, self._span(window, progress)
         if watch is not None and watch.begin(span, options.state):
             self.tell_axes_apart(span.begin)
-        over = 1 if options.reduction == "sum" else divisor(window)
+        over = 1 if options.reduction == "sum" else divisor(span)
         factor, clip = options.factor(span.begin), span.problem.clip
         if clip is not None:
             span = replace(span, problem=replace(span.problem, clip=clip * factor))
@@ -220,6 +225,12 @@ class Run:
             raise
         self.debts.add(span, progress.carried, outcome.cotangent)
         return Done(span, outcome, factor, asked)
+
+    def _weight(self, window: Window) -> Any:
+        """The summed weight of a window's losses, for `reduction="valid"`; 1 where there is none."""
+        data = self.time.read(window.first, window.stop)
+        weight = self.options.problem.loss.weight(data.targets, data.mask, window.steps)
+        return torch.where(weight > 0, weight, torch.ones_like(weight)) if isinstance(weight, Tensor) else weight
 
     def _span(self, window: Window, progress: Progress) -> Span:
         time = self.options.sheltered(self.time, window, progress.carried)

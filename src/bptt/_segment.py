@@ -201,7 +201,7 @@ class Segment:
             outputs, targets = (_tree.narrow(tree, p.time_dim, first - self.start, n) for tree in (outputs, targets))
             mask = None if mask is None else mask[first - self.start :]
         if mask is not None and self.time.masked(first, self.stop):
-            outputs, targets = (blocked(tree, mask, p.time_dim) for tree in (outputs, targets))
+            outputs, targets = (blocked(tree, mask != 0, p.time_dim) for tree in (outputs, targets))
         losses, aux = p.loss(outputs, targets, n)
         return losses, None if mask is None else _masks.check_fits(mask, losses).to(losses.device), aux
 
@@ -235,36 +235,28 @@ class Tape:
     data: Data
 
     def counted(self, values: Tensor) -> Tensor:
-        """`values` in the shape of the losses, 0 where the mask leaves a loss out."""
-        if self.mask is None:
-            return values
-        mask = self.mask.reshape(*self.mask.shape, *[1] * (values.dim() - self.mask.dim()))
-        return torch.where(mask, values, values.new_zeros(()))
+        """`values` in the shape of the losses, weighed by the mask: 0 where it leaves a loss out."""
+        return values if self.mask is None else _tree.weighed(values, self.mask)
 
-    def seed(self, factor: Any = 1, divisor: float = 1) -> Tensor:
+    def seed(self, factor: Any = 1, divisor: Any = 1) -> Tensor:
         """The cotangent of the losses: factor / divisor a step, averaged over all axes but time."""
         assert self.losses is not None
         each = divisor * (self.losses.numel() // len(self.losses))
-        if not isinstance(factor, Tensor):
+        if not isinstance(factor, Tensor) and not isinstance(divisor, Tensor):
             _check_scale(factor / each, self.losses.dtype)
-        if isinstance(factor, Tensor):
+        if isinstance(factor, Tensor) or isinstance(divisor, Tensor):
             return self.counted(torch.ones_like(self.losses).mul_(factor).div_(each))
         return self.counted(torch.full_like(self.losses, factor / each))
 
     def found(self, brief: bool = False) -> "Losses":
         """The losses without their graph; `brief` keeps one number a step, for when many segments wait."""
         assert self.losses is not None
-        valid: Any = len(self.losses)
-        counted = self.segment.problem.loss.counted(self.data.targets, self.losses)
-        counted = self.mask if counted is None else self.counted(counted)
-        if counted is not None:
-            counts = counted.to(torch.promote_types(self.losses.dtype, torch.float32))
-            valid = counts.flatten(1).mean(1).sum() if counts.dim() > 1 else counts.sum()
+        valid = self.segment.problem.loss.weight(self.data.targets, self.mask, len(self.losses), self.losses)
         values = self.counted(self.losses.detach())
         return Losses(values.flatten(1).mean(1) if brief and values.dim() > 1 else values, valid, self.aux)
 
     def roots(
-        self, cotangent: list[Tensor | None] | None, factor: Any = 1, divisor: float = 1
+        self, cotangent: list[Tensor | None] | None, factor: Any = 1, divisor: Any = 1
     ) -> tuple[list[Tensor], list[Tensor]]:
         """What the vjp starts from, losses and `end`, and the cotangents there; arguments as in `pull`."""
         roots: list[Tensor] = []
@@ -278,7 +270,7 @@ class Tape:
                 cotangents.append(c)
         return roots, cotangents
 
-    def pull(self, cotangent: list[Tensor | None] | None, factor: Any, divisor: float) -> list[Tensor | None]:
+    def pull(self, cotangent: list[Tensor | None] | None, factor: Any, divisor: Any) -> list[Tensor | None]:
         """The vjp: (1) from the cotangent of `end` and ∂Σl/∂s to that of `begin`; (2) goes into `.grad`.
 
         cotangent: one tensor or None a leaf of `end`; None for the last segment of a window.

@@ -51,7 +51,9 @@ class _Piece:
         self.resets: list[int] = []
         if self.is_start is not None:
             self.resets = (start + self.is_start.reshape(len(self.is_start), -1).any(1).nonzero().flatten()).tolist()
-        self.masked = self.mask is not None and not self.mask.is_meta and not self.mask.cpu().view(torch.uint8).all()
+        self.masked = self.mask is not None and not self.mask.is_meta
+        if self.masked and self.mask.dtype == torch.bool:
+            self.masked = not self.mask.cpu().view(torch.uint8).all()
         self.asking = [i for i, value in enumerate(self.values) if value.requires_grad]
         self.cotangents: dict[int, Tensor] = {}
 
@@ -274,7 +276,7 @@ def checked_chunk(value: Any, time_dim: int) -> tuple[Any, Any, Any, Any]:
         raise TypeError(
             f"a chunk must be bptt.Chunk(inputs, targets), or a tuple of 2 to 4 entries, not {type(value).__name__}."
         )
-    inputs, targets, is_start, mask = (*value, None, None)[:4]
+    inputs, targets, is_start, mask = map(_tree.from_numpy, (*value, None, None)[:4])
     if isinstance(inputs, PackedSequence):
         raise TypeError("inputs is a PackedSequence: pass the padded tensor, and mask= for the steps that count.")
     steps = None
@@ -295,18 +297,35 @@ def checked_chunk(value: Any, time_dim: int) -> tuple[Any, Any, Any, Any]:
         raise ValueError(
             "inputs holds no tensor, so nothing says how many steps the chunk has: pass at least one (T, ...)."
         )
-    for rows, name in ((is_start, "is_start"), (mask, "mask")):
-        if rows is not None:
-            _check_rows(rows, name, steps, time_dim)
+    is_start = None if is_start is None else _rows_of(is_start, "is_start", steps, time_dim)
+    mask = None if mask is None else _rows_of(mask, "mask", steps, time_dim)
     return inputs, targets, is_start, mask
 
 
-def _check_rows(rows: Any, name: str, steps: int, time_dim: int) -> None:
-    if not isinstance(rows, Tensor) or rows.dtype != torch.bool:
+def _rows_of(rows: Any, name: str, steps: int, time_dim: int) -> Tensor:
+    """`is_start` or `mask` as (T, B) or (T,): bool where it holds nothing but 0 and 1, weights (a mask only) else."""
+    if not isinstance(rows, Tensor) or rows.is_complex():
         raise TypeError(
-            f"{name} must be a bool tensor (T, B) or (T,); {getattr(rows, 'dtype', type(rows).__name__)} was passed."
+            f"{name} must be a tensor (T, B) or (T,); {getattr(rows, 'dtype', type(rows).__name__)} was passed."
         )
+    given, rows = rows, rows.squeeze(2) if rows.dim() == 3 and rows.shape[2] == 1 else rows
     if rows.dim() not in (1, 2) or rows.shape[min(time_dim, rows.dim() - 1)] != steps:
         raise ValueError(
-            f"{name} of shape {shape(rows)} doesn't fit {steps} steps: pass (T, B) or (T,), with time as in inputs."
+            f"{name} of shape {shape(given)} doesn't fit {steps} steps: pass (T, B) or (T,), with time as in inputs."
         )
+    if rows.dtype == torch.bool or rows.is_meta:
+        return rows.bool()
+    rows = rows.detach()
+    if ((rows == 0) | (rows == 1)).all():
+        return rows.bool()
+    if name == "is_start" or not rows.is_floating_point():
+        raise ValueError(f"{name} of {rows.dtype} holds {_odd(rows)}: pass bool, or the numbers 0 and 1.")
+    if not (rows >= 0).all() or rows.isinf().any():
+        raise ValueError(f"mask holds {_odd(rows)}: weights are finite numbers of at least 0.")
+    return rows
+
+
+def _odd(rows: Tensor) -> float:
+    """The smallest or first strange entry, to show."""
+    strange = rows[(rows != rows) | (rows < 0) | rows.isinf()] if rows.is_floating_point() else rows[:0]
+    return (strange if strange.numel() else rows[(rows != 0) & (rows != 1)])[0].item()

@@ -195,6 +195,22 @@ def carries_cotangent(leaf: Tensor) -> bool:
     return leaf.is_floating_point() or leaf.is_complex()
 
 
+def from_numpy(tree: Tree) -> Tree:
+    """The tree with NumPy's arrays as tensors, which share their memory where it can be written to and runs forward."""
+    if isinstance(tree, Tensor) or not any(type(leaf).__module__ == "numpy" for leaf in leaves(tree)):
+        return tree
+
+    def converted(leaf: Any) -> Any:
+        if type(leaf).__module__ != "numpy":
+            return leaf
+        try:
+            return torch.as_tensor(leaf if leaf.flags.writeable and min(leaf.strides, default=0) >= 0 else leaf.copy())
+        except TypeError as error:
+            raise TypeError(f"a NumPy array of {leaf.dtype}: pass numbers that torch has a dtype for.") from error
+
+    return map_leaves(converted, tree)
+
+
 def detach(tree: Tree) -> Tree:
     """The same values without a graph; no copy is made."""
     return map_leaves(torch.Tensor.detach, tree)
@@ -272,6 +288,13 @@ def along(rows: Tensor, dim: Any, leaf: Tensor) -> Tensor:
     shape = [1] * leaf.dim()
     shape[dim] = rows.shape[0]
     return rows.reshape(shape)
+
+
+def weighed(values: Tensor, weights: Tensor) -> Tensor:
+    """`values` times weights whose axes lead theirs, bool or numbers; 0 where the weight is, whatever the value."""
+    weights = weights.reshape(*weights.shape, *[1] * (values.dim() - weights.dim())).to(values.device)
+    weighted = values if weights.dtype == torch.bool else values * weights.to(values.dtype)
+    return torch.where(weights != 0, weighted, values.new_zeros(()))
 
 
 def replace_rows(tree: Tree, other: Tree, rows: Tensor, batch_dim: Any) -> Tree:
