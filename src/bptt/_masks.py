@@ -18,11 +18,12 @@ from bptt._tree import Tree, shape
 from bptt.strategies.windows import Window
 
 
-def blocked(tree: Tree, counted: Tensor, time_dim: int) -> Tree:
-    """The same values, without a graph where `counted` (T, B) or (T,) is false; there NaN and huge numbers become 0.
+def blocked(tree: Tree, mask: Tensor, time_dim: int) -> Tree:
+    """The same values, without a graph where `mask` (T, B) or (T,) is 0; there NaN and huge numbers become 0.
 
-    Leaves that don't begin with the axes of `counted`, and integer ones, stay as they are.
+    Leaves that don't begin with the axes of `mask`, and integer ones, stay as they are.
     """
+    counted = mask.bool()
 
     def block(leaf: Tensor) -> Tensor:
         return _replaced(leaf, counted, time_dim, _tame) if _tree.carries_cotangent(leaf) else leaf
@@ -140,7 +141,7 @@ def sheltered(time: Timeline, window: Window, resets: Callable[[Tensor], bool]) 
     if mask is None:
         return time
     starts = None if starts is None else starts.cpu()
-    dead = dead_steps(mask.cpu() != 0, starts, window.first - window.start)
+    dead = dead_steps(mask.cpu().bool(), starts, window.first - window.start)
     return Sheltered(time, window, dead, starts, resets(dead)) if dead.any() else time
 
 

@@ -201,7 +201,7 @@ class Segment:
             outputs, targets = (_tree.narrow(tree, p.time_dim, first - self.start, n) for tree in (outputs, targets))
             mask = None if mask is None else mask[first - self.start :]
         if mask is not None and self.time.masked(first, self.stop):
-            outputs, targets = (blocked(tree, mask != 0, p.time_dim) for tree in (outputs, targets))
+            outputs, targets = (blocked(tree, mask, p.time_dim) for tree in (outputs, targets))
         losses, aux = p.loss(outputs, targets, n)
         return losses, None if mask is None else _masks.check_fits(mask, losses).to(losses.device), aux
 

@@ -52,7 +52,7 @@ class _Piece:
         if self.is_start is not None:
             self.resets = (start + self.is_start.reshape(len(self.is_start), -1).any(1).nonzero().flatten()).tolist()
         self.masked = self.mask is not None and not self.mask.is_meta
-        if self.masked and self.mask.dtype == torch.bool:
+        if self.mask is not None and self.masked and self.mask.dtype == torch.bool:
             self.masked = not self.mask.cpu().view(torch.uint8).all()
         self.asking = [i for i, value in enumerate(self.values) if value.requires_grad]
         self.cotangents: dict[int, Tensor] = {}

@@ -1,7 +1,7 @@
 """States, inputs, targets and aux are pytrees of tensors; the one place that knows how pytrees work here.
 
-A leaf is a tensor and nothing else; None is a part of the structure. Floating and complex leaves carry cotangents; integer and boolean leaves pass
-through every function of this file untouched.
+A leaf is a tensor and nothing else; None is part of the structure. Floating and complex leaves carry cotangents;
+integer and boolean leaves pass through every function of this file untouched.
 """
 
 from collections.abc import Callable, Sequence
@@ -294,7 +294,7 @@ def weighed(values: Tensor, weights: Tensor) -> Tensor:
     """`values` times weights whose axes lead theirs, bool or numbers; 0 where the weight is, whatever the value."""
     weights = weights.reshape(*weights.shape, *[1] * (values.dim() - weights.dim())).to(values.device)
     weighted = values if weights.dtype == torch.bool else values * weights.to(values.dtype)
-    return torch.where(weights != 0, weighted, values.new_zeros(()))
+    return torch.where(weights.bool(), weighted, values.new_zeros(()))
 
 
 def replace_rows(tree: Tree, other: Tree, rows: Tensor, batch_dim: Any) -> Tree:
