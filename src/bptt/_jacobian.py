@@ -142,6 +142,8 @@ class Pullback:
         """vectors · ∂s_t/∂s_{t-1} + seeds · ∂l_t/∂s_{t-1}, as (n, rows, size)."""
         roots, cotangents = self._roots(tape, vectors, seeds)
         begin = _tree.leaves(tape.begin)
+        if tape.begin is None:
+            return torch.zeros_like(vectors)
         found = self.vjps(roots, cotangents, [begin[i] for i in self.rows.which])
         return self.rows.gather(found, len(vectors))
 
@@ -181,8 +183,8 @@ def credit(span: Span, probe: Probe, meter: Meter, memory: Checkpoints | int | N
     Nothing but the answer stays: parameters, `.grad`, buffers and noise are as before. A bound on cotangents doesn't
     act here. Raises BudgetError where so many bytes don't hold one state.
     """
-    begin, problem = span.begin, replace(span.problem, clip=None, model=unwrapped(span.problem.model))
-    rows = Rows.of(problem, begin, "adapt to")
+    begin, problem = span.like, replace(span.problem, clip=None, model=unwrapped(span.problem.model))
+    rows = Rows.of(problem, span.like, "adapt to")
     steps, losses, lags = probe.stop - probe.start, probe.losses, probe.lags
     vectors = torch.zeros(losses, rows.count, rows.size, dtype=rows.dtype, device=rows.device)
     with untouched(problem.model, problem.loss.loss, span.tensors), batchable(problem.model):
@@ -192,7 +194,7 @@ def credit(span: Span, probe: Probe, meter: Meter, memory: Checkpoints | int | N
         if isinstance(memory, int):  # 5 states lie apart, as they do in a window
             saved = meter.held(segments[0], begin, memory, key)
             slots = _states_of_probe(memory, saved + held + 5 * one, one, probe)
-        rewind = Rewind(segments, min(slots, steps), begin)
+        rewind = Rewind(segments, min(slots, steps), span.begin)
         pull, most = Pullback(rows), 0.0
         at = torch.arange(losses, device=rows.device) - losses  # of each loss, its step less that of the sweep
         so_far = torch.zeros(losses, rows.size, dtype=torch.float64, device=rows.device)

@@ -300,12 +300,12 @@ class WindowProbe:
 
     @property
     def shapes(self) -> Any:
-        return tuple((leaf.shape, leaf.dtype) for leaf in _tree.leaves(self.span.begin))
+        return tuple((leaf.shape, leaf.dtype) for leaf in _tree.leaves(self.span.like))
 
     @property
     def states(self) -> int:
         """Bytes beside slots and saved tensors: the states worked from, last, and next window's, two cotangents."""
-        return 5 * _tree.nbytes(self.span.begin)
+        return 5 * _tree.nbytes(self.span.like)
 
     @cached_property
     def resets(self) -> list[int]:
@@ -327,7 +327,7 @@ class WindowProbe:
         a, b = self.span.window.start + start, self.span.window.start + stop
         piece = replace(self.span.window, start=a, first=a, stop=b, keep=b)
         segment = Segment(replace(self.span, window=piece), a, b, cuts)
-        return self.meter.held(segment, self.span.begin, self.size)
+        return self.meter.held(segment, self.span.like, self.size)
 
 
 def cheapest(probe: WindowProbe, size: int, saved: Callable[[int, int, int], float]) -> Checkpoints:
@@ -335,7 +335,7 @@ def cheapest(probe: WindowProbe, size: int, saved: Callable[[int, int, int], flo
 
     saved: bytes of a tape by its steps, cuts and resets.
     """
-    one = max(1, _tree.nbytes(probe.span.begin))
+    one = max(1, _tree.nbytes(probe.span.like))
 
     def fullest(segment: int) -> float:
         return max(saved(min(segment, probe.steps), cuts, resets) for _, cuts, resets in probe.kinds(segment))

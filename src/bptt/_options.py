@@ -26,7 +26,8 @@ from bptt.strategies.windows import Window
 class Options:
     """The arguments of `unroll` that other calls share, checked by `of`.
 
-    state: to start from; None starts from the initial state. memory: checkpoints, bytes, or None.
+    state: to start from; None starts from the initial state, or from None where the recurrence takes that.
+    memory: checkpoints, bytes, or None.
     """
 
     problem: Problem
@@ -63,7 +64,8 @@ class Options:
         _check_scale(scale)
         _check_clip(clip_cotangent)
         default_dim = _recurrence.default_batch_dim(model)
-        if state is None and initial_state is None and default_dim is None:
+        itself = initial_state is None and default_dim is None and _recurrence.starts_itself(model)
+        if state is None and initial_state is None and default_dim is None and not itself:
             _recurrence.no_state(model)
         if not callable(initial_state):
             _tree.check_dense(initial_state, "initial_state")
@@ -78,6 +80,7 @@ class Options:
             params=checked_params(params),
             native_start=initial_state is None and _recurrence.accepts(model, "is_start"),
             native_weight=clip_cotangent is None and _recurrence.accepts(model, "cotangent_weight"),
+            from_none=itself,
         )
         return cls(problem, _tree.ordinary(state), initial_state, parse(memory), reduction, generator, scale)
 
@@ -95,7 +98,7 @@ class Options:
 
         def resets(dead: Tensor) -> bool:
             zeros = _recurrence.zero_state(p.model, time.inputs_at(window.start), p.time_dim)
-            if not p.native_start and self.initial_state is None and zeros is None:
+            if not p.native_start and not p.from_none and self.initial_state is None and zeros is None:
                 return False
             return dead.dim() == 1 or _boundary.has_rows(carried, p.batch_dim, dead.shape[1])
 
@@ -105,7 +108,7 @@ class Options:
         """The initial state where the window uses it: to start from, or for rows that reset."""
         p = self.problem
         starts = window.start == 0 and carried is None
-        if not starts and (p.native_start or not time.resets(window.start, window.stop)):
+        if p.from_none or (not starts and (p.native_start or not time.resets(window.start, window.stop))):
             return None
         if callable(self.initial_state):
             with torch.enable_grad():
@@ -147,6 +150,8 @@ class Options:
         """How many rows cut on their own: those of the state, or of the inputs where the layer says how they lie."""
         p, carried = self.problem, self.state
         inputs = time.inputs_at(0)
+        if p.from_none and carried is None:
+            return next((leaf.shape[1 - p.time_dim] for leaf in _tree.leaves(inputs) if leaf.dim() > 1), 1)
         if carried is None:
             carried = self.initial_state
             if callable(carried):

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import types
 from collections.abc import Callable
 from typing import Any, NoReturn, overload
 
@@ -81,6 +82,7 @@ def scan(step: Recurrence, time_dim: int = 0) -> Recurrence:
     def recurrence(inputs: Tree, state: Tree) -> tuple[Tree, Tree]:
         return _scan(step, inputs, state, time_dim)
 
+    recurrence.step = step  # pyright: ignore[reportFunctionMemberAccess]
     recurrence.__name__ = f"scan({_errors.named(step)})"
     return recurrence
 
@@ -94,12 +96,23 @@ def _scan(step: Recurrence, inputs: Tree, carried: Tree, time_dim: int) -> tuple
         y, after = _pair(step(_tree.unflatten(row, structure), carried), "the step")
         if not outputs:  # later calls could fail inside the step before anyone sees why
             kept = _step_returns(after, carried, step)
-            named, plain = _tree.structure_of(carried), kept is after
+            named, plain = _tree.structure_of(after if carried is None else carried), kept is after
         outputs.append(y)
         carried = after if plain else _tree.conform(after, named)
     stacked = zip(*(_tree.leaves(y) for y in outputs), strict=True)
     joined = [torch.stack(column, min(time_dim, column[0].dim())) for column in stacked]
     return _tree.unflatten(joined, _tree.structure_of(outputs[0])), carried
+
+
+def starts_itself(model: Recurrence) -> bool:
+    """Whether it makes its first state of None: what stands in the state's place is None by default."""
+    inner = unwrapped(model)
+    step = getattr(inner, "step", inner) if isinstance(inner, Scan | types.FunctionType) else inner
+    try:
+        signature = inspect.signature(step.forward if isinstance(step, nn.Module) else step)
+    except (TypeError, ValueError):  # a builtin has no signature
+        return False
+    return any(parameter.default is None for parameter in list(signature.parameters.values())[1:2])
 
 
 def accepts(model: Recurrence, keyword: str) -> bool:
@@ -193,7 +206,8 @@ def no_state(function: Any) -> NoReturn:
     """Neither a state nor a default."""
     raise ValueError(
         f"state=None, and {named(function)} has no default state: pass state= or initial_state= (a pytree of tensors, "
-        f"or a function that returns one). Only torch.nn's recurrent layers start from zeros by themselves."
+        f"or a function that returns one). Only torch.nn's recurrent layers start from zeros by themselves, and "
+        f"recurrences (inputs, state=None) from None."
     )
 
 
@@ -218,6 +232,8 @@ def called(function: Any, inputs: Tree, carried: Tree, keywords: dict[str, Any],
     if _tree.alike(after, carried):
         return outputs, after
     check_tensors(after, "the returned state")
+    if carried is None:
+        return outputs, after
     return outputs, conformed(after, carried, "the state that the recurrence returns", "the one it was given")
 
 
@@ -284,6 +300,8 @@ def _step_returns(after: Any, carried: Tree, step: Any) -> Tree:
     if _tree.alike(after, carried):
         return after
     _tree.check_tensors(after, "the state that the step returns")
+    if carried is None:
+        return after
     try:
         return _tree.conformed(after, carried, "the state that the step returns", "the one it was given")
     except ValueError as error:

@@ -127,8 +127,6 @@ def run(
     segments = span.segments(length, replays=not whole)
     masked = isinstance(span.time, Sheltered) or span.time.masked(window.first, window.stop)
     key = None if plan else (len(segments[0].calls), tuple(x.shape for x in _tree.leaves(begin)), masked)
-    one = _tree.nbytes(begin)
-    floating = sum(_tree.nbytes(leaf) for leaf in _tree.leaves(begin) if _tree.carries_cotangent(leaf))
     between = window.start < window.keep < window.stop
     rewind = Rewind(segments, plan.slots if plan else 1, begin)
     rewind.forward_steps, kept, after = _unfinished(span, length)
@@ -148,6 +146,8 @@ def run(
             differentiable |= tape.losses.requires_grad
             if whole:
                 total = checked_total(found, window.first)
+        one = _tree.nbytes(tape.after)
+        floating = sum(leaf.nbytes for leaf in _tree.leaves(tape.after) if _tree.carries_cotangent(leaf))
         cotangents = 1 if cotangent is None else 2
         after = tape.after if after is None else after
         kept = tape.kept if kept is None else kept

@@ -130,6 +130,7 @@ class Run:
 
     def updates(self, strategy: Strategy, watch: Watch | None = None) -> Iterator[Update]:
         """An update a window. watch: told of each, to refuse or warn where nothing gets a gradient."""
+
         def divisor(span: Span) -> Any:
             return self._weight(span.window) if self.options.reduction == "valid" else strategy.divisor(span.window)
 
@@ -179,9 +180,7 @@ class Run:
             _norm=partial(_tree.norm, at_start, like, done.factor),
         )
 
-    def windows(
-        self, strategy: Strategy, divisor: Callable[[Span], Any], watch: Watch | None = None
-    ) -> Iterator[Done]:
+    def windows(self, strategy: Strategy, divisor: Callable[[Span], Any], watch: Watch | None = None) -> Iterator[Done]:
         """The strategy's windows, each run from the progress after the one before; its probes answered in between.
 
         The caller forgets the steps before a window's `keep`.

@@ -10,6 +10,7 @@ weight w_t, the clip of the second term, and the rows that reset act on the stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from bptt._checkpoint import Advance, Free, Restore, Store, Vjp, actions
 from bptt._loss import StepLoss
 from bptt._masks import Sheltered, blocked
 from bptt._recurrence import Recurrence
-from bptt._snapshot import Snapshot
+from bptt._snapshot import Snapshot, isolated
 from bptt._stream import Data, Timeline
 from bptt._tree import Tree
 from bptt.strategies.windows import Window
@@ -39,6 +40,7 @@ class Problem:
     params: list[Tensor] | None
     native_start: bool
     native_weight: bool
+    from_none: bool
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,14 @@ class Span:
     window: Window
     begin: Tree
     initial: Initial | None
+
+    @cached_property
+    def like(self) -> Tree:
+        """A state of the right shapes: the one before the window, or after its first step where there is none yet."""
+        if not self.problem.from_none or self.begin is not None:
+            return self.begin
+        with isolated(self.problem.model, self.tensors):
+            return Segment(self, self.window.start, self.window.start + 1).advance(None).after
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -110,7 +120,8 @@ class Segment:
         if not p.native_weight:
             cuts.update(self.window.weights)
         if not p.native_start:
-            cuts.update(self.time.resets(self.start, self.stop))
+            resets = self.time.resets(self.start, self.stop)
+            cuts.update(resets, (t + 1 for t in resets if p.from_none))
         return cuts
 
     def advance(self, carried: Tree) -> Unfolded:
@@ -146,20 +157,36 @@ class Segment:
         outputs: list[Tree] = []
         kept: Tree = None
         parts = _tree.split(data.inputs, p.time_dim, [b - a for a, b in self.calls])
-        if data.is_start is not None and p.batch_dim is not None:
+        if data.is_start is not None and p.batch_dim is not None and carried is not None:
             _boundary.rows_of_state(carried, data.is_start[0], p.batch_dim)
         with self._repeatable():
             for (a, b), inputs in zip(self.calls, parts, strict=True):
                 rows = None if data.is_start is None else data.is_start[a - self.start : b - self.start]
                 carried = self._boundary(a, carried, rows)
-                y, carried = _recurrence.called(p.model, inputs, carried, self._native(a, b, rows, carried), a, b)
-                _recurrence.check_outputs(y, b - a, p.time_dim)
+                y, carried = self._call(a, b, inputs, carried, rows)
                 outputs.append(y)
                 if b == self.window.keep and b < self.stop:
                     kept = _tree.compact(carried)
         after = _tree.compact(carried)
         kept = after if self.window.keep == self.stop else kept
         return Unfolded(_tree.join(outputs, p.time_dim), carried, after, kept)
+
+    def _call(self, a: int, b: int, inputs: Tree, carried: Tree, rows: Tensor | None) -> tuple[Tree, Tree]:
+        """Outputs and state of steps [a, b) in one call; in two where one that starts from None resets single rows."""
+        p = self.problem
+        fresh = p.from_none and not p.native_start and rows is not None and bool(self.time.resets(a, a + 1))
+        if fresh and rows is not None and carried is not None and not rows[0].all():
+            (y, after), anew = (self._call(a, b, inputs, before, None) for before in (carried, None))
+            _boundary.rows_of_state(after, rows[0], p.batch_dim)
+            dims = _tree.map_leaves(lambda leaf: 1 - p.time_dim if leaf.dim() > 1 else None, y)
+            y = _tree.replace_rows(y, anew[0], rows[0], dims)
+            return y, _tree.replace_rows(after, anew[1], rows[0], p.batch_dim)
+        carried = None if fresh else carried
+        y, after = _recurrence.called(p.model, inputs, carried, self._native(a, b, rows, carried), a, b)
+        _recurrence.check_outputs(y, b - a, p.time_dim)
+        if carried is None:
+            _boundary.batch_dim(p.batch_dim, after, p.clip)
+        return y, after
 
     def _boundary(self, t: int, carried: Tree, rows: Tensor | None) -> Tree:
         """The state before step t as step t sees it: gated by the clip and by w, its starting rows reset."""
@@ -168,7 +195,7 @@ class Segment:
             carried = _boundary.clip(carried, p.clip, p.batch_dim)
         if t in self.window.weights and t > self.window.start and not p.native_weight:
             carried = _boundary.gate(carried, self.window.weights[t], p.batch_dim)
-        if rows is not None and not p.native_start and self.time.resets(t, t + 1):
+        if rows is not None and not p.native_start and not p.from_none and self.time.resets(t, t + 1):
             assert self.span.initial is not None
             _boundary.rows_of_state(carried, rows[0], p.batch_dim)
             carried = _tree.replace_rows(carried, self.span.initial.leaves, rows[0], p.batch_dim)

@@ -144,7 +144,7 @@ class Costs:
         self._found: dict[Shape, Cost] = {}
         self.meter = Meter((problem.model, problem.loss.loss))
         segment = self._segment(1)
-        self.span, begin = segment.span, _tree.leaves(segment.span.begin)
+        self.span, begin = segment.span, _tree.leaves(segment.span.like)
         modules = [m for m in (problem.model, problem.loss.loss) if isinstance(m, nn.Module)]
         found = [p for module in modules for p in module.parameters()]
         more, all_of_them = _leaves_of(segment, self.span.begin)
@@ -152,7 +152,7 @@ class Costs:
         if not all_of_them:
             params = [leaf for leaf in self._leaves if leaf.requires_grad] or None
             self._options = replace(options, problem=replace(problem, params=params))
-        self.one = _tree.nbytes(self.span.begin)
+        self.one = _tree.nbytes(self.span.like)
         self.floating = sum(leaf.nbytes for leaf in begin if _tree.carries_cotangent(leaf))
         self._device = begin[0].device
         if math.isnan(self._sample(Shape(4, 4)).held):  # the first is also what a process does once

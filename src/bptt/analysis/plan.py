@@ -246,7 +246,8 @@ class _Forecast:
         def saved(segment: int, cuts: int, resets: int) -> float:
             return MARGIN * self._saved(segment, cuts, resets)
 
-        probe = WindowProbe(replace(self._span, window=self._longest, initial=None), costs.meter, budget)
+        span = replace(self._span, window=self._longest, begin=self._span.like, initial=None)
+        probe = WindowProbe(span, costs.meter, budget)
         least = ceil(probe.states + saved(1, 0, 0)) + costs.one
         if budget < least:
             return [stored], min(stored.memory_bytes, least)

@@ -18,7 +18,7 @@ def tapes(run: Run) -> tuple[list[Tape], Rows]:
     span = run.start(math.inf)
     carried = begin = span.begin
     run.tell_axes_apart(begin)
-    Rows.of(span.problem, begin, "diagnose")
+    Rows.of(span.problem, span.like, "diagnose")
     segments = span.segments(1, replays=False)
     found: list[Tape] = []
 
@@ -42,15 +42,17 @@ def tapes(run: Run) -> tuple[list[Tape], Rows]:
             f"no loss depends on the state of {_errors.named(span.problem.model)}, so no credit goes back through it: "
             f"there is nothing to diagnose."
         )
-    return found, Rows.of(span.problem, begin, "diagnose", seen)
+    return found, Rows.of(span.problem, span.like, "diagnose", seen)
 
 
 def _seen(found: list[Tape]) -> set[int]:
     """The floating leaves of the state, by number, that some loss depends on, at once or through later steps."""
-    floating = [i for i, leaf in enumerate(_tree.leaves(found[0].begin)) if _tree.carries_cotangent(leaf)]
+    floating = [i for i, leaf in enumerate(_tree.leaves(found[0].end)) if _tree.carries_cotangent(leaf)]
     now: set[int] = set()
     seen: set[int] = set()
     for tape in reversed(found):
+        if tape.begin is None:
+            break
         end, begin = _tree.leaves(tape.end), _tree.leaves(tape.begin)
         roots = [root for root in (tape.losses, *(end[i] for i in now)) if root is not None and root.requires_grad]
         ones = [torch.ones_like(root) for root in roots]
@@ -93,6 +95,8 @@ class Sweep:
 
     def step(self, tape: Tape, reset: Tensor | None) -> None:
         """Go back over one step. reset (B,) or 0-d: the rows that start anew before it."""
+        if tape.begin is None:  # there is no state before it
+            reset = torch.ones((), dtype=torch.bool)
         if self.params:
             self._gradients(tape)
         directions = self.qr.q.permute(2, 0, 1).to(self.rows.dtype)
