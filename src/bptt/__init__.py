@@ -9,6 +9,7 @@ from bptt._loss import per_step
 from bptt._recurrence import scan
 from bptt._results import Evaluation, Update
 from bptt._stream import Chunk
+from bptt._window_loss import per_window
 from bptt.analysis.compare import compare
 from bptt.analysis.diagnose import Diagnosis, diagnose
 from bptt.analysis.estimates import Compared, Comparison, Deviation, Estimate
@@ -56,6 +57,7 @@ __all__ = [
     "lyapunov",
     "nn",
     "per_step",
+    "per_window",
     "plan",
     "scale_gradient",
     "scan",

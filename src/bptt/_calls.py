@@ -99,7 +99,7 @@ def unroll(
         scale=scale,
     )
     run = Run(options, stream, check_no_graph_in)
-    return run.updates(checked_strategy(strategy, reduction), run.watch())
+    return run.updates(checked_strategy(strategy, reduction, options.problem.loss.by_window), run.watch())
 
 
 def options_of(model: Recurrence, loss: Loss, state: Tree, **options: Any) -> Options:
@@ -163,7 +163,8 @@ def backward(
         generator=generator,
         scale=scale,
     )
-    return Run(options, [given]).merged(checked_strategy(FullBPTT() if strategy is None else strategy, "sum"))
+    wanted = checked_strategy(FullBPTT() if strategy is None else strategy, "sum", options.problem.loss.by_window)
+    return Run(options, [given]).merged(wanted)
 
 
 def evaluate(
@@ -175,10 +176,12 @@ def evaluate(
     initial_state: Any = None,
     state_batch_dim: Any = None,
     time_dim: int = 0,
+    window: int | None = None,
 ) -> Evaluation:
     """The loss over a stream without a gradient, the state carried from chunk to chunk as in `unroll`.
 
-    Arguments as in `unroll`; `model.eval()` is yours to call. Train/eval mode, random-number states, buffers and
+    window: the steps of each window of a `per_window` loss, whose values are added; None is the whole stream.
+    Other arguments as in `unroll`; `model.eval()` is yours to call. Train/eval mode, random-number states, buffers and
     `.grad` are left as they were. Returns an `Evaluation`; a loss that is not finite is returned as it is.
     Raises ValueError or TypeError as `unroll` does. Cost: one forward a step, one chunk in memory at a time.
 
@@ -191,4 +194,8 @@ def evaluate(
     options = Options.of(
         model, loss, state, initial_state=initial_state, state_batch_dim=state_batch_dim, time_dim=time_dim
     )
-    return Run(options, stream).evaluate()
+    if window is not None:
+        _errors.check_count(window, "window")
+        if not options.problem.loss.by_window:
+            raise ValueError(f"window={window} is for losses by per_window: a loss by step has no windows.")
+    return Run(options, stream).evaluate(window)

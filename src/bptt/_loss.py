@@ -29,7 +29,7 @@ def _check_criterion(value: Any) -> None:
         raise TypeError(
             f"per_step: {named(value)} has no `reduction` to set aside: write a loss that returns (T, B, ...)."
         )
-    if not _recurrence.takes_two(value):
+    if not _recurrence.takes(value, 2):
         raise TypeError(
             f"per_step: {named(value)} takes more than (outputs, targets): write a loss (outputs, targets) -> (T, B, "
             f"...) that calls it."
@@ -176,8 +176,7 @@ def per_step(criterion: Callable[..., Tensor]) -> Loss:
         a function that takes `reduction="none"`, such as `torch.nn.functional.mse_loss`.
 
     Returns a loss `(outputs, targets) -> (T, B, ...)`. Without a batch axis, (T, C) against (T,), it gives (T,).
-    Raises TypeError for a loss over whole sequences such as CTC, which is no sum over steps: compute its logits with
-    `backward`'s encoder support instead, calling `.backward()` on the loss yourself.
+    Raises TypeError for a loss over whole sequences such as CTC, which is no sum over steps: see `per_window`.
     Targets that the criterion ignores (`ignore_index`) don't count in `mean_loss`, as under a mask.
     A criterion that divides by the sum of class weights under "mean" doesn't here.
 
@@ -210,6 +209,8 @@ def per_step(criterion: Callable[..., Tensor]) -> Loss:
 
 class StepLoss:
     """The user's loss with its result checked: losses (n, ...) with time first, and aux."""
+
+    by_window = False
 
     def __init__(self, loss: Loss, time_dim: int) -> None:
         self.loss = loss

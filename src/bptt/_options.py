@@ -18,6 +18,7 @@ from bptt._segment import Initial, Problem, Span
 from bptt._snapshot import noise_restored
 from bptt._stream import Timeline
 from bptt._tree import Tree
+from bptt._window_loss import PerWindow, WindowLoss
 from bptt.strategies.base import Draw
 from bptt.strategies.windows import Window
 
@@ -57,7 +58,9 @@ class Options:
     ) -> "Options":
         """As they are passed; ValueError or TypeError, which name the argument, for what can't be."""
         _recurrence.check_model(model, time_dim)
-        _loss.check_loss(loss)
+        by_window = isinstance(loss, PerWindow)
+        if not by_window:
+            _loss.check_loss(loss)
         _tree.check_dense(state, "state")
         _check_reduction(reduction)
         check_generator(generator)
@@ -73,7 +76,7 @@ class Options:
         _boundary.batch_dim(batch_dim, state if state is not None else initial_state, clip_cotangent)
         problem = Problem(
             model=model,
-            loss=StepLoss(loss, time_dim),
+            loss=WindowLoss(loss.function) if by_window else StepLoss(loss, time_dim),
             time_dim=time_dim,
             batch_dim=batch_dim,
             clip=clip_cotangent,
@@ -161,14 +164,38 @@ class Options:
         return _boundary.row_count(zeros if carried is None else carried, p.batch_dim, zeros is not None, inputs)
 
 
-def checked_strategy(value: Any, reduction: str) -> Any:
-    """A strategy, and one whose mean has a divisor where it is asked for."""
+def checked_strategy(value: Any, reduction: str, by_window: bool = False) -> Any:
+    """A strategy: one whose mean has a divisor where that is asked for, and with fixed windows for `per_window`."""
     if isinstance(value, type) or not callable(getattr(value, "windows", None)):
         such = "bptt.TruncatedBPTT(k1=20)" if not isinstance(value, type) else f"{value.__name__}(...)"
         raise TypeError(f"strategy={value!r} is no strategy: pass a value such as {such}.")
-    if reduction == "mean" and getattr(value, "lengths_known", True):
+    if by_window:
+        _check_fixed(value)
+    elif reduction == "mean" and getattr(value, "lengths_known", True):
         value.divisor(Window(0, 0, 1, 1))  # raises where there is no constant
     return value
+
+
+def _check_fixed(strategy: Any) -> None:
+    """Windows that follow from the stream alone: a loss over a window is another loss over another window."""
+
+    def draw(each_row: bool = False) -> Any:
+        raise _Drawn
+
+    fixed = getattr(strategy, "lengths_known", True)
+    try:
+        next(strategy.windows(lambda step: int(min(step, 64)), draw), None)
+    except _Drawn:
+        fixed = False
+    if not fixed:
+        raise ValueError(
+            f"strategy={strategy!r} sets its windows at random or as it goes, so that a loss by per_window would be "
+            f"another objective each time: use bptt.FullBPTT() or bptt.TruncatedBPTT(k1, k2)."
+        )
+
+
+class _Drawn(Exception):
+    pass
 
 
 def _check_reduction(value: Any) -> None:

@@ -157,14 +157,14 @@ def zero_state(model: Recurrence, inputs: Tree, time_dim: int) -> Tree:
     return (hidden, x.new_zeros(layer.num_layers, *batch, layer.hidden_size)) if layer.mode == "LSTM" else hidden
 
 
-def takes_two(function: Any) -> bool:
-    """Whether a call with two positional arguments fits; True where the signature can't be known."""
+def takes(function: Any, count: int) -> bool:
+    """Whether a call with so many positional arguments fits; True where the signature can't be known."""
     try:
         signature = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
     except (TypeError, ValueError):  # a builtin has none
         return True
     try:
-        signature.bind(None, None)
+        signature.bind(*[None] * count)
     except TypeError:
         return False
     return True
@@ -180,7 +180,7 @@ def check_model(value: Any, time_dim: Any) -> None:
     inner = unwrapped(value)
     if isinstance(inner, nn.RNNCellBase):
         raise TypeError(f"model={named(inner)} is a step, not a recurrence over time: pass bptt.scan of it.")
-    if not takes_two(inner):
+    if not takes(inner, 2):
         raise TypeError(
             f"model={named(inner)} can't be called as check_model(inputs, state): a recurrence is (inputs, state) -> "
             f"(outputs, state). A layer without a state goes into a module or function of that form."

@@ -18,12 +18,13 @@ from bptt import _loss, _torch, _tree
 from bptt._checkpoint import Checkpoints
 from bptt._errors import NonFiniteGradientError
 from bptt._guard.reached import in_sight
-from bptt._masks import Sheltered
+from bptt._masks import Sheltered, blocked
 from bptt._memory import Budget, Meter
 from bptt._segment import Losses, Problem, Rewind, Segment, Span
 from bptt._snapshot import isolated
 from bptt._torch import unwrapped
 from bptt._tree import Tree
+from bptt._window_loss import WindowLoss, check_value
 
 
 class Gradients:
@@ -91,6 +92,50 @@ def _sum_is_finite(found: list[Tensor]) -> bool:
     return isfinite(torch.stack([part if part.device == device else part.to(device) for part in sums]).sum().item())
 
 
+class Objective:
+    """A window's loss by `per_window`, taken once on all its outputs; the outputs' cotangents, by step."""
+
+    def __init__(self, span: Span, outputs: Tree, grad: bool = True) -> None:
+        """outputs: of the window's steps with a loss. grad: whether any cotangents are wanted."""
+        p, window = span.problem, span.window
+        assert isinstance(p.loss, WindowLoss)
+        self._span, self.outputs = span, _tree.tracked(outputs)
+        with torch.set_grad_enabled(grad):
+            self._data = span.time.read(window.first, window.stop)
+            outputs, targets, mask = self.outputs, self._data.targets, self._data.mask
+            if mask is not None and span.time.masked(window.first, window.stop):
+                outputs, targets = (blocked(tree, mask, p.time_dim) for tree in (outputs, targets))
+            self._value, aux = p.loss(outputs, targets, mask)
+        self.differentiable = self._value.requires_grad
+        self.found = Losses(self._value.detach().reshape(1), 1, aux)
+
+    def pull(self, factor: Any) -> None:
+        """The cotangents, and the gradient of the loss's own parameters, for factor · loss."""
+        if self.differentiable:
+            params, ours = self._span.problem.params, [*_tree.leaves(self.outputs), *self._data.tracked.values()]
+            wanted = None if params is None else [*params, *(leaf for leaf in ours if leaf.requires_grad)]
+            seed = torch.ones_like(self._value) * factor
+            torch.autograd.backward([self._value], [seed.to(self._value.dtype)], inputs=wanted)
+        self._span.time.collect(self._span.window.first, self._span.window.stop, self._data)
+        del self._value, self._data
+
+    def of(self, segment: Segment) -> list[Tensor | None]:
+        """The cotangents of a segment's outputs."""
+        a, dim = max(segment.start, self._span.window.first), self._span.problem.time_dim
+        grads, n = _tree.cotangents(self.outputs), segment.stop - a
+        return [g if g is None else g.narrow(dim, a - self._span.window.first, n) for g in grads] if n > 0 else []
+
+
+def _looked_ahead(span: Span, segments: list[Segment]) -> Objective:
+    """The objective of a window that is taped in several segments, by a pass without a graph that keeps the outputs."""
+    carried, outputs = span.begin, []
+    for segment in segments:
+        found, _, carried, _ = segment.advance(carried)
+        if segment.stop > span.window.first:
+            outputs.append(_tree.map_leaves(torch.clone, segment.of_losses(found)))
+    return Objective(span, _tree.join(outputs, span.problem.time_dim))
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a window leaves behind: no graph, only values."""
@@ -131,12 +176,17 @@ def run(
     rewind = Rewind(segments, plan.slots if plan else 1, begin)
     rewind.forward_steps, kept, after = _unfinished(span, length)
     kept = begin if kept is None and window.keep == window.start else kept
+    objective: Objective | None = None
+    by_window = span.problem.loss.by_window
     cotangent: list[Tensor | None] | None = None
     found: list[Losses] = []
     total: Tensor | None = None
     memory_bytes: float = 0
     differentiable = False
     measured = isinstance(memory, Budget) or rewind.forward_steps > 0
+    if by_window and not whole:
+        objective = _looked_ahead(span, segments)
+        rewind.forward_steps += window.stop - window.start
 
     for segment, carried in rewind:
         look(segment, carried, whole, measured)
@@ -146,25 +196,33 @@ def run(
             differentiable |= tape.losses.requires_grad
             if whole:
                 total = checked_total(found, window.first)
+        if by_window:
+            objective = Objective(span, tape.outputs) if objective is None else objective
+            check_value(objective.found.values, window.first, window.stop)
         one = _tree.nbytes(tape.after)
         floating = sum(leaf.nbytes for leaf in _tree.leaves(tape.after) if _tree.carries_cotangent(leaf))
         cotangents = 1 if cotangent is None else 2
         after = tape.after if after is None else after
         kept = tape.kept if kept is None else kept
         with gradients.added(still=not whole):
-            cotangent = tape.pull(cotangent, factor, divisor)
-        memory_bytes = max(saved + (rewind.states + between + 1) * one + cotangents * floating, memory_bytes)  # or NaN
+            if objective is not None and cotangents == 1:
+                objective.pull(factor)
+            cotangent = tape.pull(cotangent, factor, divisor, objective.of(segment) if objective else ())
+        held = saved + (rewind.states + between + 1) * one + cotangents * floating
+        memory_bytes = max(held + (_tree.nbytes(objective.outputs) if objective else 0), memory_bytes)  # or NaN
         del tape
 
+    if objective is not None:
+        found, differentiable, total = [objective.found], objective.differentiable, objective.found.total()
     _loss.check_some_gradient(differentiable)
     found.reverse()
     total = checked_total(found, window.first) if total is None else total
     if not gradients.finite():
-        refuse(span, gradients.leaves, factor)
+        refuse(span, gradients.leaves, factor, objective)
     return Outcome(
         loss=total,
         valid=sum(losses.valid for losses in found),
-        aux=_tree.join([losses.aux for losses in found], span.problem.time_dim),
+        aux=found[0].aux if by_window else _tree.join([losses.aux for losses in found], span.problem.time_dim),
         kept=kept,
         after=after,
         cotangent=cotangent or [],
@@ -193,9 +251,9 @@ def checked_total(found: list[Losses], first: int) -> Tensor:
     return total
 
 
-def refuse(span: Span, leaves: list[Tensor], factor: Any) -> NoReturn:
+def refuse(span: Span, leaves: list[Tensor], factor: Any, objective: Objective | None) -> NoReturn:
     """Raise NonFiniteGradientError with the step at which the gradient of a window stops being finite."""
-    a, step = span.window.start, _culprit(span, leaves, factor)
+    a, step = span.window.start, _culprit(span, leaves, factor, objective)
     where = f"from step {step} on the way back" if step is not None else "though no single step's is not"
     raise NonFiniteGradientError(
         f"the gradient of steps {a} to {span.window.stop - 1} isn't finite {where}, though the losses are: no update "
@@ -204,7 +262,7 @@ def refuse(span: Span, leaves: list[Tensor], factor: Any) -> NoReturn:
     )
 
 
-def _culprit(span: Span, leaves: list[Tensor], factor: Any) -> int | None:
+def _culprit(span: Span, leaves: list[Tensor], factor: Any, objective: Objective | None) -> int | None:
     """The first step, going back, whose vjp isn't finite, by calls of one step each; None if those show nothing."""
     problem, steps = span.problem, span.window.stop - span.window.start
     with isolated(problem.model, span.tensors), isolated(problem.loss.loss, []):
@@ -212,7 +270,7 @@ def _culprit(span: Span, leaves: list[Tensor], factor: Any) -> int | None:
         try:
             for segment, carried in Rewind(span.segments(1, replays=True), 2 * isqrt(steps) + 1, span.begin):
                 tape = segment.tape(_tree.tracked(carried))
-                roots, cotangents = tape.roots(cotangent, factor)
+                roots, cotangents = tape.roots(cotangent, factor, 1, objective.of(segment) if objective else ())
                 own = _tree.leaves(tape.begin)
                 asked = [leaf for leaf in (*own, *leaves) if leaf.requires_grad]
                 found = torch.autograd.grad(roots, asked, cotangents, allow_unused=True) if roots else ()

@@ -173,7 +173,7 @@ class Run:
             start=0,
             loss=losses.total(),
             steps=done.span.window.stop,
-            aux=_tree.join(aux, self.options.problem.time_dim) if aux else None,
+            aux=self._joined(aux) if aux else None,
             forward_steps=forward_steps,
             memory_bytes=memory_bytes,
             _valid=valid,
@@ -225,6 +225,13 @@ class Run:
         self.debts.add(span, progress.carried, outcome.cotangent)
         return Done(span, outcome, factor, asked)
 
+    def _joined(self, aux: list[Tree]) -> Tree:
+        """Aux of several windows, over time; for losses by window a new first axis, one entry a window."""
+        if self.options.problem.loss.by_window:
+            aux = [_tree.map_leaves(lambda leaf: leaf[None], each) for each in aux]
+            return _tree.join(aux, 0) if len(aux) > 1 else aux[0]
+        return _tree.join(aux, self.options.problem.time_dim)
+
     def _weight(self, window: Window) -> Any:
         """The summed weight of a window's losses, for `reduction="valid"`; 1 where there is none."""
         data = self.time.read(window.first, window.stop)
@@ -261,20 +268,22 @@ class Run:
         stop = self.time.upto(steps)
         return self._span(Window(0, 0, stop, stop), Progress(carried=self.options.state))
 
-    def evaluate(self) -> Evaluation:
-        """The losses of the whole stream, chunk by chunk, without a graph."""
+    def evaluate(self, length: int | None = None) -> Evaluation:
+        """The losses of the whole stream without a graph, chunk by chunk, or by windows of so many steps."""
         p, carried, end, valid = self.options.problem, self.options.state, 0, 0
         losses_so_far = Sum()
         aux: list[Tree] = []
+        by_window = p.loss.by_window
         parameters = p.model.parameters() if isinstance(p.model, nn.Module) else ()
         with isolated(p.model, [*parameters, *_tree.leaves(carried)]):
             while self.time.upto(end + 1) > end:
-                window = Window(start=end, first=end, stop=self.time.end, keep=self.time.end)
+                stop = self.time.upto(end + (length or math.inf)) if by_window else self.time.end
+                window = Window(start=end, first=end, stop=stop, keep=stop)
                 span = self._fits(self.options.span(self.time, window, carried))
                 if end == 0:
                     self.tell_axes_apart(span.begin)
                 tape = Segment(span, window.start, window.stop).tape(span.begin, grad=False)
-                losses = tape.found()
+                losses = _reverse.Objective(span, tape.outputs, grad=False).found if by_window else tape.found()
                 losses_so_far.add(losses.total())
                 aux.append(losses.aux)
                 valid += losses.valid
@@ -282,7 +291,7 @@ class Run:
                 self.time.drop(end)
         torch.clear_autocast_cache()  # casts made without a graph
         total = losses_so_far.total()
-        return Evaluation(total, mean(total, valid), end, carried, _tree.join(aux, p.time_dim))
+        return Evaluation(total, mean(total, valid), end, carried, self._joined(aux))
 
 
 def _check_unchanged(before: list[int], carried: Tree) -> None:

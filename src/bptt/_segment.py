@@ -7,7 +7,7 @@ Autograd does the chain rule inside a call of the recurrence; what is ours are t
 weight w_t, the clip of the second term, and the rows that reset act on the state.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +25,7 @@ from bptt._recurrence import Recurrence
 from bptt._snapshot import Snapshot, isolated
 from bptt._stream import Data, Timeline
 from bptt._tree import Tree
+from bptt._window_loss import WindowLoss
 from bptt.strategies.windows import Window
 
 
@@ -33,7 +34,7 @@ class Problem:
     """What stays the same over a run: who is called, and how rows and time lie."""
 
     model: Recurrence
-    loss: StepLoss
+    loss: StepLoss | WindowLoss
     time_dim: int
     batch_dim: Any
     clip: Any
@@ -134,8 +135,18 @@ class Segment:
         with torch.set_grad_enabled(grad):
             data = self.time.read(self.start, self.stop)
             unfolded = self.unfold(carried, data)
-            losses, mask, aux = self._losses(unfolded.outputs, data)
-        return Tape(self, carried, *unfolded[1:], losses, mask, aux, data)
+            losses, mask, aux, outputs = None, None, None, None
+            if isinstance(self.problem.loss, StepLoss):
+                losses, mask, aux = self._losses(self.problem.loss, unfolded.outputs, data)
+            else:
+                outputs = self.of_losses(unfolded.outputs)
+        return Tape(self, carried, *unfolded[1:], losses, mask, aux, data, outputs)
+
+    def of_losses(self, outputs: Tree) -> Tree:
+        """Of the segment's outputs those of steps with a loss; None where there is none."""
+        first = max(self.start, self.window.first)
+        n = self.stop - first
+        return _tree.narrow(outputs, self.problem.time_dim, first - self.start, n) if n > 0 else None
 
     @contextmanager
     def _repeatable(self) -> Iterator[None]:
@@ -217,7 +228,7 @@ class Segment:
                 keywords["cotangent_weight"] = torch.tensor(entries, dtype=like.real.dtype, device=like.device)
         return keywords
 
-    def _losses(self, outputs: Tree, data: Data) -> tuple[Tensor | None, Tensor | None, Tree]:
+    def _losses(self, loss: StepLoss, outputs: Tree, data: Data) -> tuple[Tensor | None, Tensor | None, Tree]:
         """The losses (n, ...) as the user's function gives them, the mask over their first axes, and aux."""
         p, first = self.problem, max(self.start, self.window.first)
         n = self.stop - first
@@ -229,7 +240,7 @@ class Segment:
             mask = None if mask is None else mask[first - self.start :]
         if mask is not None and self.time.masked(first, self.stop):
             outputs, targets = (blocked(tree, mask, p.time_dim) for tree in (outputs, targets))
-        losses, aux = p.loss(outputs, targets, n)
+        losses, aux = loss(outputs, targets, n)
         return losses, None if mask is None else _masks.check_fits(mask, losses).to(losses.device), aux
 
 
@@ -249,7 +260,10 @@ class Losses(NamedTuple):
 
 @dataclass(frozen=True)
 class Tape:
-    """A segment's graph: from the state it begins with to its losses and the state it ends in, as in `Unfolded`."""
+    """A segment's graph: from the state it begins with to its losses and the state it ends in, as in `Unfolded`.
+
+    outputs: of the steps with a loss, for a loss over the window, which is taken elsewhere; else None.
+    """
 
     segment: Segment
     begin: Tree
@@ -260,6 +274,7 @@ class Tape:
     mask: Tensor | None
     aux: Tree
     data: Data
+    outputs: Tree
 
     def counted(self, values: Tensor) -> Tensor:
         """`values` in the shape of the losses, weighed by the mask: 0 where it leaves a loss out."""
@@ -283,27 +298,40 @@ class Tape:
         return Losses(values.flatten(1).mean(1) if brief and values.dim() > 1 else values, valid, self.aux)
 
     def roots(
-        self, cotangent: list[Tensor | None] | None, factor: Any = 1, divisor: Any = 1
+        self,
+        cotangent: list[Tensor | None] | None,
+        factor: Any = 1,
+        divisor: Any = 1,
+        of_outputs: Sequence[Tensor | None] = (),
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """What the vjp starts from, losses and `end`, and the cotangents there; arguments as in `pull`."""
+        """What the vjp starts from, losses or outputs and `end`, and the cotangents there; arguments as in `pull`."""
         roots: list[Tensor] = []
         cotangents: list[Tensor] = []
         if self.losses is not None and self.losses.requires_grad:
             roots.append(self.losses)
             cotangents.append(self.seed(factor, divisor))
-        for value, c in zip(_tree.leaves(self.end), cotangent or [None] * len(_tree.leaves(self.end)), strict=True):
+        end = _tree.leaves(self.end)
+        pairs = [*zip(_tree.leaves(self.outputs), of_outputs, strict=bool(of_outputs))]
+        for value, c in (*pairs, *zip(end, cotangent or [None] * len(end), strict=True)):
             if c is not None and value.requires_grad:
                 roots.append(value)
                 cotangents.append(c)
         return roots, cotangents
 
-    def pull(self, cotangent: list[Tensor | None] | None, factor: Any, divisor: Any) -> list[Tensor | None]:
+    def pull(
+        self,
+        cotangent: list[Tensor | None] | None,
+        factor: Any,
+        divisor: Any,
+        of_outputs: Sequence[Tensor | None] = (),
+    ) -> list[Tensor | None]:
         """The vjp: (1) from the cotangent of `end` and ∂Σl/∂s to that of `begin`; (2) goes into `.grad`.
 
         cotangent: one tensor or None a leaf of `end`; None for the last segment of a window.
-        factor, divisor: each step's loss is multiplied by the one and divided by the other; factor may be a tensor.
+        factor, divisor: each step's loss is multiplied by the one and divided by the other; both may be tensors.
+        of_outputs: the cotangents of `outputs`.
         """
-        roots, cotangents = self.roots(cotangent, factor, divisor)
+        roots, cotangents = self.roots(cotangent, factor, divisor, of_outputs)
         if roots:
             try:
                 torch.autograd.backward(roots, cotangents, inputs=self._wanted())

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from bptt import _errors, _torch, _tree
 from bptt._guard.mixing import by_step
 from bptt._guard.purity import Stretch, once, pure
+from bptt._loss import StepLoss
 from bptt._masks import blocked
 from bptt._segment import Segment
 from bptt._tree import Tree
@@ -59,7 +60,10 @@ class Guard:
         mode = "overlap" if overlap else "split" if not whole else ""
         if not mode and (measured or self.probed or _repeated.get()):
             mode = "again"
-        loss_due = not whole and not self._loss_asked and window.steps > 1  # a window with one loss can't be asked
+        by_step = isinstance(segment.problem.loss, StepLoss)
+        loss_due = (
+            by_step and not whole and not self._loss_asked and window.steps > 1
+        )  # a window with one loss can't be asked
         if not mode or (mode in self._asked and not loss_due) or _settled.get():
             return
         uncached(segment.problem.model)

@@ -6,6 +6,7 @@ from torch import Tensor
 from bptt import _errors, _tree
 from bptt._guard.kept import Kept
 from bptt._guard.likeness import CLOSE, alike, distance, nudged, rounding
+from bptt._loss import StepLoss
 from bptt._segment import Problem
 from bptt._snapshot import Noise, foreign_noise_restored, noise_restored
 from bptt._tree import Tree
@@ -18,6 +19,7 @@ def by_step(problem: Problem, outputs: Tree, targets: Tree, n: int) -> None:
     what it is in evaluation: that it depends on where a call begins is known of it.
     """
     loss, dim = problem.loss, problem.time_dim
+    assert isinstance(loss, StepLoss)
     half = (n + 1) // 2
     tensors = [*_tree.leaves(outputs), *_tree.leaves(targets)]
     kept = Kept(loss.loss)
@@ -48,6 +50,7 @@ def by_step(problem: Problem, outputs: Tree, targets: Tree, n: int) -> None:
             torch.clear_autocast_cache()
     raise ValueError(
         f"the loss {_errors.named(loss.loss)} mixes time steps: {half} of {n} steps have other losses alone than among "
-        f"all {n}, but memory= calls it for parts of a window. Let the loss of a step depend on that step alone, or "
-        f'give memory=None; see docs/pitfalls.md, "A loss that isn\'t a sum over steps".'
+        f"all {n}, but memory= calls it for parts of a window. Let the loss of a step depend on that step alone, "
+        f"pass a loss of the whole window by bptt.per_window, or give memory=None; see docs/pitfalls.md, "
+        f'"A loss that isn\'t a sum over steps".'
     )

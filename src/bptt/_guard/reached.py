@@ -119,7 +119,7 @@ def _something_to_train(span: Span) -> None:
         return
     with _snapshot.untouched(problem.model, problem.loss.loss, [*found, *_tree.leaves(span.begin)]):
         tape = _first_step(span).tape(_tree.detach(span.begin))
-    ends = [tape.losses, *_tree.leaves(tape.end)]
+    ends = [tape.losses, *_tree.leaves(tape.outputs), *_tree.leaves(tape.end)]
     if not any(leaf is not None and leaf.requires_grad for leaf in ends):
         raise ValueError(
             f"nothing gets a gradient: every parameter of {_errors.named(problem.model)} is frozen. Call "

@@ -1,0 +1,97 @@
+"""Losses that mix steps: a function of all outputs of a window at once."""
+
+from collections.abc import Callable
+from math import isfinite
+from typing import Any
+
+from torch import Tensor, nn
+
+from bptt import _errors, _recurrence, _tree
+from bptt._errors import NonFiniteLossError
+from bptt._tree import Tree
+
+
+class PerWindow:
+    """What `per_window` gives; to be called as its function."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *args: Tree) -> Any:
+        """The function's own value."""
+        return self.function(*args)
+
+
+def per_window(function: Callable[..., Any]) -> PerWindow:
+    """A loss of a whole window, for what is no sum over steps: energy ratios, spectra, CTC, normalised advantages.
+
+        L = Σ_w f(o[a_w : b_w], y[a_w : b_w]),  [a_w, b_w) the steps whose losses window w holds           (1)
+
+    function: `(outputs, targets) -> loss`, a 0-d tensor, or `(loss, aux)`; a module or any callable. It is called once
+        a window, on the outputs and targets of all its loss steps, time where it is. A chunk with a mask hands it the
+        window's mask, (n, B) or (n,), time first, as a third argument; where the mask is 0, outputs get no gradient.
+
+    Returns a loss for `unroll`, `backward`, `evaluate`, `compare` and `plan`. Exact under any budget: the window's
+    outputs are kept, the function's cotangent of them is taken once, and each segment pulls its part. `Update.loss` is
+    the function's value and `mean_loss` the same; `backward` adds windows, and its `mean_loss` is their mean.
+    `reduction` has no effect. `evaluate` takes `window=`, the steps of a window; `diagnose` and random or adaptive
+    windows are refused, since a cut would change the objective: use `FullBPTT` or `TruncatedBPTT`.
+    Raises TypeError for what can't be called so, and for a function that returns no 0-d tensor.
+    Cost: under a budget one more forward of each step; memory for the outputs of a window.
+
+    >>> import bptt, torch
+    >>> ratio = bptt.per_window(lambda outputs, targets: (outputs - targets).square().sum() / targets.square().sum())
+    >>> chunk = torch.ones(8, 2, 3), torch.ones(8, 2, 4)
+    >>> update = bptt.backward(torch.nn.GRU(3, 4), ratio, chunk, memory=bptt.Checkpoints(slots=2, segment=3))
+    >>> update.loss.dim(), update.forward_steps
+    (0, 21)
+    """
+    if isinstance(function, type) and issubclass(function, nn.Module):
+        raise TypeError(f"per_window({function.__name__}): that is a class; pass an instance of it.")
+    _errors.check_callable(function, "per_window's function")
+    if not _recurrence.takes(function, 2):
+        raise TypeError(f"per_window: {_errors.named(function)} can't be called as function(outputs, targets).")
+    return PerWindow(function)
+
+
+class WindowLoss:
+    """The function of `per_window` with its result checked; stands where a `StepLoss` does."""
+
+    by_window = True
+
+    def __init__(self, loss: Callable[..., Any]) -> None:
+        self.loss = loss
+        self._takes_mask = _recurrence.takes(loss, 3)
+
+    def __call__(self, outputs: Tree, targets: Tree, mask: Tensor | None) -> tuple[Tensor, Tree]:
+        """(value, aux) of a window."""
+        name = _errors.named(self.loss)
+        if mask is not None and not self._takes_mask:
+            raise TypeError(
+                f"the chunk has a mask, which per_window({name}) hands to its function as a third argument, but that "
+                f"takes two: write (outputs, targets, mask)."
+            )
+        given = {"outputs": outputs, "targets": targets} | ({} if mask is None else {"mask": mask})
+        try:
+            result = self.loss(*given.values())
+        except Exception as error:
+            _recurrence.explain(error, f"the loss {name} fails", given)
+        value, aux = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+        if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():
+            got = f"shape {_tree.shape(value)} and {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"per_window({name}): the function must return a floating 0-d tensor, not {got}.")
+        if aux is not None:
+            _tree.check_tensors(aux, "aux")
+        return value, _tree.detach(aux)
+
+    def weight(self, targets: Tree, mask: Tensor | None, steps: int, losses: Tensor | None = None) -> Any:
+        """A window is one term."""
+        return 1
+
+
+def check_value(value: Tensor, first: int, stop: int) -> None:
+    """A window's loss, finite; the first of an update's two synchronisations."""
+    if not value.is_meta and not isfinite(value.item()):
+        raise NonFiniteLossError(
+            f"the loss of steps {first} to {stop - 1} is {value.item()}: no update was made from it.", first
+        )
