@@ -4,11 +4,13 @@ from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bptt import _errors, _recurrence, _tree
 from bptt._errors import NonFiniteLossError
 from bptt._tree import Tree
+from bptt.strategies.windows import Window
 
 
 class PerWindow:
@@ -84,9 +86,26 @@ class WindowLoss:
             _tree.check_tensors(aux, "aux")
         return value, _tree.detach(aux)
 
+    def summed(self, windows: list[Window], time_dim: int) -> "WindowLoss":
+        """The loss of a sequence that adds those of windows of it, without aux."""
+
+        def function(outputs: Tree, targets: Tree, *mask: Tensor) -> Tensor:
+            values = []
+            for w in windows:
+                own, wanted = (_tree.narrow(tree, time_dim, w.first, w.steps) for tree in (outputs, targets))
+                values.append(self(own, wanted, mask[0][w.first : w.stop] if mask else None)[0])
+            return torch.stack(values).sum()
+
+        return WindowLoss(function)
+
     def weight(self, targets: Tree, mask: Tensor | None, steps: int, losses: Tensor | None = None) -> Any:
         """A window is one term."""
         return 1
+
+
+def inner(loss: Any) -> Any:
+    """The function of a loss by window, or any other loss as it is: who holds parameters and buffers."""
+    return loss.function if isinstance(loss, PerWindow) else loss
 
 
 def check_value(value: Tensor, first: int, stop: int) -> None:

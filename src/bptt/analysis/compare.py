@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
@@ -22,8 +22,10 @@ from bptt._snapshot import isolated, no_gradient_yet, parameters_kept
 from bptt._stream import Chunk
 from bptt._torch import unwrapped
 from bptt._tree import Tree, leaves, map_leaves
+from bptt._window_loss import PerWindow, WindowLoss, inner
 from bptt.analysis.estimates import Compared, Comparison, Draws
 from bptt.strategies import FullBPTT, Strategy
+from bptt.strategies.windows import Window
 
 TIMED = 3  # runs of a strategy that draws nothing
 
@@ -53,8 +55,9 @@ def compare(
     so that a model's noise isn't taken for the strategy's; but calls of other lengths use the noise in another order,
     and dropout then differs between strategies: `model.eval()` compares them alone.
 
-    model, loss, state, memory, initial_state, state_batch_dim, time_dim: as in `unroll`.
+    model, state, memory, initial_state, state_batch_dim, time_dim: as in `unroll`.
     sequence: `Chunk(inputs, targets, is_start, mask)` or a plain tuple, T steps; graphs that it carries are left alone.
+    loss: as there; for `per_window` g* is that of L = Σ_w f over each strategy's own windows, and `norm` that of one.
     strategies: a list of values such as `TruncatedBPTT(20)`.
     draws: runs of a strategy that draws random numbers, >= 3; others run three times, for the time alone.
     params: θ, leaves; None is what model and loss register, named as there, those of the loss with "loss." before.
@@ -82,10 +85,10 @@ def compare(
     Source: the relative bias is that of Aicher, Foti & Fox 2019, https://arxiv.org/abs/1905.07473.
     """
     _errors.check_gradient_possible()
-    wanted = _strategies(strategies)
+    wanted = _strategies(strategies, isinstance(loss, PerWindow))
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 3:
         raise ValueError(f"draws={draws!r} must be a whole number of at least 3, for a variance and its interval.")
-    theta = _named(model, loss, params)
+    theta = _named(model, inner(loss), params)
     chunk = Chunk(*_stream.checked_chunk(sequence, time_dim))
     chunk = chunk._replace(inputs=_detached(chunk.inputs), targets=_detached(chunk.targets))
     _tree.check_tensors(state, "state")
@@ -108,10 +111,13 @@ def compare(
         generator=own,
     )
     trials.look()
-    with parameters_kept(model, loss, list(theta.values())):
+    with parameters_kept(model, inner(loss), list(theta.values())):
         with repeated():
             exact = trials.once(FullBPTT())[1]
-        entries = tuple(_compared(strategy, trials, exact, list(theta), draws) for strategy in wanted)
+            goals = [trials.goal(strategy, exact) for strategy in wanted]
+        entries = tuple(
+            _compared(strategy, trials, goal, list(theta), draws) for strategy, goal in zip(wanted, goals, strict=True)
+        )
     squares = [torch.dot(g, g).item() for g in exact]
     return Comparison(
         steps=leaves(chunk.inputs)[0].shape[time_dim],
@@ -165,6 +171,16 @@ class _Trials:
             gradient = [_numbers(p) for p in self.theta]
         held, forward, backward = zip(*updates, strict=True)
         return _Run(seconds, max(held), len(updates), sum(forward), sum(backward)), gradient
+
+    def goal(self, strategy: Strategy, exact: list[Tensor]) -> list[Tensor]:
+        """The exact gradient: of the sum over steps, `exact`; of losses by window, that of the strategy's windows."""
+        problem, loss = self.options.problem, self.options.problem.loss
+        if not isinstance(loss, WindowLoss):
+            return exact
+        steps = leaves(self.chunk.inputs)[0].shape[problem.time_dim]
+        windows = [w for w in strategy.windows(lambda t: int(min(t, steps)), float) if isinstance(w, Window)]
+        summed = replace(problem, loss=loss.summed(windows, problem.time_dim))
+        return replace(self, options=replace(self.options, problem=summed)).once(FullBPTT())[1]
 
     @contextmanager
     def _isolated(self) -> Iterator[None]:
@@ -228,12 +244,12 @@ def _named(model: Any, loss: Any, params: Iterable[Tensor] | None) -> dict[str, 
     return {names[p]: p for p in theta}
 
 
-def _strategies(values: Any) -> list[Strategy]:
+def _strategies(values: Any, by_window: bool) -> list[Strategy]:
     if callable(getattr(values, "windows", None)) and not isinstance(values, type):
         raise TypeError(f"strategies={values!r} is one strategy: put it into a list.")
     if isinstance(values, str | type) or not isinstance(values, Iterable):
         raise TypeError(f"strategies={values!r} must be a list of values such as bptt.TruncatedBPTT(k1=20).")
-    wanted = [checked_strategy(value, "sum") for value in values]
+    wanted = [checked_strategy(value, "sum", by_window) for value in values]
     if not wanted:
         raise ValueError("strategies= is empty: list at least one, such as bptt.TruncatedBPTT(k1=20).")
     return wanted

@@ -154,7 +154,9 @@ class Costs:
             self._options = replace(options, problem=replace(problem, params=params))
         self.one = _tree.nbytes(self.span.like)
         self.floating = sum(leaf.nbytes for leaf in begin if _tree.carries_cotangent(leaf))
-        self._device = begin[0].device
+        self.outputs = _tree.nbytes(segment.advance(self.span.begin).outputs) if problem.loss.by_window else 0
+        device = next(iter((*begin, *_tree.leaves(chunk.inputs)))).device
+        self._device = device
         if math.isnan(self._sample(Shape(4, 4)).held):  # the first is also what a process does once
             raise ValueError(
                 "plan predicts the bytes that autograd saves, and torch.func's transforms inside the model or the loss "

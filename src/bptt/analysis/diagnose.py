@@ -19,6 +19,7 @@ from bptt._snapshot import untouched
 from bptt._stream import Chunk
 from bptt._torch import unwrapped
 from bptt._tree import Tree
+from bptt._window_loss import PerWindow
 from bptt.analysis.spectrum import Spectrum, spectral_radius
 from bptt.analysis.sweep import Sweep, tapes
 
@@ -134,6 +135,10 @@ def diagnose(
     ones that gradients feel.
     """
     _errors.check_gradient_possible()
+    if isinstance(loss, PerWindow):
+        raise TypeError(
+            "diagnose: credit by lag is that of single steps, which per_window has not: pass a loss by step."
+        )
     _recurrence.check_model(model, time_dim)
     model = unwrapped(model)  # compiled code can't be differentiated twice
     chunk = _detached(sequence, time_dim)

@@ -21,6 +21,7 @@ from bptt._segment import Span
 from bptt._snapshot import untouched
 from bptt._stream import Chunk
 from bptt._tree import Tree, detach, leaves
+from bptt._window_loss import PerWindow, inner
 from bptt.analysis.costs import Costs, Shape
 from bptt.strategies import ARTBP, FullBPTT, Strategy, TruncatedBPTT
 from bptt.strategies.base import Draw, says
@@ -170,13 +171,14 @@ def plan(
     budget = parse(memory)
     if isinstance(budget, Checkpoints):
         raise ValueError(f'memory={memory!r}: plan chooses checkpoints itself. Give the size to keep to, as "512MiB".')
-    wanted = _ladder(steps) if strategies is None else [_plannable(s) for s in strategies]
+    by_window = isinstance(loss, PerWindow)
+    wanted = _ladder(steps, by_window) if strategies is None else [_plannable(s, by_window) for s in strategies]
     if not wanted:
         raise ValueError("strategies is empty: leave it out to consider the usual ones.")
 
     _tree.check_tensors(state, "state")
     parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
-    with untouched(model, loss, [*parameters, *leaves(probed.inputs), *leaves(state)]):
+    with untouched(model, inner(loss), [*parameters, *leaves(probed.inputs), *leaves(state)]):
         fixed = initial_state() if callable(initial_state) else initial_state
         _tree.check_dense(fixed, "initial_state")
         options = Options.of(
@@ -247,11 +249,12 @@ class _Forecast:
             return MARGIN * self._saved(segment, cuts, resets)
 
         span = replace(self._span, window=self._longest, begin=self._span.like, initial=None)
+        outputs = costs.outputs * self._most.losses  # kept beside, for a loss by window
         probe = WindowProbe(span, costs.meter, budget)
-        least = ceil(probe.states + saved(1, 0, 0)) + costs.one
+        least = ceil(probe.states + saved(1, 0, 0)) + costs.one + outputs
         if budget < least:
             return [stored], min(stored.memory_bytes, least)
-        row = self._row(cheapest(probe, budget, saved), budget)
+        row = self._row(cheapest(probe, budget - outputs, saved), budget)
         return [stored, row], min(row.memory_bytes, least)
 
     def _saved(self, steps: int, cuts: int, resets: int) -> float:
@@ -299,20 +302,23 @@ class _Forecast:
         longest = min(c, n)
         held = self._saved(longest, shape.kept + shape.weights, 0) - costs.loss * max(longest - shape.losses, 0)
         held += (min(slots, segments) + (slots < segments) + 1) * costs.one + (1 + (segments > 1)) * costs.floating
-        return max(seconds, 0), round(held), advances * c + n
+        ran = advances * c + n
+        if costs.outputs and segments > 1:  # a loss by window: a pass more, and all its outputs
+            seconds, ran, held = seconds + costs.advance(n), ran + n, held + costs.outputs * (shape.losses - longest)
+        return max(seconds, 0), round(held), ran
 
 
-def _ladder(steps: int) -> list[Strategy]:
+def _ladder(steps: int, by_window: bool) -> list[Strategy]:
     """Full, randomised, and truncated after 1, 16, 64, 256, ... steps, with and without a look back."""
     lengths = [4**i for i in range(2, 12) if 4**i < steps]
-    randomised = [ARTBP(PolynomialLaw(mean_length=64), every=16)] if steps > 64 else []
+    randomised = [ARTBP(PolynomialLaw(mean_length=64), every=16)] if steps > 64 and not by_window else []
     looking_back = [TruncatedBPTT(k // 2, k) for k in lengths]
     return [FullBPTT(), *randomised, *looking_back, *(TruncatedBPTT(k) for k in (*lengths, 1))]
 
 
-def _plannable(value: Any) -> Any:
+def _plannable(value: Any, by_window: bool) -> Any:
     """A strategy whose windows don't depend on what is found during training."""
-    if not getattr(checked_strategy(value, "sum"), "lengths_known", True):
+    if not getattr(checked_strategy(value, "sum", by_window), "lengths_known", True):
         raise ValueError(
             f"{value!r} sets its lengths by what it finds during training, which no plan knows: plan "
             f"TruncatedBPTT(k1=K, k2=2 * K - 1) for the K that you expect."
