@@ -2,7 +2,7 @@
 
 from bptt import equations, nn, strategies
 from bptt._boundary import scale_gradient
-from bptt._calls import backward, evaluate, unroll
+from bptt._calls import advance, backward, evaluate, unroll
 from bptt._checkpoint import Checkpoints
 from bptt._errors import BudgetError, NonFiniteError, NonFiniteGradientError, NonFiniteLossError
 from bptt._loss import per_step
@@ -49,6 +49,7 @@ __all__ = [
     "TruncatedBPTT",
     "Update",
     "Window",
+    "advance",
     "backward",
     "compare",
     "diagnose",

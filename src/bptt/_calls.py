@@ -167,6 +167,42 @@ def backward(
     return Run(options, [given]).merged(wanted)
 
 
+def advance(
+    model: Recurrence,
+    inputs: Tree,
+    state: Tree = None,
+    *,
+    is_start: Any = None,
+    initial_state: Any = None,
+    state_batch_dim: Any = None,
+    time_dim: int = 0,
+) -> Tree:
+    """The state after some steps, without a graph and without a loss: to warm up a state, chunk by chunk.
+
+        s_t = F_t(s_{t-1}),  t = 0 .. T-1                                                 (1)
+
+    inputs: pytree of tensors (T, B, ...). state: before the first of them; None starts as `unroll` does.
+    is_start: rows that start anew, as in `Chunk`. The other arguments are those of `unroll`.
+
+    Returns the state, detached, in the structure of the model's own. Buffers and noise move on as in any call.
+    Raises ValueError or TypeError as `unroll` does. Cost: one forward a step, the outputs of 256 steps in memory.
+
+    >>> import bptt, torch
+    >>> layer = torch.nn.GRU(3, 4)
+    >>> warm = bptt.advance(layer, torch.ones(50, 2, 3))
+    >>> warm.shape, torch.equal(warm, layer(torch.ones(50, 2, 3))[1])
+    (torch.Size([1, 2, 4]), True)
+    """
+    options = Options.of(
+        model, _no_loss, state, initial_state=initial_state, state_batch_dim=state_batch_dim, time_dim=time_dim
+    )
+    return Run(options, [Chunk(*checked_chunk((inputs, None, is_start), time_dim))]).advance()
+
+
+def _no_loss(outputs: Tree, targets: Tree) -> Tree:
+    return outputs
+
+
 def evaluate(
     model: Recurrence,
     loss: Loss,

@@ -25,6 +25,9 @@ from bptt._tree import Tree
 from bptt.strategies.base import Strategy
 from bptt.strategies.windows import Credit, Probe, Window
 
+BURNT = 256
+"""Steps of a burn-in that are run in one call at most."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -202,6 +205,21 @@ class Run:
             _check_unchanged(versions, progress.carried)
             torch.clear_autocast_cache()  # the casts of weights that have been stepped since
 
+    def _burnt_in(self, window: Window, progress: Progress) -> tuple[Window, Progress, Tree]:
+        """The window and the progress after its burn-in, and the state at `keep` where that lies within; else None."""
+        if not window.burn_in:
+            return window, progress, None
+        a = window.start - window.burn_in
+        before = Window(a, a, window.start, min(max(window.keep, a), window.start))
+        span = self._fits(self.options.span(self.time, before, progress.carried))
+        carried, kept = span.begin, span.begin if window.keep == a else None
+        for segment in span.segments(BURNT, replays=False):
+            _, _, carried, at_keep = segment.advance(carried)
+            kept = at_keep if kept is None else kept
+        within = window.keep < window.start
+        window = replace(window, keep=max(window.keep, window.start))
+        return window, Progress(window.start, carried, progress.strategy), kept if within else None
+
     def _window(
         self,
         window: Window,
@@ -210,7 +228,9 @@ class Run:
         divisor: Callable[[Span], Any],
         watch: Watch | None,
     ) -> Done:
-        options, span = self.options, self._span(window, progress)
+        options, given = self.options, window
+        window, progress, kept = self._burnt_in(window, progress)
+        span = self._span(window, progress)
         if watch is not None and watch.begin(span, options.state):
             self.tell_axes_apart(span.begin)
         over = 1 if options.reduction == "sum" else divisor(span)
@@ -223,7 +243,10 @@ class Run:
             self._gradients.put_back()
             raise
         self.debts.add(span, progress.carried, outcome.cotangent)
-        return Done(span, outcome, factor, asked)
+        if given.burn_in:
+            ran = outcome.forward_steps + given.burn_in
+            outcome = replace(outcome, kept=outcome.kept if kept is None else kept, forward_steps=ran)
+        return Done(replace(span, window=given), outcome, factor, asked)
 
     def _joined(self, aux: list[Tree]) -> Tree:
         """Aux of several windows, over time; for losses by window a new first axis, one entry a window."""
@@ -267,6 +290,15 @@ class Run:
         """The first steps as a window, as many as there are up to so many."""
         stop = self.time.upto(steps)
         return self._span(Window(0, 0, stop, stop), Progress(carried=self.options.state))
+
+    def advance(self) -> Tree:
+        """The state after the stream."""
+        span = self.start(math.inf)
+        self.tell_axes_apart(span.begin)
+        carried = span.begin
+        for segment in span.segments(BURNT, replays=False):
+            carried = segment.advance(carried).after
+        return carried
 
     def evaluate(self, length: int | None = None) -> Evaluation:
         """The losses of the whole stream without a graph, chunk by chunk, or by windows of so many steps."""

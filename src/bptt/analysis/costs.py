@@ -57,7 +57,7 @@ class Shape(NamedTuple):
     @classmethod
     def of(cls, window: Window) -> "Shape":
         """The shape of `window`."""
-        kept = window.keep - window.start if window.keep < window.stop else 0
+        kept = window.keep - window.start if window.start < window.keep < window.stop else 0
         return cls(window.stop - window.start, window.steps, kept, len(window.weights))
 
     @property

@@ -218,12 +218,14 @@ class _Forecast:
     def __init__(self, strategy: Strategy, steps: int, costs: Costs, span: Span, draw: Draw) -> None:
         self._strategy, self._costs, self._span = strategy, costs, span
         self._shapes: Counter[Shape] = Counter()
+        self._burnt: Counter[int] = Counter()  # windows by the steps of their burn-in
         self._longest = Window(0, 0, 0, 0)
         reach, whole, generator = 0, True, costs.generator
         begin = generator.manual_seed(0).get_state()
         for window in strategy.windows(lambda t: int(min(t, steps)), draw):
             assert isinstance(window, Window)  # a strategy that probes is refused: `_plannable`
             self._shapes[Shape.of(window)] += 1
+            self._burnt[window.burn_in] += 1
             if window.stop - window.start >= self._longest.stop - self._longest.start:
                 self._longest = window
             reach += sum(range(window.first - window.start + 1, window.stop - window.start + 1))
@@ -274,11 +276,15 @@ class _Forecast:
             memory=schedule,
             gradient=self._gradient,
             reach=self._reach,
-            seconds=sum(times * seconds for times, seconds, _, _ in taken) + max(once, 0),
+            seconds=sum(times * seconds for times, seconds, _, _ in taken) + max(once, 0) + self._burning(),
             memory_bytes=held,
-            forward_steps=sum(times * ran for times, _, _, ran in taken),
+            forward_steps=sum(times * ran for times, _, _, ran in taken) + sum(n * m for n, m in self._burnt.items()),
             fits=budget is None or held <= budget,
         )
+
+    def _burning(self) -> float:
+        """Seconds of all burn-ins."""
+        return sum(times * self._costs.advance(n) for n, times in self._burnt.items() if n)
 
     def _stored(self, shape: Shape) -> tuple[float, int, int]:
         """Equation (1): seconds, bytes and steps of a window."""

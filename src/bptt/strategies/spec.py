@@ -12,8 +12,8 @@ from bptt.strategies.full import FullBPTT
 from bptt.strategies.laws import PolynomialLaw
 from bptt.strategies.truncated import TruncatedBPTT
 
-GRAMMAR = "full, tbptt:K1, tbptt:K1:K2, artbp:L, random:L and adaptive:TOL"
-NUMBERS = {"full": (0,), "tbptt": (1, 2), "artbp": (1,), "random": (1,), "adaptive": (1,)}
+GRAMMAR = "full, tbptt:K1, tbptt:K1:K2, tbptt:K1:K2:N, artbp:L, random:L and adaptive:TOL"
+NUMBERS = {"full": (0,), "tbptt": (1, 2, 3), "artbp": (1,), "random": (1,), "adaptive": (1,)}
 N = TypeVar("N", int, float)
 
 
@@ -21,7 +21,7 @@ def parse(spec: str) -> Strategy:
     """The strategy that a text names; `parse(strategy.spec) == strategy`.
 
     full                the exact gradient
-    tbptt:K1[:K2]       truncated: an update every K1 steps, through the last K2
+    tbptt:K1[:K2[:N]]   truncated: an update every K1 steps, through the last K2, after a burn-in of N steps
     artbp:L             cut at random, L steps apart on average, with the factors that make it unbiased
     random:L            cut so, without the factors: biased
     adaptive:TOL        truncated where the relative error is estimated to stay below TOL
@@ -35,7 +35,7 @@ def parse(spec: str) -> Strategy:
     kind, *numbers = spec.split(":") if isinstance(spec, str) else ("",)
     if len(numbers) not in NUMBERS.get(kind, ()):
         raise ValueError(
-            f"{spec!r}: the strategies are {GRAMMAR}, with numbers for K1, K2, L and TOL, such as tbptt:64."
+            f"{spec!r}: the strategies are {GRAMMAR}, with numbers for K1, K2, N, L and TOL, such as tbptt:64."
         )
     if kind == "full":
         return FullBPTT()

@@ -14,7 +14,8 @@ class TruncatedBPTT(Strategy):
     """Every k1 steps, the losses of the last k1 through a graph of at most k2 steps.
 
         c_t = ∂l_t/∂s_t + w_t · c_{t+1} · ∂s_{t+1}/∂s_t,  w = 0 at the window's start     (1)
-        losses [a, a + k1) through the graph of [max(0, a - (k2 - k1)), a + k1),  a = 0, k1, 2 k1, ...
+        losses [a, a + k1) through the graph of [s, a + k1),  s = max(0, a - (k2 - k1)),  a = 0, k1, 2 k1, ...
+        the state before s from that before max(0, s - burn_in), without a graph
 
     k1: steps between updates, >= 1. k2: steps a graph holds, >= k1; None means k1.
     k1 = k2 cuts fixed subsequences; k1 = 1 keeps k2 terms of each sum; k2 >= T + k1 - 1 is the full gradient. For
@@ -22,24 +23,33 @@ class TruncatedBPTT(Strategy):
     in between; states are those of the parameters of their time. A short last block reaches back equally far. A model
     that draws random numbers draws new ones each time a step runs: k2 >= T + k1 - 1 is then the full gradient in
     expectation only.
+    burn_in: steps before s whose states are computed anew, with the parameters of now and without a graph, from the
+        state before them: for states that have become stale, as those stored by a replay buffer or by a long run.
 
     One update for each k1 steps and one for the tail; `reduction="mean"` divides by k1.
-    Raises ValueError for k1 < 1 or k2 < k1. Biased: what a loss owes to steps before its window is dropped.
-    Cost: k2 / k1 forwards and backwards of each step; memory for k2 steps.
+    Raises ValueError for k1 < 1, k2 < k1, burn_in < 0. Biased: what a loss owes to steps before its window is dropped.
+    Cost: k2 / k1 forwards and backwards of each step, and burn_in / k1 forwards; memory for k2 steps. Buffers that
+    count what they see, as batch norm's, see the steps of a burn-in once more.
 
     >>> import bptt
     >>> [w.start for w in bptt.TruncatedBPTT(k1=2, k2=5).windows(lambda t: min(t, 7), draw=lambda: 0.0)]
     [0, 0, 1, 3]
 
     Source: Williams & Peng 1990, "An efficient gradient-based algorithm for on-line training of recurrent network
-    trajectories", Neural Computation 2(4), BPTT(h; h') with h = k2 and h' = k1.
+    trajectories", Neural Computation 2(4), BPTT(h; h') with h = k2 and h' = k1; Kapturowski et al. 2019, "Recurrent
+    experience replay in distributed reinforcement learning" (R2D2), for burn_in.
     """
 
     k1: int
     k2: int | None = None
+    burn_in: int = 0
 
     def __post_init__(self) -> None:
         _check(self)
+
+    def __repr__(self) -> str:
+        more = f", burn_in={self.burn_in!r}" if self.burn_in else ""
+        return f"TruncatedBPTT(k1={self.k1!r}, k2={self.k2!r}{more})"
 
     @property
     def reach(self) -> int:
@@ -48,7 +58,9 @@ class TruncatedBPTT(Strategy):
 
     @property
     def spec(self) -> str:
-        """ "tbptt:K1" or "tbptt:K1:K2"."""
+        """ "tbptt:K1", "tbptt:K1:K2" or "tbptt:K1:K2:BURN_IN"."""
+        if self.burn_in:
+            return f"tbptt:{self.k1}:{self.reach}:{self.burn_in}"
         return f"tbptt:{self.k1}" + (f":{self.k2}" if self.k2 not in (None, self.k1) else "")
 
     def windows(self, upto: Upto, draw: Draw, progress: int | None = None) -> Iterator[Window]:
@@ -56,7 +68,8 @@ class TruncatedBPTT(Strategy):
         reach = 0 if self.k2 is None else self.k2 - self.k1
         a = progress or 0
         while (b := upto(a + self.k1)) > a:
-            yield Window(start=max(0, a - reach), first=a, stop=b, keep=max(0, b - reach), progress=b)
+            start, keep = max(0, a - reach), max(0, b - reach - self.burn_in)
+            yield Window(start, a, b, keep, progress=b, burn_in=min(self.burn_in, start))
             a = b
 
     def divisor(self, window: Window) -> float:
@@ -67,6 +80,8 @@ class TruncatedBPTT(Strategy):
 def _check(strategy: Any) -> None:
     """k1 >= 1 and k2 >= k1."""
     check_count(strategy.k1, f"{strategy!r}: k1")
+    if isinstance(strategy.burn_in, bool) or not isinstance(strategy.burn_in, int) or strategy.burn_in < 0:
+        raise ValueError(f"{strategy!r}: burn_in must be a whole number of steps, 0 or more.")
     if strategy.k2 is None:
         return
     check_count(strategy.k2, f"{strategy!r}: k2")

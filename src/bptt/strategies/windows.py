@@ -11,9 +11,10 @@ class Window:
 
     start: the graph starts from the state before this step.
     first, stop: the losses of steps [first, stop) are differentiated, start <= first < stop.
-    keep: the state before this step starts the next window, start <= keep <= stop.
+    keep: the state before this step is where the next window goes on from, start - burn_in <= keep <= stop.
     weights: w of equation (1) by boundary, the weight at t multiplying the cotangent that goes from step t back to
         step t - 1; 1 where absent. A number, or a tensor (B,) of one weight a batch row.
+    burn_in: steps before `start` that are run first, without a graph, from the state that is known before them.
     decision: why the window is as long as it is, for the update's record; None for lengths that nothing decided.
     progress: where the strategy goes on after this window, as numbers, strings, lists and dicts that survive JSON: what
         `Strategy.windows` takes to give the windows that follow. None where it can't go on.
@@ -27,6 +28,7 @@ class Window:
     stop: int
     keep: int
     weights: Mapping[int, Any] = field(default_factory=dict)
+    burn_in: int = field(default=0, kw_only=True)
     decision: Any = None
     progress: Any = field(default=None, repr=False)
 
@@ -41,7 +43,7 @@ class Window:
 
     def _plain(self) -> tuple[Any, ...]:
         weights = {t: w.tolist() if hasattr(w, "tolist") else w for t, w in self.weights.items()}
-        return self.start, self.first, self.stop, self.keep, weights, self.decision
+        return self.start, self.first, self.stop, self.keep, weights, self.burn_in, self.decision
 
 
 class Probe(NamedTuple):
