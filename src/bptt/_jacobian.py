@@ -14,7 +14,8 @@ from bptt._checkpoint import Checkpoints
 from bptt._errors import BudgetError
 from bptt._memory import Meter
 from bptt._recurrence import default_batch_dim
-from bptt._segment import Problem, Rewind, Span, Tape
+from bptt._rewind import Rewind
+from bptt._segment import Problem, Span, Tape
 from bptt._snapshot import untouched
 from bptt._torch import unwrapped
 from bptt._tree import Tree

@@ -20,7 +20,8 @@ from bptt._errors import NonFiniteGradientError
 from bptt._guard.reached import in_sight
 from bptt._masks import Sheltered, blocked
 from bptt._memory import Budget, Meter
-from bptt._segment import Losses, Problem, Rewind, Segment, Span
+from bptt._rewind import Rewind
+from bptt._segment import Losses, Problem, Segment, Span
 from bptt._snapshot import isolated
 from bptt._torch import unwrapped
 from bptt._tree import Tree
