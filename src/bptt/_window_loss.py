@@ -51,8 +51,9 @@ def per_window(function: Callable[..., Any]) -> PerWindow:
     if isinstance(function, type) and issubclass(function, nn.Module):
         raise TypeError(f"per_window({function.__name__}): that is a class; pass an instance of it.")
     _errors.check_callable(function, "per_window's function")
-    if not _recurrence.takes(function, 2):
-        raise TypeError(f"per_window: {_errors.named(function)} can't be called as function(outputs, targets).")
+    if not _recurrence.takes(function, 2) and not _recurrence.takes(function, 3):
+        name = _errors.named(function)
+        raise TypeError(f"per_window: {name} can't be called as function(outputs, targets), or with a mask as third.")
     return PerWindow(function)
 
 
@@ -63,7 +64,7 @@ class WindowLoss:
 
     def __init__(self, loss: Callable[..., Any]) -> None:
         self.loss = loss
-        self._takes_mask = _recurrence.takes(loss, 3)
+        self._takes_two, self._takes_mask = (_recurrence.takes(loss, count) for count in (2, 3))
 
     def __call__(self, outputs: Tree, targets: Tree, mask: Tensor | None) -> tuple[Tensor, Tree]:
         """(value, aux) of a window."""
@@ -73,6 +74,8 @@ class WindowLoss:
                 f"the chunk has a mask, which per_window({name}) hands to its function as a third argument, but that "
                 f"takes two: write (outputs, targets, mask)."
             )
+        if mask is None and not self._takes_two:
+            raise TypeError(f"per_window({name}) asks for a mask, which the chunk doesn't have: pass Chunk(mask=...).")
         given = {"outputs": outputs, "targets": targets} | ({} if mask is None else {"mask": mask})
         try:
             result = self.loss(*given.values())
