@@ -209,7 +209,7 @@ def test_things_that_are_no_chunk_or_stream(case):
 
 @pytest.mark.parametrize("name", ["is_start", "mask"])
 def test_rows_of_the_wrong_kind(case, name):
-    for rows in (torch.ones(5, 3), torch.ones(4, 3, dtype=torch.bool), torch.ones(5, 3, 4, dtype=torch.bool), [True]):
+    for rows in (-torch.ones(5, 3), torch.ones(4, 3, dtype=torch.bool), torch.ones(5, 3, 4, dtype=torch.bool), [True]):
         chunk = bptt.Chunk(case.xs, case.ys)._replace(**{name: rows})
         refused(first(case.model, square, [chunk]), name)
     rows = torch.ones(5, 2, dtype=torch.bool)

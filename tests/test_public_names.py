@@ -36,9 +36,10 @@ PlanRow(strategy, memory, gradient, reach, seconds, memory_bytes, forward_steps,
 PolynomialLaw(alpha=3, mean_length=50)
 Probe(start, stop, losses)
 Strategy(*args, **kwargs)
-TruncatedBPTT(k1, k2=None)
+TruncatedBPTT(k1, k2=None, burn_in=0)
 Update(t0, t1, start, loss, steps, aux, forward_steps, memory_bytes, decision)
-Window(start, first, stop, keep, weights=<factory>, decision=None, progress=None)
+Window(start, first, stop, keep, weights=<factory>, decision=None, progress=None, *, burn_in=0)
+advance(model, inputs, state=None, *, is_start=None, initial_state=None, state_batch_dim=None, time_dim=0)
 backward(model, loss, chunk, state=None, *, strategy=None, memory=None, initial_state=None, state_batch_dim=None,
     time_dim=0, params=None, reduction='mean', clip_cotangent=None, generator=None, scale=1.0)
 compare(model, loss, sequence, state=None, *, strategies, draws=100, memory=None, initial_state=None,
@@ -47,10 +48,11 @@ diagnose(model, loss, sequence, state=None, *, initial_state=None, state_batch_d
     exponents=None, discard=None, singular_lags=None, truncations=None, params=None, fraction=0.01, levels=(0.1, 0.5,
     0.9))
 equations
-evaluate(model, loss, stream, state=None, *, initial_state=None, state_batch_dim=None, time_dim=0)
+evaluate(model, loss, stream, state=None, *, initial_state=None, state_batch_dim=None, time_dim=0, window=None)
 lyapunov(jacobians, *, exponents=None, discard=0)
 nn
 per_step(criterion)
+per_window(function)
 plan(model, loss, chunk, state=None, *, steps=None, memory=None, strategies=None, initial_state=None,
     state_batch_dim=None, time_dim=0)
 scale_gradient(state, w, state_batch_dim=None)

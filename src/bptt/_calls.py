@@ -44,9 +44,12 @@ def unroll(
     here, and nothing is read from the stream beyond what the next update needs.
 
     model: `(inputs, state) -> (outputs, state)`, time first: a torch.nn layer, a module of that shape, or `scan(step)`.
-    loss: `(outputs, targets) -> (T, ...)`, not reduced over time, or `((T, ...), aux)`; see `per_step`.
+    loss: `(outputs, targets) -> (T, ...)`, not reduced over time, or `((T, ...), aux)`; see `per_step`. What mixes
+        steps goes through `per_window`.
     stream: iterable of `Chunk(inputs, targets, is_start, mask)`, of any lengths, or plain tuples.
-    state: pytree of tensors to start from, without a graph; None starts from `initial_state`.
+    state: pytree of tensors to start from, without a graph; None starts from `initial_state`, or from None with a model
+        `(inputs, state=None)`, which is then called with None after resets too. Single rows that reset are selected,
+        by `state_batch_dim`, from that step called from None. None inside of the pytree is carried as it is.
     strategy: `FullBPTT()`, `TruncatedBPTT(k1, k2)`, `AdaptiveTruncatedBPTT(tolerance)`, `ARTBP(law, every)`.
     memory: None stores a window's graph, as infinity does; "512MiB", bytes or `Checkpoints(slots, segment)` replay
         parts of it: the same gradient, to rounding, unless the model draws random numbers or mixes time steps in a
@@ -58,8 +61,8 @@ def unroll(
         without rows, such as a clock: resets of single rows and `clip_cotangent` leave it as it is.
     time_dim: the time axis of inputs, targets, outputs, losses, aux, is_start and mask.
     params: the tensors that get a gradient; default: every leaf that `loss.backward()` would reach.
-    reduction: "mean" divides the gradient by the strategy's constant (k1, mean_length, or the stream's steps),
-        "sum" by nothing.
+    reduction: "mean" divides the gradient by the strategy's constant (k1, mean_length, or the stream's steps), "sum"
+        by nothing, "valid" by the window's summed weight, averaged over rows: biased for random windows.
     clip_cotangent: a bound, row by row over all leaves of the state, on the norm of the second term of (1), at every
         step. **Makes the gradient biased.** The model is then called step by step.
     generator: the strategy's only source of randomness; None is torch's default one.
@@ -131,8 +134,8 @@ def backward(
     """Add the gradient of one finite sequence to `.grad`, by any strategy, the parameters standing still.
 
     It is `unroll` on one chunk with its updates merged into one, and with two differences: `reduction="mean"` divides
-    by the sequence's T whatever the strategy, and inputs or a state that carry a graph (an encoder's) get their summed
-    cotangent passed on through it, once, at the end.
+    by the sequence's T whatever the strategy, "valid" by its summed weight; and inputs or a state that carry a graph
+    (an encoder's) get their summed cotangent passed on through it, once, at the end.
 
     chunk: `Chunk(inputs, targets, is_start, mask)` or a plain tuple. strategy: default `FullBPTT()`.
     The other arguments, errors and costs are those of `unroll`.

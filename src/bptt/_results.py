@@ -16,8 +16,8 @@ class Update:
     """What a window gave, its gradient being in `.grad`; nothing of it holds a graph. Equal to itself alone.
 
     t0, t1: the losses are those of steps t0 .. t1-1 since the stream's start. start: first step of the graph.
-    loss: 0-d tensor, the sum over steps of the losses averaged over all other axes. mean_loss: that by valid step,
-        0 where none is valid.
+    loss: 0-d tensor, the sum over steps of the losses, weighed, averaged over all other axes. mean_loss: that by valid
+        step, or by summed weight; 0 where none is valid.
     steps: t1 - t0. state: pytree, detached, after step t1-1: where to go on from. A copy, made when first asked for:
         changing it doesn't change the run.
     cotangent_norm: 0-d tensor, the 2-norm of ∂L/∂(state before `start`), in the units of the gradient without `scale`.

@@ -20,7 +20,9 @@ class Chunk(NamedTuple):
     is_start: bool (T, B): rows whose state is reset to the initial state *before* that step, and that no cotangent
         crosses; or (T,), which resets the whole state. None resets nothing.
     mask: bool (T, B) or (T,): False leaves that loss out, as for a padded step, and whatever is in its place, NaN or
-        overflow, reaches no gradient. None counts all.
+        overflow, reaches no gradient. Numbers >= 0 are weights of the losses. None counts all.
+
+    Zeros and ones of any dtype do for bool, (T, B, 1) for (T, B), and NumPy's arrays for tensors.
 
     >>> import bptt, torch
     >>> chunk = bptt.Chunk(torch.zeros(5, 2, 3), torch.zeros(5, 2))

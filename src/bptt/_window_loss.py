@@ -46,7 +46,7 @@ def per_window(function: Callable[..., Any]) -> PerWindow:
     >>> chunk = torch.ones(8, 2, 3), torch.ones(8, 2, 4)
     >>> update = bptt.backward(torch.nn.GRU(3, 4), ratio, chunk, memory=bptt.Checkpoints(slots=2, segment=3))
     >>> update.loss.dim(), update.forward_steps
-    (0, 21)
+    (0, 22)
     """
     if isinstance(function, type) and issubclass(function, nn.Module):
         raise TypeError(f"per_window({function.__name__}): that is a class; pass an instance of it.")
