@@ -49,6 +49,7 @@ diagnose(model, loss, sequence, state=None, *, initial_state=None, state_batch_d
     0.9))
 equations
 evaluate(model, loss, stream, state=None, *, initial_state=None, state_batch_dim=None, time_dim=0, window=None)
+explicit_state(module)
 lyapunov(jacobians, *, exponents=None, discard=0)
 nn
 per_step(criterion)

@@ -5,6 +5,7 @@ from bptt._boundary import scale_gradient
 from bptt._calls import advance, backward, evaluate, unroll
 from bptt._checkpoint import Checkpoints
 from bptt._errors import BudgetError, NonFiniteError, NonFiniteGradientError, NonFiniteLossError
+from bptt._explicit import explicit_state
 from bptt._loss import per_step
 from bptt._recurrence import scan
 from bptt._results import Evaluation, Update
@@ -55,6 +56,7 @@ __all__ = [
     "diagnose",
     "equations",
     "evaluate",
+    "explicit_state",
     "lyapunov",
     "nn",
     "per_step",

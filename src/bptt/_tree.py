@@ -30,7 +30,7 @@ def leaves(tree: Tree) -> list[Tensor]:
 def flatten(tree: Tree) -> tuple[list[Tensor], Any]:
     """The leaves and the structure; `unflatten(*flatten(tree))` gives `tree` back, None included."""
     if isinstance(tree, Tensor):
-        return [tree], _LEAF
+        return [tree], LEAF
     if type(tree) is tuple and all(isinstance(leaf, Tensor) for leaf in tree):
         return list(tree), _flat_tuple(len(tree))
     if tree is None:
@@ -40,7 +40,8 @@ def flatten(tree: Tree) -> tuple[list[Tensor], Any]:
     return ([v for v in values if v is not None], _Holed(structure, holes)) if any(holes) else (values, structure)
 
 
-_LEAF = pytree.tree_structure(0)
+LEAF = pytree.tree_structure(0)
+"""The structure of a leaf alone."""
 
 
 class _Holed(NamedTuple):
@@ -61,7 +62,7 @@ def _flat_tuple(length: int) -> Any:
 
 def unflatten(values: Sequence[Any], structure: Any) -> Tree:
     """The inverse of `flatten`, with any values in the places of the leaves."""
-    if structure is _LEAF:
+    if structure is LEAF:
         return values[0]
     if structure is not None and structure is _flat_tuple(len(values)):
         return tuple(values)
@@ -268,7 +269,7 @@ def by_leaf(value: Any, tree: Tree) -> list[Any]:
     if isinstance(value, int):
         return [value if leaf.dim() else None for leaf in leaves(tree)]
     structure = structure_of(tree)
-    if structure is not None and structure is not _LEAF:
+    if structure is not None and structure is not LEAF:
         try:
             return _up_to(structure, value)
         except ValueError:  # counted and told by `arguments.batch_dim`

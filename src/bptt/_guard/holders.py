@@ -143,7 +143,8 @@ def attributes(
     """The keys of a namespace that are `mine`, with values of this `kind`."""
 
     def read() -> Contents:
-        return {k: v for k, v in list(held.items()) if mine(k) and kind(v)}
+        pairs = [(k, v) for k, v in held.copy().items() if mine(k)]
+        return dict(pairs if kind is _everything else ((k, v) for k, v in pairs if kind(v)))
 
     def write(contents: Contents) -> None:
         for key in read():

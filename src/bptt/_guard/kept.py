@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from bptt import _torch
 from bptt._guard.holders import Access, Holder, attributes, cells, container, fresh, is_data, named, of_the_user
@@ -105,16 +106,21 @@ class Kept:
         for name, module in root.named_modules():
             self._seen[id(module)] = module
             name_of = _after(".".join(part for part in (path, *name.split(".")) if part and part != _torch.WRAPPED))
-            self._add("buffer", name_of, attributes(_torch.buffers(module)), steady=frozenset(_steady(module)))
+            self._add("buffer", name_of, attributes(_torch.buffers(module)), steady=frozenset(steady(module)))
             self._add("parameter", name_of, attributes(_torch.parameters(module), kind=_is_fixed))
             own = of_the_user(type(module))
             if own or type(module).__module__.startswith(("torch.nn.modules.", "bptt.nn.")):
                 mine = _ours if own else _public
-                for key, value in self._add("attribute", name_of, attributes(module.__dict__, mine)).items():
+                for key, value in self._attributes(module, name_of, mine):
                     self._walk(value, name_of(key), depth + 1)
             for hook in _torch.call_hooks(module):
                 self._walk(hook, name_of("hook"), depth + 1)
             self._class(type(module), depth)
+
+    def _attributes(self, module: nn.Module, name_of: Callable[[Any], str], mine: Callable[[Any], bool]) -> Any:
+        hooks = [hook for hook in _torch.call_hooks(module) if isinstance(hook, SpectralNorm | WeightNorm)]
+        made = frozenset(hook.name for hook in hooks)  # from parameters, before each call
+        return self._add("attribute", name_of, attributes(module.__dict__, mine), steady=made).items()
 
     def _container(self, thing: Any, path: str, depth: int) -> None:
         if not isinstance(thing, tuple):
@@ -171,7 +177,7 @@ class Kept:
         self._add("generator", _always(path), access)
 
 
-def _steady(module: nn.Module) -> Iterator[str]:
+def steady(module: nn.Module) -> Iterator[str]:
     """The names of a module's buffers that are running statistics or belong to a power iteration."""
     every = isinstance(module, _torch.NormBase | _torch.PowerIteration) or "norm" in type(module).__name__.lower()
     hooks = [hook for hook in _torch.call_hooks(module) if isinstance(hook, SpectralNorm)]

@@ -185,7 +185,8 @@ class _Trial:
         return ValueError(
             f"the recurrence {model} keeps a state of its own between calls, {what}: the same inputs and state don't "
             f"give the same outputs, but {why} some steps twice. Make it part of the state that is passed in and "
-            f'returned; see docs/pitfalls.md, "A state that hides in the model".'
+            f"returned, as bptt.explicit_state(module) does with what a module keeps in attributes and buffers; see "
+            f'docs/pitfalls.md, "A state that hides in the model".'
         )
 
 
