@@ -1,17 +1,18 @@
 """The three calls: `unroll` yields an update a window, `backward` merges them, `evaluate` takes no gradient."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bptt import _errors, _tree
+from bptt import _errors
 from bptt._checkpoint import Memory
 from bptt._loss import Loss
 from bptt._options import Options, checked_strategy
 from bptt._recurrence import Recurrence
 from bptt._results import Evaluation, Update
+from bptt._resume import Updates
 from bptt._run import Run
 from bptt._stream import Chunk, check_no_graph_in, checked_chunk
 from bptt._tree import Tree
@@ -34,7 +35,7 @@ def unroll(
     clip_cotangent: float | None = None,
     generator: torch.Generator | None = None,
     scale: Any = 1.0,
-) -> Iterator[Update]:
+) -> Updates:
     """Train on a stream: one `Update` a window of the strategy, its gradient added to `.grad`.
 
         c_t = ∂l_t/∂s_t + w_t · c_{t+1} · ∂s_{t+1}/∂s_t                                   (1)
@@ -87,7 +88,7 @@ def unroll(
 
     Source: Werbos 1990; Williams & Peng 1990; Tallec & Ollivier 2017, proposition 1.
     """
-    options = options_of(
+    options = Options.ungraphed(
         model,
         loss,
         state,
@@ -102,16 +103,7 @@ def unroll(
         scale=scale,
     )
     run = Run(options, stream, check_no_graph_in)
-    return run.updates(checked_strategy(strategy, reduction, options.problem.loss.by_window), run.watch())
-
-
-def options_of(model: Recurrence, loss: Loss, state: Tree, **options: Any) -> Options:
-    """The options of `unroll`: no state carries a graph."""
-    _errors.check_gradient_possible()
-    _tree.check_no_graph(state, "state")
-    if not callable(options["initial_state"]):
-        _tree.check_no_graph(options["initial_state"], "initial_state")
-    return Options.of(model, loss, state, **options)
+    return Updates(run, checked_strategy(strategy, reduction, options.problem.loss.by_window))
 
 
 def backward(

@@ -203,8 +203,18 @@ class Budget:
 
     def __init__(self, size: int, meter: Meter) -> None:
         self.size, self._meter = size, meter
-        self._saved: dict[Any, _Saved] = {}
-        self._plans: dict[Any, Checkpoints] = {}
+        self._saved: dict[str, _Saved] = {}
+        self._plans: dict[tuple[int, str], Checkpoints] = {}
+
+    def state(self) -> dict[str, Any]:
+        """What was measured and planned, as lists and numbers: a run that goes on plans as this one would."""
+        plans = [[*key, plan.slots, plan.segment] for key, plan in self._plans.items()]
+        return {"plans": plans, "saved": {key: saved.state() for key, saved in self._saved.items()}}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self._plans = {(steps, shapes): Checkpoints(*rest) for steps, shapes, *rest in state["plans"]}
+        self._saved = {key: _Saved(*values) for key, values in state["saved"].items()}
 
     def plan(self, span: Span) -> Checkpoints:
         """The checkpoints for a window; BudgetError where this budget is too small."""
@@ -230,10 +240,14 @@ class _Saved:
     the budget is reached. Cuts between calls and resets count beside, each as the dearest one seen.
     """
 
-    def __init__(self) -> None:
-        self._points: dict[int, float] = {}
-        self._by_cut = self._by_reset = 0.0
-        self._known: set[tuple[int, int, int]] = set()
+    def __init__(self, points: Any = (), by_cut: float = 0.0, by_reset: float = 0.0, known: Any = ()) -> None:
+        self._points: dict[int, float] = dict(points)
+        self._by_cut, self._by_reset = by_cut, by_reset
+        self._known: set[tuple[int, int, int]] = {(steps, cuts, resets) for steps, cuts, resets in known}
+
+    def state(self) -> list[Any]:
+        """What it is made of again."""
+        return [[list(point) for point in self._points.items()], self._by_cut, self._by_reset, sorted(self._known)]
 
     def __call__(self, steps: int, cuts: int, resets: int) -> float:
         return self._joined(steps) + self._by_cut * cuts + self._by_reset * resets
@@ -299,8 +313,8 @@ class WindowProbe:
         return [a - self.span.window.start for a, _ in whole.calls[1:]]
 
     @property
-    def shapes(self) -> Any:
-        return tuple((leaf.shape, leaf.dtype) for leaf in _tree.leaves(self.span.like))
+    def shapes(self) -> str:
+        return str([(tuple(leaf.shape), str(leaf.dtype)) for leaf in _tree.leaves(self.span.like)])
 
     @property
     def states(self) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bptt import _boundary, _loss, _masks, _recurrence, _tree
 from bptt._checkpoint import Checkpoints, Memory, parse
+from bptt._errors import check_gradient_possible
 from bptt._loss import Loss, StepLoss
 from bptt._masks import Sheltered
 from bptt._recurrence import Recurrence
@@ -87,6 +88,15 @@ class Options:
         )
         return cls(problem, _tree.ordinary(state), initial_state, parse(memory), reduction, generator, scale)
 
+    @classmethod
+    def ungraphed(cls, model: Recurrence, loss: Loss, state: Tree, **options: Any) -> "Options":
+        """Those of `unroll`: a gradient is possible, and no state carries a graph."""
+        check_gradient_possible()
+        _tree.check_no_graph(state, "state")
+        if not callable(options["initial_state"]):
+            _tree.check_no_graph(options["initial_state"], "initial_state")
+        return cls.of(model, loss, state, **options)
+
     def span(self, time: Timeline | Sheltered, window: Window, carried: Tree) -> Span:
         """A window in its place. carried: the state before it, None for the initial one."""
         initial = self._initial(time, window, carried)
@@ -154,7 +164,7 @@ class Options:
         p, carried = self.problem, self.state
         inputs = time.inputs_at(0)
         if p.from_none and carried is None:
-            return next((leaf.shape[1 - p.time_dim] for leaf in _tree.leaves(inputs) if leaf.dim() > 1), 1)
+            return time.rows_at(0)
         if carried is None:
             carried = self.initial_state
             if callable(carried):

@@ -55,12 +55,13 @@ class Asked(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A window that has been run: what it gave, and the factor on its losses."""
+    """A window that has been run: what it gave, the factor on its losses, and where the run stands after it."""
 
     span: Span
     outcome: Outcome
     factor: Any
     asked: Asked
+    progress: Progress
 
     def update(self) -> Update:
         """For the user."""
@@ -124,28 +125,33 @@ class Run:
         scale, memory = options.scale, options.memory
         self._gradients = Gradients(p, watched=isinstance(scale, int | float) and scale == 1)
         self._guard = Guard()
-        self._memory = Budget(memory, self.meter) if isinstance(memory, int) else memory
+        self.memory = Budget(memory, self.meter) if isinstance(memory, int) else memory
         self._fitting: Any = None
 
     def watch(self) -> Watch:
         """What sees that the run trains something."""
         return Watch(self.options.problem, callable(self.options.initial_state))
 
-    def updates(self, strategy: Strategy, watch: Watch | None = None) -> Iterator[Update]:
-        """An update a window. watch: told of each, to refuse or warn where nothing gets a gradient."""
+    def updates(
+        self, strategy: Strategy, watch: Watch | None = None, progress: Progress | None = None
+    ) -> Iterator[tuple[Progress, Update]]:
+        """An update a window, and where the run stands after it.
+
+        watch: told of each, to refuse or warn where nothing gets a gradient. progress: where to go on from.
+        """
 
         def divisor(span: Span) -> Any:
             return self._weight(span.window) if self.options.reduction == "valid" else strategy.divisor(span.window)
 
-        for done in self.windows(strategy, divisor, watch):
+        for done in self.windows(strategy, divisor, watch, progress):
             self.debts.pay()
             self._gradients.forget()
             if watch is not None and watch.window(done.span, done.outcome.valid, done.outcome.aux):
-                watch.conclude(3)
-            self.time.drop(done.span.window.keep)
-            yield done.update()
+                watch.conclude(4)
+            self.time.drop(done.progress.step)
+            yield done.progress, done.update()
         if watch is not None:
-            watch.conclude(3)
+            watch.conclude(4)
 
     def merged(self, strategy: Strategy) -> Update:
         """The updates of one finite sequence as one, folded as they come: the divisor is its steps."""
@@ -158,7 +164,7 @@ class Run:
         for done in self.windows(strategy, lambda span: divisor, watch):
             outcome = done.outcome
             watch.window(done.span, outcome.valid, outcome.aux)
-            self.time.drop(done.span.window.keep)
+            self.time.drop(done.progress.step)
             losses.add(outcome.loss)
             aux += [] if outcome.aux is None else [outcome.aux]
             like = outcome.after if like is None else like
@@ -183,13 +189,20 @@ class Run:
             _norm=partial(_tree.norm, at_start, like, done.factor),
         )
 
-    def windows(self, strategy: Strategy, divisor: Callable[[Span], Any], watch: Watch | None = None) -> Iterator[Done]:
+    def windows(
+        self,
+        strategy: Strategy,
+        divisor: Callable[[Span], Any],
+        watch: Watch | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Done]:
         """The strategy's windows, each run from the progress after the one before; its probes answered in between.
 
         The caller forgets the steps before a window's `keep`.
         """
-        progress, asked = Progress(carried=self.options.state), Asked()
-        items, answer = strategy.windows(self.time.upto, self.options.draw(self.time)), None
+        progress, asked, answer = progress or Progress(carried=self.options.state), Asked(), None
+        after = () if progress.strategy is None else (progress.strategy,)
+        items = strategy.windows(self.time.upto, self.options.draw(self.time), *after)
         while True:
             try:
                 item = next(items) if answer is None else cast(Any, items).send(answer)
@@ -199,7 +212,7 @@ class Run:
                 answer, asked = self._answer(item, progress)
                 continue
             done = self._window(item, progress, asked, divisor, watch)
-            progress, asked, answer = progress.after(item, done.outcome), Asked(), None
+            progress, asked, answer = done.progress, Asked(), None
             versions = _tree.versions(progress.carried)
             yield done
             _check_unchanged(versions, progress.carried)
@@ -228,7 +241,7 @@ class Run:
         divisor: Callable[[Span], Any],
         watch: Watch | None,
     ) -> Done:
-        options, given = self.options, window
+        options, given, given_progress = self.options, window, progress
         window, progress, kept = self._burnt_in(window, progress)
         span = self._span(window, progress)
         if watch is not None and watch.begin(span, options.state):
@@ -238,7 +251,7 @@ class Run:
         if clip is not None:
             span = replace(span, problem=replace(span.problem, clip=clip * factor))
         try:
-            outcome = _reverse.run(span, self._memory, self.meter, factor, over, self._gradients, self._guard.look)
+            outcome = _reverse.run(span, self.memory, self.meter, factor, over, self._gradients, self._guard.look)
         except NonFiniteError:
             self._gradients.put_back()
             raise
@@ -246,7 +259,8 @@ class Run:
         if given.burn_in:
             ran = outcome.forward_steps + given.burn_in
             outcome = replace(outcome, kept=outcome.kept if kept is None else kept, forward_steps=ran)
-        return Done(replace(span, window=given), outcome, factor, asked)
+        after = given_progress.after(given, outcome)
+        return Done(replace(span, window=given), outcome, factor, asked, after)
 
     def _joined(self, aux: list[Tree]) -> Tree:
         """Aux of several windows, over time; for losses by window a new first axis, one entry a window."""
@@ -284,7 +298,7 @@ class Run:
     def tell_axes_apart(self, begin: Tree) -> None:
         """See in the first chunk that the model takes steps for steps, from the state `begin`."""
         p = self.options.problem
-        axes.told_apart(p.model, self.time.inputs_at(0), begin, p.time_dim)
+        axes.told_apart(p.model, self.time.inputs_at(self.time.first), begin, p.time_dim)
 
     def start(self, steps: float) -> Span:
         """The first steps as a window, as many as there are up to so many."""

@@ -1,5 +1,6 @@
 """Chunks seen as one time axis: how far it reaches, what lies between steps a and b, what may be dropped."""
 
+import copy
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -58,6 +59,7 @@ class _Piece:
             self.masked = not self.mask.cpu().view(torch.uint8).all()
         self.asking = [i for i, value in enumerate(self.values) if value.requires_grad]
         self.cotangents: dict[int, Tensor] = {}
+        self.before: Any = None
 
     def steps(self, start: int, stop: int, time_dim: int) -> list[Tensor]:
         """Its leaves on steps [start, stop), without a graph."""
@@ -143,7 +145,8 @@ class Timeline:
 
     def __init__(self, stream: Iterable[Any], time_dim: int, check: Callable[[Chunk], None]) -> None:
         self.time_dim = time_dim
-        self._chunks: Iterator[Any] = iter(stream)
+        self._stream: Any = stream
+        self._chunks = None if hasattr(stream, "state_dict") else iter(stream)
         self._check = check
         self._pieces: list[_Piece] = []
         self.end = 0
@@ -153,6 +156,9 @@ class Timeline:
     def upto(self, step: float) -> int:
         """Pull chunks until `step` steps exist or the stream ends; how far it then reaches, at most `step`."""
         while self.end < step and not self._exhausted:
+            if self._chunks is None:
+                self._chunks = iter(self._stream)
+            before = self._stream_state()
             try:
                 chunk = Chunk(*checked_chunk(next(self._chunks), self.time_dim))
             except StopIteration:
@@ -164,10 +170,36 @@ class Timeline:
             self._check(chunk)
             chunk = chunk._replace(inputs=self._like(chunk.inputs, 0), targets=self._like(chunk.targets, 1))
             piece = _Piece(chunk, self.end, self.time_dim)
+            piece.before = before
             self._pieces.append(piece)
             self._any_masked |= piece.masked
             self.end = piece.stop
         return int(min(step, self.end))
+
+    def _stream_state(self) -> Any:
+        """A copy of what the stream says of its place, None for one that says nothing."""
+        return copy.deepcopy(self._stream.state_dict()) if hasattr(self._stream, "state_dict") else None
+
+    def position(self, step: int) -> dict[str, Any]:
+        """Where to read on from to have `step` again: its chunk's start, and the stream's state before that."""
+        piece = next((piece for piece in self._pieces if piece.stop > step), None)
+        if piece is None:
+            return {"start": self.end, "ended": self._exhausted, "stream": self._stream_state()}
+        return {"start": piece.start, "ended": False, "stream": piece.before}
+
+    def go_to(self, position: dict[str, Any], step: int) -> None:
+        """Read on from a position, before anything was read; a stream without a state is read again from its start."""
+        if position["stream"] is not None:
+            if not hasattr(self._stream, "load_state_dict"):
+                raise ValueError(
+                    f"the saved stream had a state, and a {type(self._stream).__name__} has no load_state_dict: pass "
+                    f"the same kind of stream."
+                )
+            self._stream.load_state_dict(copy.deepcopy(position["stream"]))
+            self.end, self._exhausted = position["start"], position["ended"]
+        if self.upto(step) < step:
+            raise ValueError(f"the stream ends at step {self.end}, and the saved run goes on from step {step}.")
+        self.drop(step)
 
     def _like(self, tree: Tree, which: int) -> Tree:
         """Inputs (0) or targets (1) in the structure of those of the first chunk."""
@@ -227,6 +259,11 @@ class Timeline:
         return pairs
 
     @property
+    def first(self) -> int:
+        """The first step of the chunks at hand."""
+        return self._pieces[0].start
+
+    @property
     def asking(self) -> bool:
         """Whether a leaf of the chunks at hand asks for a gradient."""
         return any(piece.asking for piece in self._pieces)
@@ -240,6 +277,10 @@ class Timeline:
             for piece, start, stop in self._between(a, b)
             for step in piece.resets[bisect_left(piece.resets, start) : bisect_left(piece.resets, stop)]
         ]
+
+    def rows_at(self, step: int) -> int:
+        """How many batch rows there are, 1 for inputs without."""
+        return next((x.shape[1 - self.time_dim] for x in _tree.leaves(self.inputs_at(step)) if x.dim() > 1), 1)
 
     def inputs_at(self, step: int) -> Tree:
         """All inputs of the chunk that holds `step`, to look at their shapes."""

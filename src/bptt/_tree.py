@@ -212,6 +212,17 @@ def from_numpy(tree: Tree) -> Tree:
     return map_leaves(converted, tree)
 
 
+def bare(tree: Tree) -> Tree:
+    """The tree with plain tuples for named ones, to be saved; ValueError for containers of other types."""
+    if isinstance(tree, Tensor) or tree is None:
+        return tree
+    if isinstance(tree, dict):
+        return {key: bare(part) for key, part in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [bare(part) for part in tree] if isinstance(tree, list) else tuple(bare(part) for part in tree)
+    raise ValueError(f"a state with a {type(tree).__name__} in it can't be saved: use tuples, lists and dicts.")
+
+
 def detach(tree: Tree) -> Tree:
     """The same values without a graph; no copy is made."""
     return map_leaves(torch.Tensor.detach, tree)

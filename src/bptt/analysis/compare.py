@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from bptt import _errors, _stream, _tree
-from bptt._calls import options_of
 from bptt._checkpoint import Memory
 from bptt._guard.guard import repeated, settled
 from bptt._loss import Loss
@@ -94,7 +93,7 @@ def compare(
     _tree.check_tensors(state, "state")
     start = _detached(state)
     trials = _Trials(
-        options=options_of(
+        options=Options.ungraphed(
             model,
             loss,
             start,
@@ -164,7 +163,7 @@ class _Trials:
             begin = time.perf_counter()
             updates = [
                 (update.memory_bytes, update.forward_steps, update.t1 - update.start)
-                for update in Run(self.options, [self.chunk]).updates(strategy)
+                for _, update in Run(self.options, [self.chunk]).updates(strategy)
             ]
             self._wait()
             seconds = time.perf_counter() - begin

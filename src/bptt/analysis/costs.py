@@ -238,9 +238,9 @@ class Costs:
                     leaf.grad = None
                 start = self._now()
                 updates = Run(replace(self._options, memory=memory), stream).updates(windows)
-                held = next(updates).memory_bytes
+                held = next(updates)[1].memory_bytes
                 between = self._now()
-                held = max(held, next(updates).memory_bytes)
+                held = max(held, next(updates)[1].memory_bytes)
                 first.append(between - start)
                 later.append(self._now() - between)
         return Cost(min(first), min(later), held)
