@@ -199,12 +199,7 @@ class Run:
             torch.clear_autocast_cache()  # the casts of weights that have been stepped since
 
     def _window(
-        self,
-        window: Window,
-        progress: Progress,
-        asked: Asked,
-        divisor: Callable[[Window], float],
-        watch: Watch | None,
+        self, window: Window, progress: Progress, asked: Asked, divisor: Callable[[Window], float], watch: Watch | None
     ) -> Done:
         options, span = self.options, self._span(window, progress)
         if watch is not None and watch.begin(span, options.state):
