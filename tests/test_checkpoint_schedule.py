@@ -66,8 +66,7 @@ def test_every_schedule_is_valid_and_optimal(slots):
 
 
 @pytest.mark.parametrize(
-    ("slots", "count"),
-    [(1, 499500), (2, 28820), (3, 12155), (5, 6284), (10, 3636), (20, 2747), (32, 2405), (50, 1948)],
+    ("slots", "count"), [(1, 499500), (2, 28820), (3, 12155), (5, 6284), (10, 3636), (20, 2747), (32, 2405), (50, 1948)]
 )
 def test_table_at_one_thousand_steps(slots, count):
     assert forward_steps(1000, slots) == count

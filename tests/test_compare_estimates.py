@@ -57,11 +57,7 @@ def test_intervals_cover_what_they_promise():
         exact = torch.tensor([1.0, 2.0, -2.0], dtype=F64)
         spread = transform.square().sum().item() / 9
         for shift in (torch.zeros(3, dtype=F64), torch.tensor([0.3, 0.0, 0.4], dtype=F64)):
-            wanted = {
-                "bias": shift.norm().item() / 3,
-                "signed_bias": (shift @ exact).item() / 9,
-                "variance": spread,
-            }
+            wanted = {"bias": shift.norm().item() / 3, "signed_bias": (shift @ exact).item() / 9, "variance": spread}
             hits = dict.fromkeys(wanted, 0)
             for _ in range(runs):
                 noise = torch.randn(n, 3, generator=generator, dtype=F64) @ transform.T

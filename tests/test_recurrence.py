@@ -87,14 +87,7 @@ def test_pytrees_of_inputs_outputs_and_targets(strategy):
     for memory in (None, bptt.Checkpoints(2, 2)):
         updates = list(
             bptt.unroll(
-                bptt.scan(step),
-                loss,
-                cut,
-                state,
-                strategy=strategy,
-                reduction="sum",
-                memory=memory,
-                generator=seed(),
+                bptt.scan(step), loss, cut, state, strategy=strategy, reduction="sum", memory=memory, generator=seed()
             )
         )
         (got,) = oracle.gradients([mix])

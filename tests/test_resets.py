@@ -190,13 +190,7 @@ def test_going_on_works_for_every_strategy():
             t = middle.t1
             stream = [(case.xs[t:], case.ys[t:], is_start[t:])]
             *_, last = bptt.unroll(
-                case.model,
-                square,
-                stream,
-                middle.state,
-                strategy=strategy,
-                initial_state=initial,
-                generator=seed(9),
+                case.model, square, stream, middle.state, strategy=strategy, initial_state=initial, generator=seed(9)
             )
             oracle.assert_close(last.state, whole[-1].state)
 

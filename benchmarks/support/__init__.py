@@ -75,14 +75,7 @@ def report(
         print("All targets met.")
     file = file or RESULTS / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    result = {
-        "benchmark": name,
-        "headings": headings,
-        "rows": rows,
-        "missed": missed,
-        "details": details,
-        **machine(),
-    }
+    result = {"benchmark": name, "headings": headings, "rows": rows, "missed": missed, "details": details, **machine()}
     file.write_text(json.dumps(result, indent=2, default=str) + "\n")
     return 1 if missed else INCONCLUSIVE if busy and not name.endswith("_quick") else 0
 

@@ -103,12 +103,7 @@ class Vjps:
             try:
                 return list(
                     torch.autograd.grad(
-                        kept,
-                        inputs,
-                        [c for _, c in given],
-                        retain_graph=True,
-                        is_grads_batched=True,
-                        allow_unused=True,
+                        kept, inputs, [c for _, c in given], retain_graph=True, is_grads_batched=True, allow_unused=True
                     )
                 )
             except RuntimeError:  # an operator without a rule for batches of cotangents; a real fault comes again

@@ -130,7 +130,7 @@ def caches_parametrizations() -> bool:
 
 
 def is_watched() -> bool:
-    """Whether operations are dispatched to Python, transformed or differentiated forward. Gone: False; wrong inside."""
+    """Whether Python is called by operations, or they are transformed. Gone: True, for torch's own forward."""
     return (
         _core._len_torch_dispatch_stack() > 0
         or _core._are_functorch_transforms_active()

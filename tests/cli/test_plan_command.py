@@ -44,7 +44,7 @@ def ran(text, strategy, kept):
     whole = load_text(text)
     vocabulary = Vocabulary.of(whole)
     ids = lanes(vocabulary.encode(whole), BATCH)[: STEPS + 1]
-    model = build(len(vocabulary), "lstm", HIDDEN, 1)
+    model = build(len(vocabulary), "gru", HIDDEN, 1)
     memory = None if kept == "all" else bptt.Checkpoints(*map(int, kept.split(" x ")))
     stream, state = [(ids[:-1], ids[1:])], model.initial_state(BATCH)
     updates = bptt.unroll(model, loss, stream, state, strategy=strategy, memory=memory)
@@ -53,7 +53,8 @@ def ran(text, strategy, kept):
 
 def test_memory_is_that_of_runs(plan, text):
     wanted = {"full": "exact", "tbptt:5": "biased", "tbptt:20:40": "biased"}
-    result = plan("--strategies", ",".join(wanted), "--memory", "34KiB")
+    # a short call of torch's own LSTM saves what oneDNN works in, more than the budget in some releases: so a GRU
+    result = plan("--cell", "gru", "--strategies", ",".join(wanted), "--memory", "30KiB")
     assert (result.code, result.err) == (0, "")
     rows = table(result.out)
     assert [row[0] for row in rows] == ["full", *wanted]
@@ -61,11 +62,11 @@ def test_memory_is_that_of_runs(plan, text):
         assert gradient == wanted[name]
         rounding = 0.01 if kept == "all" else 0.05  # three digits are printed; checkpoints are predicted from a probe
         assert count(memory) == pytest.approx(ran(text, parse_strategy(name, "--strategies"), kept), rel=rounding)
-        assert (remark == "too much") == (count(memory) > 34 * 2**10)
+        assert (remark == "too much") == (count(memory) > 30 * 2**10)
     assert [row[6] for row in rows] == ["too much", "best", "", ""]
     last = " ".join(result.out.split("\n\n")[-1].split())
     assert last.startswith(f"full, {rows[1][1].split()[0]} states kept, segments of ")
-    assert f"is the fastest exact gradient that fits 34KiB: {rows[1][4]} and {rows[1][5]} for 60 characters" in last
+    assert f"is the fastest exact gradient that fits 30KiB: {rows[1][4]} and {rows[1][5]} for 60 characters" in last
 
 
 def test_the_least_biased_where_nothing_else_is_asked_for(plan):

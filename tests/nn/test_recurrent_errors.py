@@ -130,11 +130,7 @@ def test_one_layer_with_dropout_warns(cell):
 @pytest.mark.parametrize("cell", CELLS)
 def test_changes_in_place_before_backward(cell):
     """A weight or the input changed in place after the forward pass: never a wrong gradient."""
-    for change in (
-        lambda m, x: m.weight_hh_l0.mul_(2),
-        lambda m, x: m.weight_ih_l0.mul_(2),
-        lambda m, x: x.mul_(2),
-    ):
+    for change in (lambda m, x: m.weight_hh_l0.mul_(2), lambda m, x: m.weight_ih_l0.mul_(2), lambda m, x: x.mul_(2)):
         ours = getattr(bptt.nn, cell)(3, 64)
         for rows in (2, 32):  # small and large buffers
             x = torch.randn(40, rows, 3)

@@ -13,18 +13,10 @@ from torch import Tensor, nn
 
 LARGEST = 2**26
 """Bytes of a tensor above which it is taken for data, not for a state, and isn't copied (buffers always are)."""
-
-
 LARGEST_FIXED = 2**20
 """The same for parameters that ask for no gradient."""
-
-
 Contents = dict[Any, Any]
-
-
 Access = tuple[Callable[[], Contents], Callable[[Contents], None]]
-
-
 _DATA = (Tensor, int, float, complex, str, bytes, list, tuple, dict, set, deque, types.NoneType, types.SimpleNamespace)
 
 

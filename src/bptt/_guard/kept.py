@@ -22,14 +22,8 @@ from bptt._guard.holders import Access, Holder, attributes, cells, container, fr
 
 MOST = 10_000
 """Entries of a container above which what they hold isn't looked at."""
-
-
 DEEPEST = 12
-
-
 _OWN = frozenset(nn.Module().__dict__)
-
-
 _LEAVES = (Tensor, type, types.ModuleType, str, bytes, int, float, complex, types.NoneType)
 
 

@@ -25,20 +25,12 @@ from bptt.strategies.base import Draw, Strategy, Upto
 from bptt.strategies.windows import Window
 
 REPEATS = 5
-
-
 LONGEST = 4096
 """Steps of a probe at most; a chunk that is shorter is repeated."""
-
-
 SPARE = 2**26
 """Bytes that a probe may take whatever the budget."""
-
-
 PATIENCE = 0.1
 """Seconds of a window that is long enough to be a probe, and that a figure's repetitions may take on from one."""
-
-
 NODES = 1000
 """Nodes of a graph that are looked at from Python: each gets an object, and to free a long chain of these recurses."""
 

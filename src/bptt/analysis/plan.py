@@ -29,11 +29,7 @@ from bptt.strategies.laws import PolynomialLaw
 from bptt.strategies.windows import Window
 
 KINDS = ("exact", "unbiased", "biased")
-
-
 FEW = 4  # kinds of windows with a call that ends inside, each measured: a layer may serve short calls in another way
-
-
 MARGIN = 1.05  # on what a segment is thought to save, when checkpoints are chosen: lines may bend
 
 

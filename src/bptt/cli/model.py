@@ -83,12 +83,7 @@ loss = bptt.per_step(nn.CrossEntropyLoss())
 
 @torch.no_grad()
 def write(
-    model: CharModel,
-    vocabulary: Vocabulary,
-    prompt: str,
-    length: int,
-    temperature: float,
-    generator: torch.Generator,
+    model: CharModel, vocabulary: Vocabulary, prompt: str, length: int, temperature: float, generator: torch.Generator
 ) -> Iterator[str]:
     """The characters that `model` writes after `prompt`, one by one.
 

@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from bptt import _torch
 from bptt.nn import kernels
+from bptt.nn.kernels.sequence import Maybe
 
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -86,7 +87,7 @@ def _long(layer: nn.RNNBase, input: Any, packed: bool) -> bool:
     return steps >= (4 if graph else 8)
 
 
-def keywords(layer: nn.RNNBase, input: Any, **given: Tensor | None) -> None:
+def keywords(layer: nn.RNNBase, input: Any, **given: Maybe) -> None:
     """Raise for keywords whose numbers aren't there to be looked at, and for inputs of no steps."""
     name = type(layer).__name__
     for keyword, value in given.items():
@@ -106,7 +107,7 @@ def few(embedding: Tensor, input: Any) -> bool:
     return len(embedding) < (input.data if isinstance(input, PackedSequence) else input).numel()
 
 
-def checked(layer: nn.RNNBase, x: Tensor, states: Any, sizes: Tensor | None) -> tuple[Tensor, ...]:
+def checked(layer: nn.RNNBase, x: Tensor, states: Any, sizes: Maybe) -> tuple[Tensor, ...]:
     """The states, zeros if there are none, after torch.nn's checks. x: (T, B, I), or packed (N, I)."""
     layers = layer.num_layers * (1 + layer.bidirectional)
     rows = x.shape[1] if sizes is None else int(sizes[0])

@@ -19,21 +19,14 @@ from torch.nn.utils.rnn import PackedSequence
 from bptt import _torch
 from bptt.nn import kernels, plain
 from bptt.nn.kernels.buffers import empty
-from bptt.nn.kernels.sequence import LSTM, RNN, SAVED, Plan, Sequence
+from bptt.nn.kernels.sequence import LSTM, RNN, SAVED, Maybe, Plan, Sequence
 from bptt.nn.uncompiled import uncompiled
 
 _NOTHING = torch.empty(0, device="cpu")
 
 
 def evaluate(
-    plan: Plan,
-    x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
+    plan: Plan, x: Tensor, h0: Maybe, c0: Maybe, w_ih: Tensor, w_hh: Tensor, b_ih: Maybe, b_hh: Maybe
 ) -> Sequence:
     """Equations (1) and (2): x (T, B, I), packed (N, I) or with plan.ids (V, I); h0, c0 (1, B, H), None for zeros.
 
@@ -70,7 +63,7 @@ class Layer(torch.autograd.Function):
 
     @staticmethod
     @uncompiled
-    def backward(ctx: Any, d_outputs: Tensor | None, d_hn: Tensor | None, d_cn: Tensor | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, d_outputs: Maybe, d_hn: Maybe, d_cn: Maybe = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Equations (3) and (4)."""
         plan: Plan = ctx.plan
         *given, outputs, gates, cells, _, _, _ = ctx.saved_tensors  # of the plan too: so a change in place is seen
@@ -101,7 +94,7 @@ def _version_of(x: Tensor) -> Tensor:
     return counter
 
 
-def _contiguous(x: Tensor | None) -> Tensor | None:
+def _contiguous(x: Maybe) -> Maybe:
     return None if x is None else x.contiguous()
 
 
@@ -117,7 +110,7 @@ def _differentiable(plan: Plan, given: Any, needed: Any, cotangents: tuple[Any, 
         state = tuple(zeros if s is None else s for s in ((h0, c0) if plan.cell == LSTM else (h0,)))
         weights = [w for w in weights if w is not None]
         inputs = x if plan.ids is None else functional.embedding(plan.ids, x)
-        y, last = plain.run(plan.mode, inputs, state, weights, plan.sizes, plan.reverse, plan.start, plan.weight)
+        y, last = plain.run(plan, inputs, state, weights)
     pairs = [(r, c) for r, c in zip((y, *last), cotangents, strict=False) if c is not None]
     wanted = [a for a, need in zip(given, needed, strict=True) if need]
     found = torch.autograd.grad(
@@ -127,9 +120,7 @@ def _differentiable(plan: Plan, given: Any, needed: Any, cotangents: tuple[Any, 
     return [next(grads) if need else None for need in needed]
 
 
-def sequence_keywords(
-    layer: Any, input: Any, start: Tensor | None, weight: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
+def sequence_keywords(layer: Any, input: Any, start: Maybe, weight: Maybe) -> tuple[Maybe, Maybe]:
     """`is_start` as bool (T, B) and `cotangent_weight` as (T,) or (T, B) of a recurrent layer's call."""
     name = type(layer).__name__
     if not isinstance(input, Tensor) or layer.bidirectional:

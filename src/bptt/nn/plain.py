@@ -9,29 +9,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from bptt._boundary import scale_gradient
+from bptt.nn.kernels.sequence import Plan
 
 State = tuple[Tensor, ...]
 
 
-def run(
-    mode: str,
-    x: Tensor,
-    state: State,
-    weights: Sequence[Tensor],
-    sizes: Tensor | None = None,
-    reverse: bool = False,
-    start: Tensor | None = None,
-    weight: Tensor | None = None,
-) -> tuple[Tensor, State]:
-    """Outputs (T, B, H) and the last state of one layer.
+def run(plan: Plan, x: Tensor, state: State, weights: Sequence[Tensor]) -> tuple[Tensor, State]:
+    """Outputs (T, B, H) and the last state of one layer, as the plan has it but for its ids.
 
-    mode: torch.nn's, or "RNN_IDENTITY". x: (T, B, I); with sizes (T,) int64 packed, (N, I).
-    state: (h0,) or (h0, c0), (1, B, H), as the last state.
+    x: (T, B, I); with plan.sizes packed, (N, I). state: (h0,) or (h0, c0), (1, B, H), as the last state.
     weights: w_ih, w_hh, then the biases and the projection where there are.
-    reverse: from the last step to the first; not with start (T, B) or weight, (T,) or (T, B).
     """
+    start, weight = plan.start, plan.weight
     if start is None and weight is None:
-        return _call(mode, x, state, weights, sizes, reverse)
+        return _call(plan, x, state, weights)
     T = len(x)
     starts = set() if start is None else {int(t) for t in start.any(1).nonzero()}
     weights_at = {} if weight is None else {t: w for t, w in enumerate(weight.unbind()) if not bool((w == 1).all())}
@@ -40,21 +31,19 @@ def run(
     for a, b in pairwise(edges):
         if start is not None and a in starts:
             state = tuple(s.masked_fill(start[a][:, None], 0) for s in state)
-        y, state = _call(mode, x[a:b], state, weights, None, False)
+        y, state = _call(plan, x[a:b], state, weights)
         outputs.append(y)
         if b - 1 in weights_at:
             state = scale_gradient(state, weights_at[b - 1], 1)
     return torch.cat(outputs), state
 
 
-def _call(
-    mode: str, x: Tensor, state: State, weights: Sequence[Tensor], sizes: Tensor | None, reverse: bool
-) -> tuple[Tensor, State]:
-    if mode == "RNN_IDENTITY":
-        return _identity(x, state[0][0], weights, sizes, reverse)
-    call = getattr(torch, mode.lower())
+def _call(plan: Plan, x: Tensor, state: State, weights: Sequence[Tensor]) -> tuple[Tensor, State]:
+    if plan.mode == "RNN_IDENTITY":
+        return _identity(plan, x, state[0][0], weights)
+    call, sizes, reverse = getattr(torch, plan.mode.lower()), plan.sizes, plan.reverse
     both = [s.expand(1 + reverse, -1, -1).contiguous() for s in state]
-    hx = both if mode == "LSTM" else both[0]
+    hx = both if plan.mode == "LSTM" else both[0]
     flat = [*weights, *weights] if reverse else list(weights)  # the second of two directions is the reverse one
     settings = (len(weights) > 3, 1, 0.0, False, reverse)
     with _without_onednn():
@@ -78,9 +67,8 @@ def _without_onednn() -> Iterator[None]:
         torch.backends.mkldnn.enabled = before
 
 
-def _identity(
-    x: Tensor, h: Tensor, weights: Sequence[Tensor], sizes: Tensor | None, reverse: bool
-) -> tuple[Tensor, State]:
+def _identity(plan: Plan, x: Tensor, h: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, State]:
+    sizes, reverse = plan.sizes, plan.reverse
     w_ih, w_hh, *biases = weights
     driven = functional.linear(x, w_ih, sum(biases) if biases else None)  # pyright: ignore[reportArgumentType]
     steps = list(driven.unbind() if sizes is None else driven.split(sizes.tolist()))

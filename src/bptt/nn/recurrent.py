@@ -1,5 +1,6 @@
 """RNN, GRU and LSTM: torch.nn's layers on fused kernels."""
 
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from bptt import _torch
 from bptt.nn import fits, layer, plain
-from bptt.nn.kernels.sequence import Plan
+from bptt.nn.kernels.sequence import Maybe, Plan
 from bptt.nn.layer import Layer, evaluate
 from bptt.nn.rewriters import Rewritten, recorded
 from bptt.nn.uncompiled import uncompiled
@@ -66,20 +67,14 @@ def _looked_up(input: Any, embedding: Tensor) -> Any:
 
 
 def _run(
-    layer: _Fused,
-    input: Any,
-    hx: State,
-    start: Tensor | None,
-    weight: Tensor | None,
-    embedding: Tensor | None,
-    fused: bool,
+    layer: _Fused, input: Any, hx: State, start: Maybe, weight: Maybe, embedding: Maybe, fused: bool
 ) -> tuple[Any, State]:
     packed = isinstance(input, PackedSequence)
     x, sizes, order, back = input if packed else (input, None, None, None)
     single = not packed and x.dim() == (2 if embedding is None else 1)
     swapped = layer.batch_first and not packed and not single
     x = x.unsqueeze(1) if single else x.transpose(0, 1) if swapped else x
-    states: tuple[Tensor, ...] | None = None
+    states: plain.State | None = None
     if hx is not None:
         states = tuple(hx) if layer.mode == "LSTM" else (hx,)
         states = tuple(s.unsqueeze(1) for s in states) if single else states
@@ -87,7 +82,13 @@ def _run(
             states = tuple(s.index_select(1, order) for s in states)
     if not fused:
         states = fits.checked(layer, x, states, sizes)
-    y, last = _layers(layer, x, states, sizes, start, weight, embedding, fused)
+    steps, rows = x.shape[:2] if sizes is None else (len(sizes), int(sizes[0]))
+    plan = Plan(layer.mode, steps, rows, sizes=sizes, start=start, weight=weight)
+    if fused and sizes is not None:
+        plan.sizes, plan.offsets = sizes.contiguous(), sizes.cumsum(0) - sizes
+    if embedding is not None:
+        plan.ids, x = x.contiguous().long(), embedding
+    y, last = _layers(layer, plan, x, states, fused)
     if back is not None:
         last = tuple(s.index_select(1, back) for s in last)
     last = tuple(s.squeeze(1) for s in last) if single else last
@@ -99,64 +100,35 @@ def _run(
 
 
 def _layers(
-    layer: _Fused,
-    x: Tensor,
-    states: tuple[Tensor, ...] | None,
-    sizes: Tensor | None,
-    start: Tensor | None,
-    weight: Tensor | None,
-    embedding: Tensor | None,
-    fused: bool,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """All layers and directions on x (T, B, I) or packed (N, I): outputs, and the last states (layers, B, H).
-
-    With embedding (V, I), fused alone, x is ids, (T, B) or (N,).
-    """
+    layer: _Fused, plan: Plan, x: Tensor, states: plain.State | None, fused: bool
+) -> tuple[Tensor, plain.State]:
+    """All layers and directions on x, as the plan has it for the first: outputs, and the last states (layers, B, H)."""
     directions = 2 if layer.bidirectional else 1
     flat = _torch.flat_weights(layer)
     count = layer.num_layers * directions
     each = len(flat) // count
     run: Any = _on_kernels if fused else plain.run
-    rest = () if embedding is None else (embedding,)
     if count == 1:
-        return run(layer.mode, x, states, flat, sizes, False, start, weight, *rest)
-    ends: list[tuple[Tensor, ...]] = []
+        return run(plan, x, states, flat)
+    ends: list[plain.State] = []
     for i in range(layer.num_layers):
         outputs: list[Tensor] = []
         for d in range(directions):
             k = i * directions + d
             state = None if states is None else tuple(s[k : k + 1] for s in states)
-            y, last = run(layer.mode, x, state, flat[k * each : (k + 1) * each], sizes, d == 1, start, weight, *rest)
+            y, last = run(replace(plan, reverse=d == 1), x, state, flat[k * each : (k + 1) * each])
             outputs.append(y)
             ends.append(last)
-        x, rest = outputs[0] if directions == 1 else torch.cat(outputs, -1), ()
+        x, plan.ids = outputs[0] if directions == 1 else torch.cat(outputs, -1), None
         if layer.dropout and i < layer.num_layers - 1:
             x = functional.dropout(x, layer.dropout, layer.training)
     return x, tuple(torch.cat(column) for column in zip(*ends, strict=True))
 
 
-def _on_kernels(
-    mode: str,
-    x: Tensor,
-    state: tuple[Tensor, ...] | None,
-    weights: list[Tensor],
-    sizes: Tensor | None,
-    reverse: bool,
-    start: Tensor | None,
-    weight: Tensor | None,
-    embedding: Tensor | None = None,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """`plain.run` on the kernels, for a state that is zeros where it is None; x is ids with embedding."""
-    x = x.contiguous()
-    ids = None if embedding is None else x.long()
-    if sizes is None:
-        plan = Plan(mode, x.shape[0], x.shape[1], reverse, start=start, weight=weight, ids=ids)
-    else:
-        sizes = sizes.contiguous()
-        plan = Plan(mode, len(sizes), int(sizes[0]), reverse, sizes, sizes.cumsum(0) - sizes, ids=ids)
-    h0, c0 = (None, None) if state is None else state if mode == "LSTM" else (state[0], None)
-    inputs = x if embedding is None else embedding.contiguous()
-    given: Any = (inputs, h0, c0, *weights[:2], *(weights[2:] or (None, None)))
+def _on_kernels(plan: Plan, x: Tensor, state: plain.State | None, weights: list[Tensor]) -> tuple[Tensor, plain.State]:
+    """`plain.run` on the kernels, for a state that is zeros where it is None; x is an embedding where there are ids."""
+    h0, c0 = (None, None) if state is None else state if plan.mode == "LSTM" else (state[0], None)
+    given: Any = (x.contiguous(), h0, c0, *weights[:2], *(weights[2:] or (None, None)))
     y, *last = Layer.apply(plan, *given) if torch.is_grad_enabled() else evaluate(plan, *given).results
     return y, tuple(last)
 

@@ -21,8 +21,6 @@ from bptt.strategies.windows import Credit
 
 TAIL = 0.6
 """τ as a share of the lags that were measured."""
-
-
 NEGLIGIBLE = -50.0
 """log(φ_k / max φ) below which a lag is rounding and doesn't count for β."""
 

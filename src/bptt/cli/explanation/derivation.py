@@ -6,17 +6,7 @@ from functools import partial
 
 import torch
 
-from bptt.cli.explanation.tables import (
-    Section,
-    Table,
-    Term,
-    by_step,
-    given,
-    letter,
-    matrix,
-    number,
-    triangle,
-)
+from bptt.cli.explanation.tables import Section, Table, Term, by_step, given, letter, matrix, number, triangle
 from bptt.cli.explanation.work import Work
 
 SLOPES = {
@@ -27,10 +17,7 @@ SLOPES = {
 }
 LOSSES = {
     "squared_error": ("l_t = ½ Σ_i (o_ti - y_ti)²", "e_t = ∂l_t/∂o_t = o_t - y_t"),
-    "softmax_cross_entropy": (
-        "l_t = -log softmax(o_t)[y_t]",
-        "e_t = ∂l_t/∂o_t = softmax(o_t) - onehot(y_t)",
-    ),
+    "softmax_cross_entropy": ("l_t = -log softmax(o_t)[y_t]", "e_t = ∂l_t/∂o_t = softmax(o_t) - onehot(y_t)"),
 }
 
 
@@ -161,10 +148,7 @@ def jacobians(work: Work) -> Section:
     return Section(
         "jacobians",
         "Jacobians",
-        (
-            "∂h_t/∂h_{t-1} = D_t W, D_t = diag f'(a_t)",
-            "∂h_t/∂h_k = D_t W · D_{t-1} W · ... · D_{k+1} W",
-        ),
+        ("∂h_t/∂h_{t-1} = D_t W, D_t = diag f'(a_t)", "∂h_t/∂h_k = D_t W · D_{t-1} W · ... · D_{k+1} W"),
         (
             "How h_t depends on an earlier h_k: a product with one factor for each step between. Where the factors "
             "shrink vectors it vanishes with the lag t - k, where they stretch them it explodes. The norm is the "
@@ -184,10 +168,7 @@ def cotangents(work: Work) -> Section:
     return Section(
         "cotangents",
         "State cotangents",
-        (
-            "∂l_t/∂h_k = (∂h_t/∂h_k)ᵀ Vᵀ e_t",
-            "c_t = Vᵀ e_t + Wᵀ D_{t+1} c_{t+1}, c_{T-1} = Vᵀ e_{T-1}",
-        ),
+        ("∂l_t/∂h_k = (∂h_t/∂h_k)ᵀ Vᵀ e_t", "c_t = Vᵀ e_t + Wᵀ D_{t+1} c_{t+1}, c_{T-1} = Vᵀ e_{T-1}"),
         (
             "c_t = dL/dh_t adds up what all later losses owe to h_t. The recursion carries one vector from right to "
             "left and never forms a Jacobian: that is back-propagation through time.",

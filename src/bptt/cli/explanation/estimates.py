@@ -14,11 +14,7 @@ from bptt.equations import Gradient
 
 def gradients(work: Work) -> Section:
     """The full gradient, and that autograd and the engine agree with it."""
-    others = {
-        "by recursion": work.by_recursion,
-        "by autograd": work.by_autograd,
-        "by bptt.unroll": work.by_engine,
-    }
+    others = {"by recursion": work.by_recursion, "by autograd": work.by_autograd, "by bptt.unroll": work.by_engine}
     names = [name for name, part in work.full._asdict().items() if part is not None]
     cells = [
         [_tiny(difference(getattr(other, name), getattr(work.full, name))) for other in others.values()]

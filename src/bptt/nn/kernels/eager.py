@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bptt.nn.kernels.sequence import CELLS, GATES, GRU, RNN, Plan, Sequence
+from bptt.nn.kernels.sequence import CELLS, GATES, GRU, RNN, Maybe, Plan, Sequence
 
 name = "pytorch"
 FEW, RUN = 4096, 256
@@ -163,7 +163,7 @@ def _sums(d: Tensor, ids: Tensor, rows: int) -> Tensor:
     return d.new_zeros(parts * rows, d.shape[1]).index_add_(0, ids + rows * part, d).unflatten(0, (parts, rows)).sum(0)
 
 
-def _product(out: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, add: bool = False) -> None:
+def _product(out: Tensor, a: Tensor, b: Tensor, bias: Maybe = None, add: bool = False) -> None:
     """`out` (m, n) = a b + bias, or `out` and that."""
     if bias is not None:
         torch.addmm(bias, a, b, out=out)
@@ -189,7 +189,7 @@ def _order(plan: Plan) -> range:
     return range(plan.steps - 1, -1, -1) if plan.reverse else range(plan.steps)
 
 
-def _state(q: Sequence, given: Tensor | None) -> Tensor:
+def _state(q: Sequence, given: Maybe) -> Tensor:
     return q.outputs.new_zeros(q.plan.rows, q.w_hh.shape[1]) if given is None else given[0]
 
 
@@ -198,7 +198,7 @@ def _with(new: Tensor, state: Tensor) -> Tensor:
     return new if len(new) == len(state) else torch.cat([new, state[len(new) :]])
 
 
-def _before(q: Sequence, values: Tensor, initial: Tensor | None) -> Tensor:
+def _before(q: Sequence, values: Tensor, initial: Maybe) -> Tensor:
     """(N, H): for each row of `values` that of the step before it, else its initial one."""
     plan, first = q.plan, _state(q, initial)
     if plan.sizes is None:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from bptt.nn.kernels.sequence import CELLS, Sequence
+from bptt.nn.kernels.sequence import CELLS, Maybe, Sequence
 
 _NUMBERS = 11
 _OF_PLAN = ("sizes", "offsets", "start", "weight", "ids")
@@ -20,8 +19,8 @@ _TENSORS = (
     "x", "w_ih", "w_hh", "b_ih", "b_hh", "gates", "cells", "outputs", "h0", "c0", "hn", "cn", "d_outputs", "d_hn",
     "d_cn", "d_gates", "d_x", "d_w_ih", "d_w_hh", "d_b_ih", "d_b_hh", "d_h0", "d_c0",
 )  # fmt: skip
-_of_plan: Callable[[Any], tuple[Tensor | None, ...]] = attrgetter(*_OF_PLAN)
-_tensors: Callable[[Any], tuple[Tensor | None, ...]] = attrgetter(*_TENSORS)
+_of_plan: Callable[[Any], tuple[Maybe, ...]] = attrgetter(*_OF_PLAN)
+_tensors: Callable[[Any], tuple[Maybe, ...]] = attrgetter(*_TENSORS)
 _ALL = _NUMBERS + len(_OF_PLAN) + len(_TENSORS)
 _pack = struct.Struct(f"{_ALL}q").pack
 

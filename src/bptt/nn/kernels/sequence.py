@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+Maybe = Tensor | None
 RNN, GRU, LSTM = 0, 1, 2
 CELLS = {
     "RNN_IDENTITY": (RNN, 0), "RNN_TANH": (RNN, 1), "RNN_RELU": (RNN, 2), "GRU": (GRU, 0), "LSTM": (LSTM, 0)
@@ -22,6 +23,7 @@ class Plan:
     mode: a key of CELLS. steps, rows: T, B. reverse: from the last step to the first.
     sizes, offsets: int64 (T,): rows of each step, falling, and where they begin among all; None: B in each.
     start: bool (T, B), rows to start from zeros, or None. weight: (T,) or (T, B), w of equation (1), or None for 1.
+        Neither with sizes or reverse.
     ids: int64 (N,), the row of x that is each row's input, or None: x has a row for each.
     """
 
@@ -29,11 +31,11 @@ class Plan:
     steps: int
     rows: int
     reverse: bool = False
-    sizes: Tensor | None = None
-    offsets: Tensor | None = None
-    start: Tensor | None = None
-    weight: Tensor | None = None
-    ids: Tensor | None = None
+    sizes: Maybe = None
+    offsets: Maybe = None
+    start: Maybe = None
+    weight: Maybe = None
+    ids: Maybe = None
 
     @property
     def cell(self) -> int:
@@ -59,26 +61,26 @@ class Sequence:
     x: Tensor
     w_ih: Tensor
     w_hh: Tensor
-    b_ih: Tensor | None
-    b_hh: Tensor | None
-    h0: Tensor | None
-    c0: Tensor | None
+    b_ih: Maybe
+    b_hh: Maybe
+    h0: Maybe
+    c0: Maybe
     gates: Tensor
     outputs: Tensor
-    cells: Tensor | None
-    hn: Tensor | None = None
-    cn: Tensor | None = None
-    d_outputs: Tensor | None = None
-    d_hn: Tensor | None = None
-    d_cn: Tensor | None = None
-    d_gates: Tensor | None = None
-    d_x: Tensor | None = None
-    d_w_ih: Tensor | None = None
-    d_w_hh: Tensor | None = None
-    d_b_ih: Tensor | None = None
-    d_b_hh: Tensor | None = None
-    d_h0: Tensor | None = None
-    d_c0: Tensor | None = None
+    cells: Maybe
+    hn: Maybe = None
+    cn: Maybe = None
+    d_outputs: Maybe = None
+    d_hn: Maybe = None
+    d_cn: Maybe = None
+    d_gates: Maybe = None
+    d_x: Maybe = None
+    d_w_ih: Maybe = None
+    d_w_hh: Maybe = None
+    d_b_ih: Maybe = None
+    d_b_hh: Maybe = None
+    d_h0: Maybe = None
+    d_c0: Maybe = None
 
     @property
     def results(self) -> tuple[Tensor, ...]:
