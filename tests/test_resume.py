@@ -89,13 +89,7 @@ def start(kind, strategy, memory, steps=None):
     data = chunks(steps or length, rows)
     options = {"state_batch_dim": {"h": 0, "clock": None} if kind == "itself" else 0} if kind in "scan itself" else {}
     updates = bptt.unroll(
-        model,
-        LOSS,
-        Stream(data) if tells else data,
-        strategy=strategy,
-        memory=memory,
-        generator=generator,
-        **options,
+        model, LOSS, Stream(data) if tells else data, strategy=strategy, memory=memory, generator=generator, **options
     )
     return model, torch.optim.Adam(model.parameters(), 0.01), updates
 

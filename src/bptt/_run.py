@@ -234,12 +234,7 @@ class Run:
         return window, Progress(window.start, carried, progress.strategy), kept if within else None
 
     def _window(
-        self,
-        window: Window,
-        progress: Progress,
-        asked: Asked,
-        divisor: Callable[[Span], Any],
-        watch: Watch | None,
+        self, window: Window, progress: Progress, asked: Asked, divisor: Callable[[Span], Any], watch: Watch | None
     ) -> Done:
         options, given, given_progress = self.options, window, progress
         window, progress, kept = self._burnt_in(window, progress)

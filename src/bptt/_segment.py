@@ -318,11 +318,7 @@ class Tape:
         return roots, cotangents
 
     def pull(
-        self,
-        cotangent: list[Tensor | None] | None,
-        factor: Any,
-        divisor: Any,
-        of_outputs: Sequence[Tensor | None] = (),
+        self, cotangent: list[Tensor | None] | None, factor: Any, divisor: Any, of_outputs: Sequence[Tensor | None] = ()
     ) -> list[Tensor | None]:
         """The vjp: (1) from the cotangent of `end` and ∂Σl/∂s to that of `begin`; (2) goes into `.grad`.
 
