@@ -22,8 +22,8 @@ def _check_criterion(value: Any) -> None:
     _errors.check_callable(value, "criterion")
     if isinstance(value, nn.CTCLoss) or value is nn.functional.ctc_loss:
         raise TypeError(
-            "per_step: CTC is a loss of the whole sequence, no sum over steps, so it can't be truncated in time: run "
-            "the model over the whole sequence and call .backward() on the loss yourself."
+            "per_step: CTC is a loss of the whole sequence, no sum over steps: pass bptt.per_window(function) with a "
+            "function (outputs, targets) that calls it, and take bptt.FullBPTT()."
         )
     if isinstance(value, nn.Module) and not hasattr(value, "reduction"):
         raise TypeError(
@@ -130,7 +130,8 @@ def check_losses(value: Any, steps: int, time_dim: int) -> Tensor:
         what = "is reduced over time" if value.dim() == 0 else "has no time axis of that length (reduced or flattened?)"
         raise ValueError(
             f"the loss returned shape {shape(value)} for {steps} steps, which {what}: return (T, ...), one loss a "
-            f"step; bptt.per_step(criterion) makes such a loss of a torch criterion."
+            f"step; bptt.per_step(criterion) makes such a loss of a torch criterion, and bptt.per_window(function) takes "
+            f"one number a window."
         )
     if not value.is_floating_point():
         raise TypeError(f"the loss must return floating-point losses, not {value.dtype}.")
