@@ -90,25 +90,12 @@ def compare(
     chunk = chunk._replace(inputs=_detached(chunk.inputs), targets=_detached(chunk.targets))
     _tree.check_tensors(state, "state")
     start = _detached(state)
-    trials = _Trials(
-        options=options_of(
-            model,
-            loss,
-            start,
-            memory=memory,
-            initial_state=initial_state,
-            state_batch_dim=state_batch_dim,
-            time_dim=time_dim,
-            params=list(theta.values()),
-            generator=(own := _draws_from(generator)),
-        ),
-        chunk=chunk,
-        theta=list(theta.values()),
-        tensors=[*theta.values(), *leaves(chunk.inputs), *leaves(start)],
-        generator=own,
-    )
+    own, parameters = _draws_from(generator), list(theta.values())
+    begin: Any = {"initial_state": initial_state, "state_batch_dim": state_batch_dim, "time_dim": time_dim}
+    options = options_of(model, loss, start, memory=memory, params=parameters, generator=own, **begin)
+    trials = _Trials(options, chunk, parameters, [*parameters, *leaves(chunk.inputs), *leaves(start)], own)
     trials.look()
-    with parameters_kept(model, loss, list(theta.values())):
+    with parameters_kept(model, loss, parameters):
         with repeated():
             exact = trials.once(FullBPTT())[1]
         entries = tuple(_compared(strategy, trials, exact, list(theta), draws) for strategy in wanted)
