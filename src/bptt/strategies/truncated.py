@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from bptt._errors import check_count
 from bptt.strategies.base import Draw, Strategy, Upto
@@ -39,7 +38,14 @@ class TruncatedBPTT(Strategy):
     k2: int | None = None
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_count(self.k1, f"{self!r}: k1")
+        if self.k2 is None:
+            return
+        check_count(self.k2, f"{self!r}: k2")
+        if self.k2 < self.k1:
+            raise ValueError(
+                f"{self!r}: k2 must be at least k1, or some losses get no gradient. Use k2={self.k1} or more."
+            )
 
     @property
     def reach(self) -> int:
@@ -62,15 +68,3 @@ class TruncatedBPTT(Strategy):
     def divisor(self, window: Window) -> float:
         """k1, for a short last block too."""
         return self.k1
-
-
-def _check(strategy: Any) -> None:
-    """k1 >= 1 and k2 >= k1."""
-    check_count(strategy.k1, f"{strategy!r}: k1")
-    if strategy.k2 is None:
-        return
-    check_count(strategy.k2, f"{strategy!r}: k2")
-    if strategy.k2 < strategy.k1:
-        raise ValueError(
-            f"{strategy!r}: k2 must be at least k1, or some losses get no gradient. Use k2={strategy.k1} or more."
-        )
