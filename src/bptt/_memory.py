@@ -55,10 +55,8 @@ class Meter:
             return segment.tape(_tree.tracked(begin)), math.nan
         tape, seen = watched
         counted = (*_tree.leaves(tape.begin), *_tree.leaves(tape.after), *_tree.leaves(tape.kept))
-        stream = (
-            *_tree.leaves(tape.data.inputs),
-            *_tree.leaves(tape.data.targets),
-        )  # joined from several chunks or not
+        # The stream's own chunks, joined from several or not.
+        stream = (*_tree.leaves(tape.data.inputs), *_tree.leaves(tape.data.targets))
         apart = seen.parameters(segment).union(*map(_storages, (*self._apart, *counted, *stream)))
         saved = sum(size for storage, size in seen.storages.items() if storage not in apart)
         if line is not None:
@@ -326,9 +324,8 @@ class WindowProbe:
         """The steps at which rows reset, counted from the window's start."""
         if self.span.problem.native_start:
             return []
-        return [
-            t - self.span.window.start for t in self.span.time.resets(self.span.window.start, self.span.window.stop)
-        ]
+        window = self.span.window
+        return [t - window.start for t in self.span.time.resets(window.start, window.stop)]
 
     def kinds(self, segment: int) -> list[tuple[int, int, int]]:
         """(number, cuts inside, resets) of the first segment and of all that have any."""

@@ -47,11 +47,8 @@ class Holder:
     def changed(self) -> list[Any]:
         """The keys whose values no longer are as they were at first; a list or dict has one key, None."""
         now = self.read()
-        keys = [
-            k
-            for k in {**self.before, **now}
-            if k not in now or k not in self.before or not same(now[k], self.before[k])
-        ]
+        both = now.keys() & self.before.keys()
+        keys = [k for k in {**self.before, **now} if k not in both or not same(now[k], self.before[k])]
         return keys if self.each or not keys else [None]
 
 
@@ -151,9 +148,8 @@ def container(held: Any) -> Access:
     """A dict, list, deque or set, whole and in its order."""
 
     def read() -> Contents:
-        return (
-            dict.fromkeys(held) if isinstance(held, set) else dict(held if isinstance(held, dict) else enumerate(held))
-        )
+        items = held if isinstance(held, dict) else enumerate(held)
+        return dict.fromkeys(held) if isinstance(held, set) else dict(items)
 
     def write(contents: Contents) -> None:
         held.clear()
@@ -165,17 +161,20 @@ def container(held: Any) -> Access:
     return read, write
 
 
+def filled(cell: Any) -> bool:
+    """Whether a closure's variable is bound yet."""
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
 def cells(closed: dict[str, Any]) -> Access:
     """The variables of a closure."""
 
     def read() -> Contents:
-        found = {}
-        for name, cell in closed.items():
-            try:
-                found[name] = cell.cell_contents
-            except ValueError:  # not bound yet
-                continue
-        return found
+        return {name: cell.cell_contents for name, cell in closed.items() if filled(cell)}
 
     def write(contents: Contents) -> None:
         for name in read():

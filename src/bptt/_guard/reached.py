@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bptt import _errors, _snapshot, _torch, _tree
+from bptt._guard.holders import filled
 from bptt._segment import Problem, Segment, Span
 from bptt._tree import Tree
 from bptt.strategies.windows import Window
@@ -150,17 +151,9 @@ def in_sight(value: Any, seen: set[int]) -> Iterator[Tensor]:
     elif inspect.ismethod(value):
         yield from in_sight((value.__self__, value.__func__), seen)
     elif inspect.isfunction(value) and not value.__module__.startswith("torch."):
-        cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
+        cells = [cell.cell_contents for cell in value.__closure__ or () if filled(cell)]
         names = [value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__]
         yield from in_sight((cells, value.__defaults__, value.__kwdefaults__), seen)
         yield from in_sight([part for part in names if not inspect.ismodule(part)], seen)
     elif hasattr(value, "__dict__") and not isinstance(value, type) and not inspect.ismodule(value):
         yield from in_sight(dict(vars(value)), seen)
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return False
-    return True

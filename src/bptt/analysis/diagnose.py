@@ -144,15 +144,9 @@ def diagnose(
     chunk = _detached(sequence, time_dim)
     if not callable(initial_state):
         _tree.check_no_graph(initial_state, "initial_state")
-    options = Options.of(
-        model,
-        loss,
-        _without_graph(state),
-        initial_state=initial_state,
-        state_batch_dim=state_batch_dim,
-        time_dim=time_dim,
-        params=params,
-    )
+    _tree.check_tensors(state, "state")
+    begin: Any = {"initial_state": initial_state, "state_batch_dim": state_batch_dim, "time_dim": time_dim}
+    options = Options.of(model, loss, _tree.detach(state), params=params, **begin)
     steps = _tree.leaves(chunk.inputs)[0].shape[time_dim]
     theta = _registered(model, loss) if options.problem.params is None else options.problem.params
     lags = _max_lag(max_lag, steps)
@@ -214,11 +208,6 @@ def _detached(sequence: Any, time_dim: int) -> Chunk:
     if leaf.shape[time_dim] == 0:
         raise ValueError(f"sequence has no step (T = 0): its inputs have shape {_tree.shape(leaf)}; pass at least one.")
     return Chunk(_tree.detach(inputs), _tree.detach(targets), is_start, mask)
-
-
-def _without_graph(carried: Tree) -> Tree:
-    _tree.check_tensors(carried, "state")
-    return _tree.detach(carried)
 
 
 def _registered(model: Any, loss: Any) -> list[Tensor]:

@@ -92,11 +92,14 @@ class Comparison:
 
     def __str__(self) -> str:
         heads = ("strategy", "draws", "bias", "cosine", "variance", "updates", "forward", "backward", "memory", "time")
-        lines = [heads, *(_cells(entry) for entry in self.entries)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]) for cells in lines
-        )
+        return columns([heads, *(_cells(entry) for entry in self.entries)], 1)
+
+
+def columns(lines: Sequence[Sequence[str]], left: int) -> str:
+    """Lines of cells as a table, the first columns, as many as `left`, aligned to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = ["<" if i < left else ">" for i in range(len(widths))]
+    return "\n".join("  ".join(map("{:{}{}}".format, line, sides, widths)) for line in lines)
 
 
 class Draws:

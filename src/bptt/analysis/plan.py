@@ -23,6 +23,7 @@ from bptt._stream import Chunk
 from bptt._tree import Tree, detach, leaves
 from bptt._window_loss import PerWindow, inner
 from bptt.analysis.costs import Costs, Shape
+from bptt.analysis.estimates import columns
 from bptt.strategies import ARTBP, FullBPTT, Strategy, TruncatedBPTT
 from bptt.strategies.base import Draw, says
 from bptt.strategies.laws import PolynomialLaw
@@ -105,11 +106,7 @@ class Plan:
             )
             for row in self.rows
         ]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        texts = [
-            "  ".join(f"{cell:{'<' if i < 3 else '>'}{widths[i]}}" for i, cell in enumerate(line)) for line in lines
-        ]
-        return "\n".join([*texts, self.reason])
+        return f"{columns(lines, 3)}\n{self.reason}"
 
 
 def plan(
@@ -177,15 +174,8 @@ def plan(
     with untouched(model, inner(loss), [*parameters, *leaves(probed.inputs), *leaves(state)]):
         fixed = initial_state() if callable(initial_state) else initial_state
         _tree.check_dense(fixed, "initial_state")
-        options = Options.of(
-            model,
-            loss,
-            detach(state),
-            initial_state=detach(fixed),
-            state_batch_dim=state_batch_dim,
-            time_dim=time_dim,
-            generator=torch.Generator(),
-        )
+        begin: Any = {"initial_state": detach(fixed), "state_batch_dim": state_batch_dim, "time_dim": time_dim}
+        options = Options.of(model, loss, detach(state), generator=torch.Generator(), **begin)
         run = Run(options, [probed])
         span = run.start(math.inf)
         run.tell_axes_apart(span.begin)

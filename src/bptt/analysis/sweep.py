@@ -56,11 +56,8 @@ def _seen(found: list[Tape]) -> set[int]:
         end, begin = _tree.leaves(tape.end), _tree.leaves(tape.begin)
         roots = [root for root in (tape.losses, *(end[i] for i in now)) if root is not None and root.requires_grad]
         ones = [torch.ones_like(root) for root in roots]
-        reached = (
-            torch.autograd.grad(roots, [begin[i] for i in floating], ones, retain_graph=True, allow_unused=True)
-            if roots
-            else []
-        )
+        starts = [begin[i] for i in floating]
+        reached = torch.autograd.grad(roots, starts, ones, retain_graph=True, allow_unused=True) if roots else []
         now = {i for i, cotangent in zip(floating, reached, strict=False) if cotangent is not None}
         seen |= now
         if len(seen) == len(floating):
@@ -145,9 +142,8 @@ class Sweep:
 
     def gradient_norms(self) -> list[float]:
         """Of the full gradient, and of what each truncation drops of it."""
-        found = [
-            g.reshape(len(g), -1).abs().to(torch.float64).square().sum(1).cpu() for g in self.gradients if g is not None
-        ]
+        known = [g.reshape(len(g), -1) for g in self.gradients if g is not None]
+        found = [g.abs().to(torch.float64).square().sum(1).cpu() for g in known]
         return torch.stack(found).sum(0).sqrt().tolist() if found else [0.0] * (1 + len(self.truncations))
 
 

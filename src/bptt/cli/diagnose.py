@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -114,7 +114,10 @@ def run(words: Sequence[str]) -> int:
     show(screen, measured)
     out = config.out if config.run is None or config.out is not None else config.run / PLOT
     if out is not None:
-        _draw(out, lambda path: diagnosis_plot(measured, subject.title, path))
+        try:
+            replace(out, lambda path: diagnosis_plot(measured, subject.title, path))
+        except OSError as error:
+            raise UserError(f"{out}: the plot cannot be written ({error.strerror}). Choose another --out", 1) from None
         screen.say(f"\nThe plot is in {one_line(str(out))}")
     return 0
 
@@ -214,10 +217,3 @@ def _dropped(model: CharModel, chunk: bptt.Chunk, state: Any, strategies: Sequen
 
     full = gradient(bptt.FullBPTT())
     return [((gradient(strategy) - full).norm() / full.norm()).item() for strategy in strategies]
-
-
-def _draw(out: Path, draw: Callable[[Path], object]) -> None:
-    try:
-        replace(out, draw)
-    except OSError as error:
-        raise UserError(f"{out}: the plot cannot be written ({error.strerror}). Choose another --out", 1) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -17,7 +16,7 @@ from bptt.cli.explanation.page import page
 from bptt.cli.explanation.sections import sections
 from bptt.cli.explanation.terminal import show
 from bptt.cli.explanation.work import work
-from bptt.cli.folder import replace
+from bptt.cli.folder import write
 from bptt.cli.printing import UserError, one_line
 
 
@@ -34,7 +33,10 @@ def run(words: Sequence[str]) -> int:
     told = sections(worked)
     shown = show(told, term(worked, t, k))
     if config.out is not None:
-        _write(config.out, page(worked, told, (t, k)))
+        try:
+            write(config.out, page(worked, told, (t, k)))
+        except OSError as error:
+            raise UserError(f"--out {config.out}: cannot be written ({error.strerror})") from None
         shown += f"\nThe page is {one_line(str(config.out))}\n"
     sys.stdout.write(shown)
     return 0
@@ -76,12 +78,5 @@ def _may_write(config: ExplainConfig) -> None:
             raise UserError(f"--out {out}: give a file in a folder that exists, such as explain.html")
         if out.exists() and not config.overwrite:
             raise UserError(f"{out} exists already. Choose another --out, or give --overwrite")
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
-
-
-def _write(out: Path, text: str) -> None:
-    try:
-        replace(out, lambda path: path.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None

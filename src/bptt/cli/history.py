@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from bptt.cli.progress import Numbers
+from bptt.cli.printing import bits, quantity, size
 
 LN2 = math.log(2)
 
@@ -69,20 +69,17 @@ class History:
             "memory_bytes": update.memory_bytes,
         }
 
-    def numbers(self, record: dict[str, Any], chars: int, seconds: float) -> Numbers:
-        """The bar after an update of `chars` characters that took `seconds`."""
+    def numbers(self, record: dict[str, Any], chars: int, seconds: float) -> str:
+        """What the bar shows after an update of `chars` characters that took `seconds`."""
         weight = min(0.98, 1 - 1 / self.step)  # the first updates are averaged evenly
         now = {"loss": record["loss"], "chars": chars, "seconds": seconds, "memory": record["memory_bytes"]}
         for name, value in now.items():
             self._smooth[name] = weight * self._smooth.get(name, 0.0) + (1 - weight) * value
         smooth = self._smooth
-        return Numbers(
-            loss=smooth["loss"],
-            bpc=smooth["loss"] / LN2,
-            speed=smooth["chars"] / max(smooth["seconds"], 1e-9),
-            grad_norm=record["grad_norm"],
-            clip_rate=self.clipped / self.step,
-            memory_bytes=smooth["memory"],
+        speed = quantity(smooth["chars"] / max(smooth["seconds"], 1e-9), "char/s")
+        return (
+            f"loss {bits(smooth['loss'])}  {bits(smooth['loss'] / LN2)} bits/char  {speed}  gradient "
+            f"{record['grad_norm']:.2g}, {self.clipped / self.step:.0%} clipped  {size(smooth['memory'])}"
         )
 
     def recent_bpc(self) -> float:

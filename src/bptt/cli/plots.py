@@ -31,9 +31,8 @@ def loss_plot(history: History, title: str, path: Path) -> None:
     if history.validations:
         last = history.validations[-1]
         chars, points = [v.chars for v in history.validations], [v.bpc for v in history.validations]
-        axes.plot(
-            chars, points, "o-", color=ORANGE, markersize=5, linewidth=1, label=f"validation, last {bits(last.bpc)}"
-        )
+        label = f"validation, last {bits(last.bpc)}"
+        axes.plot(chars, points, "o-", color=ORANGE, markersize=5, linewidth=1, label=label)
     _finish(figure, axes, path)
 
 

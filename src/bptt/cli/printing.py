@@ -187,13 +187,8 @@ def brief(seconds: float) -> str:
     >>> brief(8.25), brief(84), brief(7384)
     ('8.2 s', '1.4 min', '2.1 h')
     """
-    return (
-        f"{seconds:.1f} s"
-        if seconds < 60
-        else f"{seconds / 60:.1f} min"
-        if seconds < 3600
-        else f"{seconds / 3600:.1f} h"
-    )
+    unit, length = ("s", 1) if seconds < 60 else ("min", 60) if seconds < 3600 else ("h", 3600)
+    return f"{seconds / length:.1f} {unit}"
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,25 +9,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from bptt.cli.printing import bits, fitted, printable, quantity, size
-
-
-@dataclasses.dataclass(frozen=True)
-class Numbers:
-    """What the bar shows: nats and bits a character (smoothed), characters/s, gradient norm, share clipped, bytes."""
-
-    loss: float
-    bpc: float
-    speed: float
-    grad_norm: float
-    clip_rate: float
-    memory_bytes: float
-
-    def __str__(self) -> str:
-        return (
-            f"loss {bits(self.loss)}  {bits(self.bpc)} bits/char  {quantity(self.speed, 'char/s')}  "
-            f"gradient {self.grad_norm:.2g}, {self.clip_rate:.0%} clipped  {size(self.memory_bytes)}"
-        )
+from bptt.cli.printing import fitted, printable
 
 
 class Bars(Progress):
@@ -41,18 +22,10 @@ class Bars(Progress):
     def __init__(self, description: str = "{task.description}") -> None:
         # Nothing printed here is ever markup: texts, prompts and file names come from outside.
         console = Console(markup=False, highlight=False, emoji=False)
-        super().__init__(
-            TextColumn(description, markup=False),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-            expand=True,
-        )
+        done = TextColumn(description, markup=False), BarColumn(bar_width=None), TextColumn("{task.percentage:>3.0f}%")
+        times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+        shown = console.is_terminal
+        super().__init__(*done, *times, console=console, transient=True, disable=not shown, expand=True)
 
     @property
     def width(self) -> int:
@@ -81,7 +54,7 @@ class Display(Bars):
         yield from super().get_renderables()
         yield Text(self._numbers, no_wrap=True, overflow="ellipsis")
 
-    def show(self, fraction: float, numbers: Numbers) -> None:
+    def show(self, fraction: float, numbers: str) -> None:
         """Move the bar."""
-        self._numbers = str(numbers)
+        self._numbers = numbers
         self.update(self._bar, completed=fraction)

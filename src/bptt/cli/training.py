@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import torch
 
 import bptt
 from bptt.cli.folder import RunFolder
-from bptt.cli.history import LN2, History, Validation
+from bptt.cli.history import History, Validation
 from bptt.cli.interrupt import Interrupt
 from bptt.cli.model import CharModel, loss
 from bptt.cli.printing import bits, brief, fields, quantity, user_errors
@@ -34,29 +35,28 @@ class NonFinite(Exception):
     """A loss or gradient that is no number ended the run; the message names where."""
 
 
+@dataclasses.dataclass(eq=False)
 class Training:
     """One run.
 
     Arguments:
-        train, validation: lanes (T, B) of ids, on the CPU.
+        lanes, validation: lanes (T, B) of ids, on the CPU.
         model: on the device to train on.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        reading: Reading,
-        model: CharModel,
-        vocabulary: Vocabulary,
-        train: torch.Tensor,
-        validation: torch.Tensor,
-        folder: RunFolder,
-    ) -> None:
-        self.config, self.reading, self.model, self.vocabulary = config, reading, model, vocabulary
-        self.lanes, self.validation, self.folder = train, validation, folder
+    config: TrainConfig
+    reading: Reading
+    model: CharModel
+    vocabulary: Vocabulary
+    lanes: torch.Tensor
+    validation: torch.Tensor
+    folder: RunFolder
+
+    def __post_init__(self) -> None:
+        config, parameters = self.config, self.model.parameters()
         self.history = History(config.clip)
-        self.device = model.decoder.weight.device
-        self.optimizer = OPTIMIZERS[config.optimizer](model.parameters(), lr=config.lr)  # pyright: ignore[reportCallIssue]
+        self.device = self.model.decoder.weight.device
+        self.optimizer = OPTIMIZERS[config.optimizer](parameters, lr=config.lr)  # pyright: ignore[reportCallIssue]
         self.saved_step: int | None = None
 
     def run(self, display: Display, interrupt: Interrupt) -> None:
@@ -168,13 +168,7 @@ class Training:
         if not math.isfinite(point.loss):
             raise NonFinite(f"the validation loss is not finite ({point.loss})")
         history.validations.append(point)
-        record = {
-            "kind": "valid",
-            "step": point.step,
-            "chars": point.chars,
-            "loss": point.loss,
-            "bpc": point.loss / LN2,
-        }
+        record = {"kind": "valid", "step": point.step, "chars": point.chars, "loss": point.loss, "bpc": point.bpc}
         self.folder.log({**record, "elapsed": round(point.seconds, 3)})
         self._save()
         shown = [

@@ -1,7 +1,7 @@
 """What the three truncations do to the double sum: the weight that each of its terms gets."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -127,7 +127,7 @@ class ARTBPPattern:
     def __post_init__(self) -> None:
         _count(self.steps, "steps")
         _count(self.every, "every")
-        object.__setattr__(self, "cuts", _sorted(self.cuts))
+        object.__setattr__(self, "cuts", tuple(sorted(set(self.cuts))))
         for cut in self.cuts:
             if not 1 <= cut < self.steps or cut % self.every:
                 where = f"1 .. {self.steps - 1}" + (f", in multiples of {self.every}" if self.every > 1 else "")
@@ -223,7 +223,3 @@ def _count(value: int, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}={value!r}: must be a whole number of at least 1.")
     return value
-
-
-def _sorted(cuts: Iterable[int]) -> tuple[int, ...]:
-    return tuple(sorted(set(cuts)))

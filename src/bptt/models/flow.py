@@ -117,14 +117,10 @@ class Flow(nn.Module):
     def forward(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """len(inputs) steps from `state`: the states after each, and the last one."""
         self._check(inputs, state)
-        terms = _Terms(
-            half=torch.exp(self.viscosity * self.square * (-self.dt / 2)).to(state.dtype),
-            velocity=torch.view_as_complex(self.velocity),
-            mean=torch.view_as_complex(self.mean_velocity),
-            products=torch.view_as_complex(self.products),
-            force=self._half_force(),
-            opposite=self.opposite,
-        )
+        half = torch.exp(self.viscosity * self.square * (-self.dt / 2)).to(state.dtype)
+        pairs = (self.velocity, self.mean_velocity, self.products)
+        velocity, mean, products = (torch.view_as_complex(pair) for pair in pairs)
+        terms = _Terms(half, velocity, mean, products, self._half_force(), self.opposite)
         outputs: list[Tensor] = []
         for _ in range(len(inputs)):
             state = self._step(state, terms)

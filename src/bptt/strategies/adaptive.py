@@ -62,7 +62,17 @@ class AdaptiveTruncatedBPTT(Strategy):
     window: int = 100
 
     def __post_init__(self) -> None:
-        _check(self)
+        tolerance = self.tolerance
+        if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance < math.inf:
+            raise ValueError(
+                f"{self!r}: tolerance is the relative bias to allow, a number above 0 such as 0.5, not {tolerance!r}."
+            )
+        for name in ("k_min", "k_max", "probe_every", "window"):
+            check_count(getattr(self, name), f"{self!r}: {name}")
+        if self.k_max < self.k_min:
+            raise ValueError(f"{self!r}: no K lies between them: use k_max={self.k_min} or more.")
+        if self.window < 3:
+            raise ValueError(f"{self!r}: a slope needs lags to be measured at: use window=3 or more.")
 
     @property
     def lengths_known(self) -> bool:
@@ -117,18 +127,3 @@ class AdaptiveTruncatedBPTT(Strategy):
     def divisor(self, window: Window) -> float:
         """K, for a short last block too."""
         return window.decision.k
-
-
-def _check(strategy: Any) -> None:
-    """A tolerance above 0, whole numbers, and k_min <= k_max."""
-    tolerance = strategy.tolerance
-    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance < math.inf:
-        raise ValueError(
-            f"{strategy!r}: tolerance is the relative bias to allow, a number above 0 such as 0.5, not {tolerance!r}."
-        )
-    for name in ("k_min", "k_max", "probe_every", "window"):
-        check_count(getattr(strategy, name), f"{strategy!r}: {name}")
-    if strategy.k_max < strategy.k_min:
-        raise ValueError(f"{strategy!r}: no K lies between them: use k_max={strategy.k_min} or more.")
-    if strategy.window < 3:
-        raise ValueError(f"{strategy!r}: a slope needs lags to be measured at: use window=3 or more.")

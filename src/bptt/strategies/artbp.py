@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,14 +135,10 @@ class ARTBP(Strategy):
 
     def divisor(self, window: Window) -> float:
         """The law's mean_length."""
-        return _mean_length(self.law)
-
-
-def _mean_length(law: Any) -> float:
-    """The law's constant for `reduction="mean"`."""
-    value = getattr(law, "mean_length", None)
-    if value is None:
-        raise ValueError(
-            f'reduction="mean" divides by the law\'s mean_length, which {named(law)} has not: use reduction="sum".'
-        )
-    return value
+        value = getattr(self.law, "mean_length", None)
+        if value is None:
+            raise ValueError(
+                f'reduction="mean" divides by the law\'s mean_length, which {named(self.law)} has not: use '
+                f'reduction="sum".'
+            )
+        return value

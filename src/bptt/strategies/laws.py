@@ -62,7 +62,6 @@ class PolynomialLaw:
             raise ValueError(
                 f"PolynomialLaw(alpha={self.alpha!r}): alpha must be a number above 1, or the mean window is infinite."
             )
-
         if math.isinf((self.alpha - 1) * self.mean_length):
             raise ValueError(
                 f"{self!r}: (alpha - 1) * mean_length is beyond the largest float, so nothing would ever be cut. Use a "

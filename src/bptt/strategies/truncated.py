@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from bptt._errors import check_count
 from bptt.strategies.base import Draw, Strategy, Upto
@@ -45,7 +44,14 @@ class TruncatedBPTT(Strategy):
     burn_in: int = 0
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_count(self.k1, f"{self!r}: k1")
+        if self.k2 is None:
+            return
+        check_count(self.k2, f"{self!r}: k2")
+        if self.k2 < self.k1:
+            raise ValueError(
+                f"{self!r}: k2 must be at least k1, or some losses get no gradient. Use k2={self.k1} or more."
+            )
 
     def __repr__(self) -> str:
         more = f", burn_in={self.burn_in!r}" if self.burn_in else ""

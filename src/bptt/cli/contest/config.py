@@ -165,13 +165,8 @@ class CompareConfig:
 
     def resolved(self) -> CompareConfig:
         """With the task's defaults filled in, so that a record of the comparison names them."""
-        defaults = {
-            "seeds": 3,
-            "lr": 3e-3,
-            "draws": 60,
-            **(COMMON if self.task in NETWORK else {}),
-            **DEFAULTS[self.task],
-        }
+        network = COMMON if self.task in NETWORK else {}
+        defaults = {"seeds": 3, "lr": 3e-3, "draws": 60, **network, **DEFAULTS[self.task]}
         return dataclasses.replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
 
     def recorded(self) -> dict[str, Any]:

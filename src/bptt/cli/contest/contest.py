@@ -51,21 +51,21 @@ class Found:
         return labelled(name, self.strategies[name])
 
 
+@dataclasses.dataclass(frozen=True)
 class Contest:
     """A comparison, a part at a time; each is kept as soon as it is finished."""
 
-    def __init__(
-        self,
-        config: CompareConfig,
-        setting: Setting,
-        strategies: dict[str, Any],
-        budget: Budget,
-        folder: ContestFolder,
-        interrupt: Interrupt,
-    ) -> None:
-        self.config, self.setting, self.strategies, self.budget = config, setting, strategies, budget
-        self.folder, self.interrupt = folder, interrupt
-        self.total = len(strategies) * (config.seeds or 1)
+    config: CompareConfig
+    setting: Setting
+    strategies: dict[str, Any]
+    budget: Budget
+    folder: ContestFolder
+    interrupt: Interrupt
+
+    @property
+    def total(self) -> int:
+        """Runs, the finished ones too."""
+        return len(self.strategies) * (self.config.seeds or 1)
 
     @property
     def parts(self) -> int:
@@ -96,20 +96,10 @@ class Contest:
     def _run(self, name: str, seed: int, bars: Bars) -> Run:
         if (kept := self.folder.run(name, seed)) is not None:
             return kept
-        config = self.config
         bars.begin(f"{name}, seed {seed}")
-        runner = Runner(
-            self.setting,
-            name,
-            self.strategies[name],
-            seed,
-            self.budget,
-            config.lr or 0.0,
-            config.clip or 0.0,
-            config.memory,
-            bars.move,
-            lambda: self.interrupt.asked,
-        )
+        strategy, config = self.strategies[name], self.config
+        how = (config.lr or 0.0, config.clip or 0.0, config.memory)
+        runner = Runner(self.setting, name, strategy, seed, self.budget, *how, bars.move, lambda: self.interrupt.asked)
         run = runner.train()
         if run is None:
             raise Stopped

@@ -14,13 +14,14 @@ from bptt.cli.printing import user_errors
 WHEN = ("start", "end")
 """Where gradients are measured: at the first weights of seed 0, and at the end of the run with the lowest loss."""
 
+COSTS = ("seconds", "memory_bytes", "updates", "forward_steps", "backward_steps")
+
 
 def measure(setting: Setting, model: Any, strategy: Any, draws: int, memory: str | None) -> dict[str, Any]:
     """What `bptt.compare` finds for one strategy: [value, low, high] of each estimate, and the costs; None for NaN.
 
     Raises: UserError for what the library refuses; bptt.NonFiniteLossError.
     """
-    rows = setting.measured.inputs.shape[1] if setting.measured.inputs.dim() > 1 else 1
     with user_errors():
         found = bptt.compare(
             model,
@@ -29,9 +30,8 @@ def measure(setting: Setting, model: Any, strategy: Any, draws: int, memory: str
             strategies=[strategy],
             draws=draws,
             memory=memory,
-            initial_state=setting.start(model, rows),
-            state_batch_dim=setting.state_batch_dim,
             generator=torch.Generator().manual_seed(0),
+            **setting.begin(model, setting.measured.inputs),
         )
     (entry,) = found.entries
     numbers = {
@@ -40,11 +40,7 @@ def measure(setting: Setting, model: Any, strategy: Any, draws: int, memory: str
         "draws": entry.draws,
         **_estimates(entry),
         "parameters": {name: _estimates(each) for name, each in entry.parameters.items()},
-        "seconds": entry.seconds,
-        "memory_bytes": entry.memory_bytes,
-        "updates": entry.updates,
-        "forward_steps": entry.forward_steps,
-        "backward_steps": entry.backward_steps,
+        **{name: getattr(entry, name) for name in COSTS},
     }
     return jsonable(numbers)
 

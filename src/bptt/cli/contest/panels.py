@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,67 +64,66 @@ def loss_panels(found: Found, placed: Sequence[Standing]) -> list[Panel]:
     """Validation loss against updates, time and data; for a model with one parameter, that too."""
     setting = found.setting
     unit = f"{setting.unit}s read, {setting.rows} side by side" if setting.rows > 1 else f"{setting.unit}s read"
+    curves = partial(_curves, found, placed)
     panels = [
-        Panel("time", "loss against time", _curves(found, placed, lambda p: p.seconds, "seconds of training")),
-        Panel("data", f"loss against {setting.unit}s", _curves(found, placed, lambda p: p.steps * setting.rows, unit)),
-        Panel("updates", "loss against updates", _curves(found, placed, lambda p: p.updates, "updates", log=True)),
+        Panel("time", "loss against time", partial(curves, lambda p: p.seconds, "seconds of training")),
+        Panel("data", f"loss against {setting.unit}s", partial(curves, lambda p: p.steps * setting.rows, unit)),
+        Panel("updates", "loss against updates", partial(curves, lambda p: p.updates, "updates", log=True)),
     ]
     if setting.parameter is not None:
-        panels.append(Panel("parameter", f"{setting.parameter} against steps", _parameter(found, placed)))
+        panels.append(Panel("parameter", f"{setting.parameter} against steps", partial(_parameter, found, placed)))
     return panels
 
 
 def gradient_panels(placed: Sequence[Standing]) -> list[Panel]:
     """Bias and variance of each strategy's gradient, with 99 % intervals."""
     return [
-        Panel("bias", "relative bias of the gradient", _estimates(placed, "bias", "‖E g - g*‖ / ‖g*‖")),
-        Panel("variance", "variance of the gradient", _estimates(placed, "variance", "E ‖g - E g‖² / ‖g*‖²")),
-        Panel("cosine", "cosine with the exact gradient", _estimates(placed, "cosine", "cos(g, g*)")),
+        Panel("bias", "relative bias of the gradient", partial(_estimates, placed, "bias", "‖E g - g*‖ / ‖g*‖")),
+        Panel("variance", "variance of the gradient", partial(_estimates, placed, "variance", "E ‖g - E g‖² / ‖g*‖²")),
+        Panel("cosine", "cosine with the exact gradient", partial(_estimates, placed, "cosine", "cos(g, g*)")),
     ]
 
 
 def cost_panels(placed: Sequence[Standing]) -> list[Panel]:
     """Window lengths, memory and time."""
+    bars = partial(_bars, placed)
     panels = [
-        Panel("windows", "steps an update is differentiated through", _windows(placed)),
-        Panel("memory", "memory of an update", _bars(placed, lambda each: each.memory_bytes, "bytes, the most", size)),
-        Panel("pace", "time", _bars(placed, lambda e: 1e3 * e.pace, "seconds for 1,000 steps", "{:.3g} s".format)),
+        Panel("windows", "steps an update is differentiated through", partial(_windows, placed)),
+        Panel("memory", "memory of an update", partial(bars, lambda each: each.memory_bytes, "bytes, the most", size)),
+        Panel("pace", "time", partial(bars, lambda e: 1e3 * e.pace, "seconds for 1,000 steps", "{:.3g} s".format)),
     ]
     if any(run.decisions for each in placed for run in each.runs):
-        panels.append(Panel("decisions", "lengths that adaptive truncation chose", _decisions(placed)))
+        panels.append(Panel("decisions", "lengths that adaptive truncation chose", partial(_decisions, placed)))
     return panels
 
 
 def _curves(
-    found: Found, placed: Sequence[Standing], axis: Callable[[Point], float], label: str, log: bool = False
-) -> Callable[[Axes], None]:
-    def draw(axes: Axes) -> None:
-        style(axes, label, "validation loss")
-        shown: list[float] = []
-        for each, look in zip(placed, looks([e.name for e in placed]).values(), strict=True):
-            for run in each.runs:
-                points = [point for point in run.points if not log or axis(point) > 0]
-                across, losses = [axis(point) for point in points], [point.loss for point in points]
-                faint = 1.0 if len(each.runs) == 1 or run.diverged else 0.35
-                axes.plot(across, losses, color=look.colour, linestyle=look.dash, linewidth=1, alpha=faint)
-                if run.diverged and points:
-                    axes.plot(across[-1], losses[-1], "x", color=look.colour, markersize=5)
-                shown += losses
-            if len(each.runs) > 1 and not each.diverged:
-                across, losses = mean_curve(each.runs, axis, log)
-                axes.plot(across, losses, color=look.colour, linestyle=look.dash, linewidth=1.8)
-        for value in found.setting.marks.values():
-            axes.axhline(value, **MARK)
-        positive = [value for value in shown if value > 0]
-        if positive and max(positive) > 30 * min(positive):
-            axes.set_yscale("log")
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        if log:
-            axes.set_xscale("log")
-        else:
-            axes.set_xlim(left=0)
-
-    return draw
+    found: Found, placed: Sequence[Standing], axis: Callable[[Point], float], label: str, axes: Axes, log: bool = False
+) -> None:
+    style(axes, label, "validation loss")
+    shown: list[float] = []
+    for each, look in zip(placed, looks([e.name for e in placed]).values(), strict=True):
+        for run in each.runs:
+            points = [point for point in run.points if not log or axis(point) > 0]
+            across, losses = [axis(point) for point in points], [point.loss for point in points]
+            faint = 1.0 if len(each.runs) == 1 or run.diverged else 0.35
+            axes.plot(across, losses, color=look.colour, linestyle=look.dash, linewidth=1, alpha=faint)
+            if run.diverged and points:
+                axes.plot(across[-1], losses[-1], "x", color=look.colour, markersize=5)
+            shown += losses
+        if len(each.runs) > 1 and not each.diverged:
+            across, losses = mean_curve(each.runs, axis, log)
+            axes.plot(across, losses, color=look.colour, linestyle=look.dash, linewidth=1.8)
+    for value in found.setting.marks.values():
+        axes.axhline(value, **MARK)
+    positive = [value for value in shown if value > 0]
+    if positive and max(positive) > 30 * min(positive):
+        axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if log:
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(left=0)
 
 
 def mean_curve(runs: Sequence[Run], axis: Callable[[Point], float], log: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -135,89 +135,76 @@ def mean_curve(runs: Sequence[Run], axis: Callable[[Point], float], log: bool) -
     return across, losses
 
 
-def _parameter(found: Found, placed: Sequence[Standing]) -> Callable[[Axes], None]:
+def _parameter(found: Found, placed: Sequence[Standing], axes: Axes) -> None:
     setting = found.setting
-    optimum = setting.optimum or 0.0
-
-    def draw(axes: Axes) -> None:
-        style(axes, "steps read", setting.parameter or "")
-        for each, look in zip(placed, looks([e.name for e in placed]).values(), strict=True):
-            for run in each.runs:
-                values = [math.nan if p.parameter is None else p.parameter for p in run.points]
-                axes.plot([p.steps for p in run.points], values, color=look.colour, linestyle=look.dash, linewidth=1.2)
-        axes.axhline(optimum, **MARK)
-        axes.set_yscale("symlog", linthresh=1)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.set_xlim(left=0)
-
-    return draw
+    style(axes, "steps read", setting.parameter or "")
+    for each, look in zip(placed, looks([e.name for e in placed]).values(), strict=True):
+        for run in each.runs:
+            values = [math.nan if p.parameter is None else p.parameter for p in run.points]
+            axes.plot([p.steps for p in run.points], values, color=look.colour, linestyle=look.dash, linewidth=1.2)
+    axes.axhline(setting.optimum or 0.0, **MARK)
+    axes.set_yscale("symlog", linthresh=1)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlim(left=0)
 
 
-def _estimates(placed: Sequence[Standing], name: str, label: str) -> Callable[[Axes], None]:
-    def draw(axes: Axes) -> None:
-        style(axes, label, "")
-        rows(axes, placed)
-        for row, (each, look) in enumerate(zip(placed, looks([e.name for e in placed]).values(), strict=True)):
-            for when, shift, face in zip(WHEN, (-0.17, 0.17), ("none", look.colour), strict=True):
-                found = each.value(when, name)
-                if found is None:
-                    continue
-                value, low, high = found
-                axes.plot([low, high], [row + shift] * 2, color=look.colour, linewidth=1.6, solid_capstyle="butt")
-                axes.plot(value, row + shift, "o", markersize=4.5, markerfacecolor=face, markeredgecolor=look.colour)
-        if name != "cosine":
-            axes.set_xlim(left=min(0.0, axes.get_xlim()[0] * 0.2))
-
-    return draw
+def _estimates(placed: Sequence[Standing], name: str, label: str, axes: Axes) -> None:
+    style(axes, label, "")
+    rows(axes, placed)
+    for row, (each, look) in enumerate(zip(placed, looks([e.name for e in placed]).values(), strict=True)):
+        for when, shift, face in zip(WHEN, (-0.17, 0.17), ("none", look.colour), strict=True):
+            found = each.value(when, name)
+            if found is None:
+                continue
+            value, low, high = found
+            axes.plot([low, high], [row + shift] * 2, color=look.colour, linewidth=1.6, solid_capstyle="butt")
+            axes.plot(value, row + shift, "o", markersize=4.5, markerfacecolor=face, markeredgecolor=look.colour)
+    if name != "cosine":
+        axes.set_xlim(left=min(0.0, axes.get_xlim()[0] * 0.2))
 
 
-def _windows(placed: Sequence[Standing]) -> Callable[[Axes], None]:
-    def draw(axes: Axes) -> None:
-        style(axes, "steps: shortest, middle half, longest", "")
-        rows(axes, placed)
-        for row, (each, look) in enumerate(zip(placed, looks([e.name for e in placed]).values(), strict=True)):
-            if each.windows:
-                low, first, middle, last, high = (each.window(share) for share in (0, 0.25, 0.5, 0.75, 1))
-                axes.plot([low, high], [row, row], color=look.colour, linewidth=1.2)
-                axes.plot([first, last], [row, row], color=look.colour, linewidth=5, solid_capstyle="butt", alpha=0.5)
-                axes.plot(middle, row, "o", color=look.colour, markersize=4.5)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-
-    return draw
+def _windows(placed: Sequence[Standing], axes: Axes) -> None:
+    style(axes, "steps: shortest, middle half, longest", "")
+    rows(axes, placed)
+    for row, (each, look) in enumerate(zip(placed, looks([e.name for e in placed]).values(), strict=True)):
+        if each.windows:
+            low, first, middle, last, high = (each.window(share) for share in (0, 0.25, 0.5, 0.75, 1))
+            axes.plot([low, high], [row, row], color=look.colour, linewidth=1.2)
+            axes.plot([first, last], [row, row], color=look.colour, linewidth=5, solid_capstyle="butt", alpha=0.5)
+            axes.plot(middle, row, "o", color=look.colour, markersize=4.5)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _bars(
-    placed: Sequence[Standing], value: Callable[[Standing], float], label: str, shown: Callable[[float], str]
-) -> Callable[[Axes], None]:
-    def draw(axes: Axes) -> None:
-        style(axes, label, "")
-        rows(axes, placed)
-        largest = max(value(each) for each in placed)
-        for row, (each, look) in enumerate(zip(placed, looks([e.name for e in placed]).values(), strict=True)):
-            axes.barh(row, value(each), height=0.5, color=look.colour)
-            axes.annotate(
-                shown(value(each)), (value(each), row), (3, 0), textcoords="offset points", va="center", fontsize=8
-            )
-        axes.set_xlim(0, largest * 1.3 or 1)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    placed: Sequence[Standing],
+    value: Callable[[Standing], float],
+    label: str,
+    shown: Callable[[float], str],
+    axes: Axes,
+) -> None:
+    style(axes, label, "")
+    rows(axes, placed)
+    largest = max(value(each) for each in placed)
+    for row, (each, look) in enumerate(zip(placed, looks([e.name for e in placed]).values(), strict=True)):
+        axes.barh(row, value(each), height=0.5, color=look.colour)
+        axes.annotate(
+            shown(value(each)), (value(each), row), (3, 0), textcoords="offset points", va="center", fontsize=8
+        )
+    axes.set_xlim(0, largest * 1.3 or 1)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
-    return draw
 
-
-def _decisions(placed: Sequence[Standing]) -> Callable[[Axes], None]:
-    def draw(axes: Axes) -> None:
-        style(axes, "updates", "K, steps")
-        for each, look in zip(placed, looks([e.name for e in placed]).values(), strict=True):
-            for run in each.runs:
-                if run.decisions:
-                    updates, lengths = zip(*[*run.decisions, (run.updates, run.decisions[-1][1])], strict=True)
-                    axes.step(updates, lengths, where="post", color=look.colour, linestyle=look.dash, linewidth=1.2)
-        axes.set_ylim(bottom=0)
-        axes.set_xlim(left=0)
-
-    return draw
+def _decisions(placed: Sequence[Standing], axes: Axes) -> None:
+    style(axes, "updates", "K, steps")
+    for each, look in zip(placed, looks([e.name for e in placed]).values(), strict=True):
+        for run in each.runs:
+            if run.decisions:
+                updates, lengths = zip(*[*run.decisions, (run.updates, run.decisions[-1][1])], strict=True)
+                axes.step(updates, lengths, where="post", color=look.colour, linestyle=look.dash, linewidth=1.2)
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
 
 
 def rows(axes: Axes, placed: Sequence[Standing]) -> None:

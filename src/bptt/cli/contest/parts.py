@@ -65,13 +65,8 @@ def _point(value: Any) -> bool:
     if not isinstance(value, list) or len(value) != len(dataclasses.fields(Point)):
         return False
     updates, steps, seconds, loss, *others = value
-    return (
-        _count(updates)
-        and _count(steps)
-        and _number(seconds)
-        and _number(loss)
-        and all(x is None or _number(x) for x in others)
-    )
+    sound = _count(updates) and _count(steps) and _number(seconds) and _number(loss)
+    return sound and all(x is None or _number(x) for x in others)
 
 
 def _count(value: Any) -> bool:

@@ -62,30 +62,18 @@ class Standing:
             return None
         return Spread.of([between(run, lambda point: point.seconds, seconds) for run in self.runs])
 
-    @property
-    def updates(self) -> float:
-        """Of a run."""
-        return statistics.fmean(run.updates for run in self.runs)
+    def mean(self, name: str) -> float:
+        """Of a number of its runs, such as their updates."""
+        return statistics.fmean(getattr(run, name) for run in self.runs)
 
-    @property
-    def seconds(self) -> float:
-        """Training time of a run."""
-        return statistics.fmean(run.seconds for run in self.runs)
-
-    @property
-    def steps(self) -> float:
-        """Of the data, in a run."""
-        return statistics.fmean(run.steps for run in self.runs)
+    def by_step(self, name: str) -> float:
+        """A number of its runs, such as their seconds, for each step of the data."""
+        return sum(getattr(run, name) for run in self.runs) / max(1, sum(run.steps for run in self.runs))
 
     @property
     def pace(self) -> float:
         """Seconds for a step."""
-        return sum(run.seconds for run in self.runs) / max(1, sum(run.steps for run in self.runs))
-
-    @property
-    def work(self) -> float:
-        """Steps run forward for each step of the data."""
-        return sum(run.forward_steps for run in self.runs) / max(1, sum(run.steps for run in self.runs))
+        return self.by_step("seconds")
 
     @property
     def memory_bytes(self) -> int:
@@ -162,10 +150,7 @@ def numbers(found: Found) -> dict[str, Any]:
         "setting": {
             "title": found.setting.title,
             **found.setting.facts,
-            "unit": found.setting.unit,
-            "rows": found.setting.rows,
-            "marks": found.setting.marks,
-            "optimum": found.setting.optimum,
+            **{name: getattr(found.setting, name) for name in ("unit", "rows", "marks", "optimum")},
         },
         "equal_time_seconds": together,
         "strategies": {each.name: _standing(each, together) for each in placed},
@@ -177,11 +162,9 @@ def _standing(each: Standing, together: float | None) -> dict[str, Any]:
     return {
         "loss": None if each.loss is None else dataclasses.asdict(each.loss),
         "loss_at_equal_time": None if at_equal_time is None else dataclasses.asdict(at_equal_time),
-        "updates": each.updates,
-        "steps": each.steps,
-        "seconds": each.seconds,
+        **{name: each.mean(name) for name in ("updates", "steps", "seconds")},
         "seconds_per_step": each.pace,
-        "forward_steps_per_step": each.work,
+        "forward_steps_per_step": each.by_step("forward_steps"),
         "memory_bytes": each.memory_bytes,
         "parameter": each.parameter,
         "windows": {str(length): each.windows[length] for length in sorted(each.windows)},

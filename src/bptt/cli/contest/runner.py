@@ -72,6 +72,7 @@ class Diverged(Exception):
     """A loss, gradient or parameter that leads nowhere any more; the message says which."""
 
 
+@dataclasses.dataclass(eq=False)
 class Runner:
     """Trains `strategy` of `setting` from the first weights and the data of `seed`.
 
@@ -80,25 +81,22 @@ class Runner:
         stopping: asked after each update.
     """
 
-    def __init__(
-        self,
-        setting: Setting,
-        name: str,
-        strategy: Any,
-        seed: int,
-        budget: Budget,
-        lr: float,
-        clip: float,
-        memory: str | None,
-        show: Callable[[float, Run], object],
-        stopping: Callable[[], bool],
-    ) -> None:
-        self.setting, self.strategy, self.seed, self.budget = setting, strategy, seed, budget
-        self.clip, self.memory, self.show, self.stopping = clip, memory, show, stopping
-        torch.manual_seed(seed)
-        self.model = setting.build()
-        self.optimizer: Any = setting.optimizer(self.model.parameters(), lr=lr)  # pyright: ignore[reportCallIssue]
-        self.run = Run(name, seed)
+    setting: Setting
+    name: str
+    strategy: Any
+    seed: int
+    budget: Budget
+    lr: float
+    clip: float
+    memory: str | None
+    show: Callable[[float, Run], object]
+    stopping: Callable[[], bool]
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(self.seed)
+        self.model = self.setting.build()
+        self.optimizer: Any = self.setting.optimizer(self.model.parameters(), lr=self.lr)  # pyright: ignore[reportCallIssue]
+        self.run = Run(self.name, self.seed)
         self._losses: list[float] = []
 
     def train(self) -> Run | None:
@@ -197,12 +195,8 @@ def unroll(setting: Setting, model: Any, stream: Any, strategy: Any, memory: str
 
 def validation_loss(setting: Setting, model: Any) -> float:
     """Mean loss of a valid step of the held-out data."""
-    chunks = setting.validation
-    rows = chunks[0].inputs.shape[1] if chunks[0].inputs.dim() > 1 else 1
-    start = setting.start(model, rows)
-    return bptt.evaluate(
-        model, setting.loss, chunks, initial_state=start, state_batch_dim=setting.state_batch_dim
-    ).mean_loss.item()
+    begin = setting.begin(model, setting.validation[0].inputs)
+    return bptt.evaluate(model, setting.loss, setting.validation, **begin).mean_loss.item()
 
 
 def must_fit(setting: Setting, strategies: dict[str, Any], budget: Budget, memory: str | None) -> None:

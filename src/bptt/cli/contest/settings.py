@@ -69,13 +69,17 @@ class Setting:
     whole: int | None = None
     kept: float = 1.0
 
+    def begin(self, model: Any, inputs: Tensor) -> dict[str, Any]:
+        """The state before a chunk with these inputs, as options of the library's calls."""
+        rows = inputs.shape[1] if inputs.dim() > 1 else 1
+        return {"initial_state": self.start(model, rows), "state_batch_dim": self.state_batch_dim}
+
     def sequences(self, seed: int) -> Iterator[bptt.Chunk]:
         """The training data as sequences of their own, each from the start state, and no loss without its inputs."""
         for chunk in self.stream(seed):
-            steps = len(chunk.inputs)
             mask = chunk.mask
             if self.lag:
-                known = torch.arange(steps) >= self.lag
+                known = torch.arange(len(chunk.inputs)) >= self.lag
                 mask = known if mask is None else known & mask
             yield chunk._replace(is_start=None, mask=mask)
 

@@ -26,39 +26,25 @@ def results(found: Found) -> Table:
     placed = standings(found)
     together = equal_time(placed)
     parameter = found.setting.parameter
-    columns = ["strategy", f"loss after {found.budget}", "at equal time"] + ([parameter] if parameter else [])
-    columns += ["updates", "time", "s / 1,000 steps", "memory", "window"]
+    columns = ["strategy", f"loss after {found.budget}", "at equal time", *([parameter] if parameter else [])]
     rows = []
     for each in placed:
         early = None if together is None else each.loss_at(together)
-        end = [number(each.parameter)] if parameter and each.parameter is not None else [""] * bool(parameter)
-        rows.append(
-            [
-                each.label,
-                _diverged(each) if each.loss is None else spread(each.loss),
-                "" if early is None else spread(early),
-                *end,
-                f"{each.updates:,.0f}",
-                duration(each.seconds),
-                f"{1e3 * each.pace:.3g}",
-                size(each.memory_bytes),
-                _window(each),
-            ]
-        )
-    return Table("Results", columns, rows)
+        reached = _diverged(each) if each.loss is None else spread(each.loss)
+        cost = [*_cost(each)[:2], f"{1e3 * each.pace:.3g}", _cost(each)[2], _window(each)]
+        rows.append([each.label, reached, "" if early is None else spread(early), *_end(found, each), *cost])
+    return Table("Results", [*columns, "updates", "time", "s / 1,000 steps", "memory", "window"], rows)
 
 
 def brief(found: Found) -> Table:
     """What fits a terminal of 80 columns."""
     parameter = found.setting.parameter
-    columns = ["strategy", "loss", *([parameter] if parameter else []), "updates", "time", "memory"]
+    columns = ["strategy", "loss", *([parameter] if parameter else []), "updates", "time", "memory", "bias"]
     rows = []
     for each in standings(found):
-        end = [number(each.parameter)] if parameter and each.parameter is not None else [""] * bool(parameter)
         told = "diverged" if each.loss is None else spread(each.loss)
-        cost = [f"{each.updates:,.0f}", duration(each.seconds), size(each.memory_bytes)]
-        rows.append([each.label, told, *end, *cost, share(each.bias)])
-    return Table("", [*columns, "bias"], rows)
+        rows.append([each.label, told, *_end(found, each), *_cost(each), share(each.bias)])
+    return Table("", columns, rows)
 
 
 def gradients(found: Found, when: str) -> Table:
@@ -94,6 +80,18 @@ def estimate(found: Sequence[float | None] | None) -> str:
         return ""
     value, low, high = (0.0 if value is None or abs(value) < 1e-12 else value for value in found)
     return number(value) if low == high else f"{number(value)} [{low:.2g}, {high:.2g}]"
+
+
+def _end(found: Found, each: Standing) -> list[str]:
+    """The parameter at the end, of a model that has a single one."""
+    if not found.setting.parameter:
+        return []
+    return ["" if each.parameter is None else number(each.parameter)]
+
+
+def _cost(each: Standing) -> list[str]:
+    """Updates, time and memory of a run."""
+    return [f"{each.mean('updates'):,.0f}", duration(each.mean("seconds")), size(each.memory_bytes)]
 
 
 def _window(each: Standing) -> str:

@@ -154,19 +154,12 @@ def _engine(
 
 def _truncated(example: Example, trace: Trace, tau: int) -> Iterator[Estimate]:
     """The last `tau` terms of each sum, and subsequences of `tau` steps; for tau = 1 these are the same."""
-    yield Estimate(
-        f"TruncatedBPTT(1, {tau})",
-        equations.truncated_weights(trace.steps, tau),
-        equations.truncated_gradient(trace, tau),
-        _engine(example, bptt.TruncatedBPTT(1, tau))[0],
-    )
+    kinds: list[Any] = [(bptt.TruncatedBPTT(1, tau), equations.truncated_weights, equations.truncated_gradient)]
     if tau > 1:
-        yield Estimate(
-            f"TruncatedBPTT({tau}, {tau})",
-            equations.subsequence_weights(trace.steps, tau),
-            equations.subsequence_gradient(trace, tau),
-            _engine(example, bptt.TruncatedBPTT(tau, tau))[0],
-        )
+        kinds.append((bptt.TruncatedBPTT(tau, tau), equations.subsequence_weights, equations.subsequence_gradient))
+    for strategy, weights, gradient in kinds:
+        name = f"TruncatedBPTT({strategy.k1}, {strategy.k2})"
+        yield Estimate(name, weights(trace.steps, tau), gradient(trace, tau), _engine(example, strategy)[0])
 
 
 def _expectation(terms: Gradient, full: Gradient, steps: int, law: Callable[[int], float]) -> Expectation:
