@@ -45,6 +45,8 @@ class TruncatedBPTT(Strategy):
 
     def __post_init__(self) -> None:
         check_count(self.k1, f"{self!r}: k1")
+        if isinstance(self.burn_in, bool) or not isinstance(self.burn_in, int) or self.burn_in < 0:
+            raise ValueError(f"{self!r}: burn_in must be a whole number of steps, 0 or more.")
         if self.k2 is None:
             return
         check_count(self.k2, f"{self!r}: k2")
@@ -81,17 +83,3 @@ class TruncatedBPTT(Strategy):
     def divisor(self, window: Window) -> float:
         """k1, for a short last block too."""
         return self.k1
-
-
-def _check(strategy: Any) -> None:
-    """k1 >= 1 and k2 >= k1."""
-    check_count(strategy.k1, f"{strategy!r}: k1")
-    if isinstance(strategy.burn_in, bool) or not isinstance(strategy.burn_in, int) or strategy.burn_in < 0:
-        raise ValueError(f"{strategy!r}: burn_in must be a whole number of steps, 0 or more.")
-    if strategy.k2 is None:
-        return
-    check_count(strategy.k2, f"{strategy!r}: k2")
-    if strategy.k2 < strategy.k1:
-        raise ValueError(
-            f"{strategy!r}: k2 must be at least k1, or some losses get no gradient. Use k2={strategy.k1} or more."
-        )
