@@ -13,6 +13,7 @@ PUBLIC = {
     "bptt": """
 ARTBP(law=<factory>, every=1, per_row=False, compensate=True)
 AdaptiveTruncatedBPTT(tolerance=0.5, k_min=2, k_max=100, probe_every=50, window=100)
+Answer(question, ok, detail='', advice='')
 BudgetError(message, least, strategy=None)
 Checkpoints(slots, segment)
 Chunk(inputs, targets, is_start=None, mask=None)
@@ -38,6 +39,7 @@ Probe(start, stop, losses)
 Strategy(*args, **kwargs)
 TruncatedBPTT(k1, k2=None, burn_in=0)
 Update(t0, t1, start, loss, steps, aux, forward_steps, memory_bytes, decision)
+Verification(answers)
 Window(start, first, stop, keep, weights=<factory>, decision=None, progress=None, *, burn_in=0)
 advance(model, inputs, state=None, *, is_start=None, initial_state=None, state_batch_dim=None, time_dim=0)
 backward(model, loss, chunk, state=None, *, strategy=None, memory=None, initial_state=None, state_batch_dim=None,
@@ -61,6 +63,7 @@ scan(step, time_dim=0)
 strategies
 unroll(model, loss, stream, state=None, *, strategy, memory=None, initial_state=None, state_batch_dim=None,
     time_dim=0, params=None, reduction='mean', clip_cotangent=None, generator=None, scale=1.0)
+verify(model, loss, chunk, state=None, *, initial_state=None, state_batch_dim=None, time_dim=0, params=None)
 """,
     "bptt.nn": """
 GRU(*args, **kwargs)

@@ -17,7 +17,7 @@ NEURONS = {
     "Leaky": {"beta": 0.8, "learn_beta": True},
     "Synaptic": {"alpha": 0.7, "beta": 0.8},
     "RLeaky": {"beta": 0.8, "all_to_all": False},
-    "Lapicque": {"beta": 0.8},
+    "Lapicque": {"beta": 0.8, "threshold": 0.05},
     "Alpha": {"alpha": 0.9, "beta": 0.8},
 }
 BUDGETS = {"stored": None, "checkpoints": bptt.Checkpoints(2, 3)}

@@ -11,11 +11,13 @@ from bptt._recurrence import scan
 from bptt._results import Evaluation, Update
 from bptt._stream import Chunk
 from bptt._window_loss import per_window
+from bptt.analysis.answers import Answer, Verification
 from bptt.analysis.compare import compare
 from bptt.analysis.diagnose import Diagnosis, diagnose
 from bptt.analysis.estimates import Compared, Comparison, Deviation, Estimate
 from bptt.analysis.plan import Plan, PlanRow, plan
 from bptt.analysis.spectrum import lyapunov
+from bptt.analysis.verify import verify
 from bptt.strategies import ARTBP, AdaptiveTruncatedBPTT, FullBPTT, Strategy, TruncatedBPTT
 from bptt.strategies.decay import Decision
 from bptt.strategies.laws import ConstantLaw, PolynomialLaw
@@ -26,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ARTBP",
     "AdaptiveTruncatedBPTT",
+    "Answer",
     "BudgetError",
     "Checkpoints",
     "Chunk",
@@ -49,6 +52,7 @@ __all__ = [
     "Strategy",
     "TruncatedBPTT",
     "Update",
+    "Verification",
     "Window",
     "advance",
     "backward",
@@ -66,4 +70,5 @@ __all__ = [
     "scan",
     "strategies",
     "unroll",
+    "verify",
 ]
