@@ -119,6 +119,17 @@ def test_it_starts_from_what_the_module_held_at_first():
     assert not torch.equal(net.lif1.mem, want)
 
 
+def test_a_run_goes_on_from_the_state_of_another():
+    """Two runs, the second from the first one's last state, against one run over all steps."""
+    net, (xs, ys) = Spiking(), data()
+    model, options = bptt.scan(bptt.explicit_state(net)), {"strategy": bptt.TruncatedBPTT(4), "reduction": "sum"}
+    want, updates = run(model, net, **options)
+    first = list(bptt.unroll(model, square, [(xs[:8], ys[:8])], **options))
+    second = list(bptt.unroll(model, square, [(xs[8:], ys[8:])], first[-1].state, **options))
+    oracle.assert_close(oracle.gradients(net.parameters()), want, 1e-12)
+    oracle.assert_close(second[-1].state, updates[-1].state, 0.0)
+
+
 class Remembering(nn.Module):
     """An LSTM layer over a sequence (T, B, IN) that goes on from where the last call ended; lists and numbers too."""
 
