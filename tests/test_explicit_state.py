@@ -119,6 +119,32 @@ def test_it_starts_from_what_the_module_held_at_first():
     assert not torch.equal(net.lif1.mem, want)
 
 
+@pytest.mark.parametrize("neuron", [Buffered, InPlace])
+def test_the_first_state_is_a_copy_that_moves_with_the_module(neuron):
+    net, (xs, _) = Spiking(neuron), data()
+    net(xs[0])
+    step = bptt.explicit_state(net)
+    first = [step(xs[1])[1]["lif1.mem"].clone() for _ in range(2)]
+    oracle.assert_close(first[0], first[1], 0.0)
+    want = first[0].detach().clone()
+    net.lif1.mem = torch.zeros(0, dtype=F64)  # the module's own, of which the recurrence has a copy
+    oracle.assert_close(step(xs[1])[1]["lif1.mem"], want, 0.0)
+    after = step.float()(xs[1].float())[1]["lif1.mem"]
+    assert after.dtype == torch.float32
+    oracle.assert_close(after.double(), want, 1e-5)
+
+
+def test_noise_is_that_of_a_loop():
+    """To find out what changes draws no number that the first call would have drawn."""
+    net, (xs, _) = nn.Sequential(LIF(), nn.Dropout(0.5)), data()
+    model = bptt.scan(bptt.explicit_state(copy.deepcopy(net)))
+    torch.manual_seed(5)
+    outputs, _ = model(xs, None)
+    torch.manual_seed(5)
+    oracle.assert_close(outputs, torch.stack([net(x) for x in xs]), 0.0)
+    assert (outputs == 2).any()
+
+
 def test_a_run_goes_on_from_the_state_of_another():
     """Two runs, the second from the first one's last state, against one run over all steps."""
     net, (xs, ys) = Spiking(), data()
@@ -225,6 +251,7 @@ def test_it_is_copied_pickled_moved_and_loaded_as_any_module():
             other.module.into.weight += 1
         assert not torch.equal(other(x, state)[0], step(x, state)[0])
         assert other.module.lif1.mem.numel() == step.module.lif1.mem.numel() == 0
+        assert other.module.lif1.mem is not step.module.lif1.mem
     fresh = bptt.explicit_state(Spiking(Buffered))
     assert list(fresh.state_dict()) == [f"module.{name}" for name in step.module.state_dict()]
     fresh.load_state_dict(step.state_dict())

@@ -283,6 +283,43 @@ def test_nothing_changes(name):
         assert all(vars(m)[key] is value for key, value in held[id(m)].items())
 
 
+def told(case, question):
+    found = bptt.verify(case.wrong(), case.loss, data(), case.state())
+    return next(str(a) for a in found.answers if a.question == question)
+
+
+def test_answers_name_the_cause():
+    assert "batch norm in training takes its means over the steps" in told(CASES["batch norm over steps"], answers.TIME)
+    assert "future" in told(CASES["future"], answers.TIME)
+    assert "step.drop: Dropout" in told(CASES["dropout"], answers.REPLAYS)
+    assert "step.head.weight, step.head.bias" in told(CASES["unused"], answers.REACHED)
+    assert "the model on meta" in told(CASES["device"], answers.DEVICE)
+    assert "writes to state" in told(CASES["in place"], answers.IN_PLACE)
+    assert "time_dim=1" in told(CASES["batch first"], answers.AXES)
+
+
+class Numbered(nn.Module):
+    """A layer that adds to each step its number, counted from where the call begins, or carried in the state."""
+
+    def __init__(self, carried):
+        super().__init__()
+        self.rnn, self.carried = nn.RNN(IN, HIDDEN), carried
+
+    def forward(self, xs, state):
+        h, n = state
+        first = n if self.carried else 0 * n
+        ys, h = self.rnn(xs, h)
+        return ys + (first + torch.arange(len(xs)))[:, None, None], (h, n + len(xs))
+
+
+def test_where_a_call_begins():
+    state = one()[None], torch.tensor(0)
+    found = bptt.verify(Numbered(False), square, data(), state)
+    assert said(found, False) == (answers.TIME,)
+    assert "where a call begins" in str(found)
+    assert bptt.verify(Numbered(True), square, data(), state).ok
+
+
 def test_layers_of_torch_with_all_that_a_chunk_can_hold():
     xs, ys = data()
     starts, mask = torch.zeros(T, B, dtype=torch.bool), torch.ones(T, B, dtype=torch.bool)

@@ -43,8 +43,8 @@ def explicit_state(module: nn.Module) -> "ExplicitState":
     which names the attribute, for one that changes and is neither a tensor nor a number, for a list or dict that grows,
     for two that share memory, and, once, for one that changes at a later call for the first time: it is known from then
     on. What functions close over, global variables and attributes of classes aren't looked at.
-    Cost: three more calls without a graph at the first call; at each call a look at all attributes, some tens of
-    microseconds.
+    Cost: a copy of the buffers and of the tensors in attributes; three more calls without a graph at the first call; at
+    each call a look at all attributes, about ten microseconds a submodule.
 
     >>> import bptt, torch
     >>> class Leaky(torch.nn.Module):

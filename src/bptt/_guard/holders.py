@@ -122,18 +122,24 @@ def is_data(value: Any) -> bool:
     return isinstance(value, (*_DATA, nn.Module, torch.Generator, random.Random)) or of_the_user(type(value))
 
 
-def _everything(_: Any) -> bool:
+def everything(_: Any) -> bool:
+    """Any key, any value."""
     return True
 
 
 def attributes(
-    held: Any, mine: Callable[[Any], bool] = _everything, kind: Callable[[Any], bool] = _everything
+    held: Any,
+    mine: Callable[[Any], bool] = everything,
+    kind: Callable[[Any], bool] = everything,
+    without: frozenset[str] = frozenset(),
 ) -> Access:
-    """The keys of a namespace that are `mine`, with values of this `kind`."""
+    """The keys of a namespace that are `mine`, none of those `without`, with values of this `kind`."""
 
     def read() -> Contents:
-        pairs = [(k, v) for k, v in held.copy().items() if mine(k)]
-        return dict(pairs if kind is _everything else ((k, v) for k, v in pairs if kind(v)))
+        found = {k: v for k, v in held.copy().items() if k not in without}
+        if mine is everything and kind is everything:  # often, so quickly
+            return found
+        return {k: v for k, v in found.items() if mine(k) and kind(v)}
 
     def write(contents: Contents) -> None:
         for key in read():

@@ -18,7 +18,18 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from bptt import _torch
-from bptt._guard.holders import Access, Holder, attributes, cells, container, fresh, is_data, named, of_the_user
+from bptt._guard.holders import (
+    Access,
+    Holder,
+    attributes,
+    cells,
+    container,
+    everything,
+    fresh,
+    is_data,
+    named,
+    of_the_user,
+)
 
 MOST = 10_000
 """Entries of a container above which what they hold isn't looked at."""
@@ -104,7 +115,7 @@ class Kept:
             self._add("parameter", name_of, attributes(_torch.parameters(module), kind=_is_fixed))
             own = of_the_user(type(module))
             if own or type(module).__module__.startswith(("torch.nn.modules.", "bptt.nn.")):
-                mine = _ours if own else _public
+                mine = everything if own else _public
                 for key, value in self._attributes(module, name_of, mine):
                     self._walk(value, name_of(key), depth + 1)
             for hook in _torch.call_hooks(module):
@@ -114,7 +125,7 @@ class Kept:
     def _attributes(self, module: nn.Module, name_of: Callable[[Any], str], mine: Callable[[Any], bool]) -> Any:
         hooks = [hook for hook in _torch.call_hooks(module) if isinstance(hook, SpectralNorm | WeightNorm)]
         made = frozenset(hook.name for hook in hooks)  # from parameters, before each call
-        return self._add("attribute", name_of, attributes(module.__dict__, mine), steady=made).items()
+        return self._add("attribute", name_of, attributes(module.__dict__, mine, without=_OWN), steady=made).items()
 
     def _container(self, thing: Any, path: str, depth: int) -> None:
         if not isinstance(thing, tuple):
@@ -185,12 +196,8 @@ def _is_fixed(value: Any) -> bool:
     return isinstance(value, Tensor) and not value.requires_grad
 
 
-def _ours(key: str) -> bool:
-    return key not in _OWN
-
-
 def _public(key: str) -> bool:
-    return key not in _OWN and not key.startswith("_")
+    return not key.startswith("_")
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
