@@ -1,6 +1,6 @@
 """What the three calls give: an update a window, or an evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt._tree import map_leaves
+from bptt import _tree
+from bptt._tree import Tree, map_leaves
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,3 +96,17 @@ def mean(total: Tensor, valid: Any) -> Tensor:
     if isinstance(valid, Tensor):
         return torch.where(valid > 0, total / valid, torch.zeros_like(total))
     return total / valid
+
+
+def norm(values: Sequence[Tensor | None], like: Tree, unit: Any = 1) -> Tensor:
+    """The 2-norm over all values together in this unit, 0-d, on the device of `like`; None counts as zero."""
+    norms = [torch.linalg.vector_norm(value) for value in values if value is not None]
+    if not norms:
+        floating = [leaf for leaf in _tree.leaves(like) if _tree.carries_cotangent(leaf)]
+        return floating[0].new_zeros(()).real if floating else torch.zeros(())
+    total = norms[0]
+    for other in norms[1:]:
+        total = torch.hypot(
+            total, other if other.dtype == total.dtype and other.device == total.device else other.to(total)
+        )
+    return total if isinstance(unit, int | float) and unit == 1 else total / unit

@@ -16,7 +16,7 @@ from bptt._guard.guard import Guard
 from bptt._guard.reached import Watch
 from bptt._memory import Budget, Meter
 from bptt._options import Options
-from bptt._results import Evaluation, Sum, Update, mean
+from bptt._results import Evaluation, Sum, Update, mean, norm
 from bptt._reverse import Gradients, Outcome
 from bptt._segment import Segment, Span
 from bptt._snapshot import isolated
@@ -78,7 +78,7 @@ class Done(NamedTuple):
             decision=window.decision,
             _state=outcome.after,
             _valid=outcome.valid,
-            _norm=partial(_tree.norm, outcome.cotangent, self.span.begin, self.factor),
+            _norm=partial(norm, outcome.cotangent, self.span.begin, self.factor),
         )
 
 
@@ -186,7 +186,7 @@ class Run:
             forward_steps=forward_steps,
             memory_bytes=memory_bytes,
             _valid=valid,
-            _norm=partial(_tree.norm, at_start, like, done.factor),
+            _norm=partial(norm, at_start, like, done.factor),
         )
 
     def windows(

@@ -346,20 +346,6 @@ def join(trees: Sequence[Tree], dim: int) -> Tree:
     return unflatten(joined, structure_of(trees[0]))
 
 
-def norm(values: Sequence[Tensor | None], like: Tree, unit: Any = 1) -> Tensor:
-    """The 2-norm over all values together in this unit, 0-d, on the device of `like`; None counts as zero."""
-    norms = [torch.linalg.vector_norm(value) for value in values if value is not None]
-    if not norms:
-        floating = [leaf for leaf in leaves(like) if carries_cotangent(leaf)]
-        return floating[0].new_zeros(()).real if floating else torch.zeros(())
-    total = norms[0]
-    for other in norms[1:]:
-        total = torch.hypot(
-            total, other if other.dtype == total.dtype and other.device == total.device else other.to(total)
-        )
-    return total if isinstance(unit, int | float) and unit == 1 else total / unit
-
-
 def shape(tensor: Any) -> str:
     """A tensor's shape as a user writes it."""
     return str(tuple(tensor.shape))

@@ -51,3 +51,15 @@ class Verification:
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.answers))
+
+
+def some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+
+
+def sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

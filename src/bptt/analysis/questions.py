@@ -14,6 +14,7 @@ from bptt._guard.kept import Kept
 from bptt._guard.likeness import CLOSE, alike, rounding
 from bptt._guard.mixing import by_step
 from bptt._guard.purity import Stretch, pure
+from bptt._loss import StepLoss
 from bptt._options import Options
 from bptt._run import Run
 from bptt._segment import Segment
@@ -33,12 +34,14 @@ from bptt.analysis.answers import (
     TIME,
     TRAINED,
     Answer,
+    line,
+    sentence,
+    some,
 )
 from bptt.strategies import FullBPTT
 
 STEPS = 32
 """Steps that are looked at, but for the gradient, which is of the whole chunk."""
-
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
@@ -102,7 +105,7 @@ class Trial:
             axes.told_apart(self.model, self.inputs, self.carried, self.problem.time_dim)
         except ValueError as error:
             found, _, advice = str(error).partition(": ")
-            return Answer(AXES, False, f"{found}.", _sentence(advice))
+            return Answer(AXES, False, f"{found}.", sentence(advice))
         return Answer(AXES, True)
 
     def pure(self, question: str, mode: str) -> Answer | None:
@@ -228,6 +231,8 @@ class Trial:
 
     def loss_steps(self) -> Answer:
         """As the guard asks it."""
+        if not isinstance(self.problem.loss, StepLoss):
+            return Answer(LOSS_STEPS, True, "a loss by window may mix steps: it is taken once a window.")
         if self.steps < 2:
             return Answer(LOSS_STEPS, None, "the chunk has one step.")
         self.kept.lend()
@@ -240,22 +245,25 @@ class Trial:
             by_step(self.problem, self.outputs, self.targets, self.steps)
         except ValueError as error:
             found = str(error).partition(", but")[0]
-            advice = "Leave memory= out, or take its gradient in two passes, as docs/pitfalls.md shows."
+            advice = "Pass it as a loss of the whole window, by bptt.per_window, or leave memory= out."
             return Answer(LOSS_STEPS, False, f"{found}.", advice)
         return Answer(LOSS_STEPS, True)
 
     def losses(self, row: int | None = None) -> Tensor:
         """The losses of all rows, or of one alone."""
         axis = 1 - self.problem.time_dim
-        pair = [self.outputs, self.targets]
+        pair = [_tree.map_leaves(torch.clone, tree) for tree in (self.outputs, self.targets)]
         if row is not None:
             pair = [_tree.map_leaves(lambda leaf, b=row: _row(leaf, axis, b), tree) for tree in pair]
+        assert isinstance(self.problem.loss, StepLoss)
         with torch.no_grad():
-            return self.problem.loss._call(*(_tree.map_leaves(torch.clone, tree) for tree in pair), self.steps)[0]
+            return self.problem.loss._call(pair[0], pair[1], self.steps)[0]
 
     def loss_rows(self) -> Answer:
         """Each row's losses alone against those among all rows, or their mean where the loss gives no rows."""
         rows = self.count(self.outputs)
+        if not isinstance(self.problem.loss, StepLoss):
+            return Answer(LOSS_ROWS, None, "a loss by window is one number for all rows.")
         if rows < 2 or self.count(self.targets, rows) != rows:
             return Answer(LOSS_ROWS, None, "outputs and targets have no two rows.")
         self.kept.lend()
@@ -267,7 +275,7 @@ class Trial:
             try:
                 each = [self.losses(row) for row in range(rows)]
             except Exception as error:
-                return Answer(LOSS_ROWS, None, f"the loss fails on a row alone ({_line(error)}).")
+                return Answer(LOSS_ROWS, None, f"the loss fails on a row alone ({line(error)}).")
         if whole.dim() > 1 and whole.shape[1] == rows:
             same = self.alike(whole, torch.cat(each, 1))
         else:
@@ -293,7 +301,7 @@ class Trial:
             )
             yield from (Answer(question, None, "nothing asks for a gradient.") for question in (FINITE, REACHED))
             return
-        yield Answer(TRAINED, True, f"frozen: {_some(frozen)}." if frozen else "")
+        yield Answer(TRAINED, True, f"frozen: {some(frozen)}." if frozen else "")
         self.kept.lend()
         self.noise.install()
         run = Run(self.options, [self.chunk])
@@ -302,11 +310,11 @@ class Trial:
                 run.debts.pay()
         except NonFiniteError as error:
             advice = "Look at that step's inputs and targets, and lower the learning rate, or clip the gradient."
-            yield Answer(FINITE, False, f"{_line(error)}.", advice)
+            yield Answer(FINITE, False, f"{line(error)}.", advice)
             yield Answer(REACHED, None, "there is no gradient.")
             return
         except Exception as error:
-            why = f"no gradient can be taken: {_line(error)}."
+            why = f"no gradient can be taken: {line(error)}."
             advice = "Let the loss depend on the parameters through operations that torch can differentiate."
             yield Answer(FINITE, None, why) if in_place.ok is False else Answer(FINITE, False, why, advice)
             yield Answer(REACHED, None, "there is no gradient.")
@@ -315,13 +323,13 @@ class Trial:
             name for name, p in asking.items() if p.grad is not None and not bool(torch.isfinite(_dense(p.grad)).all())
         ]
         advice = "bptt.backward names the step; look for a square root, a division or a logarithm at zero."
-        yield Answer(FINITE, False, f"the gradient of {_some(bad)} isn't.", advice) if bad else Answer(FINITE, True)
+        yield Answer(FINITE, False, f"the gradient of {some(bad)} isn't.", advice) if bad else Answer(FINITE, True)
         missed = [name for name, p in asking.items() if p.grad is None]
         if not missed:
             yield Answer(REACHED, True)
             return
         advice = "Use it, or freeze it with requires_grad_(False)."
-        yield Answer(REACHED, False, f"none reaches {_some(missed)}.", advice)
+        yield Answer(REACHED, False, f"none reaches {some(missed)}.", advice)
 
     def wanted(self) -> dict[str, Tensor]:
         """The parameters of model and loss by name, or those of `params=`."""
@@ -386,15 +394,3 @@ def _row(leaf: Tensor, axis: int, row: int) -> Tensor:
 
 def _dense(grad: Tensor) -> Tensor:
     return grad.coalesce().values() if grad.layout == torch.sparse_coo else grad
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]

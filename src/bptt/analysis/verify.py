@@ -16,6 +16,7 @@ from bptt._recurrence import Recurrence
 from bptt._snapshot import foreign_noise_restored, no_gradient_yet, untouched
 from bptt._stream import Chunk
 from bptt._tree import Tree
+from bptt._window_loss import inner
 from bptt.analysis.answers import DEVICE, REST, Answer, Verification
 from bptt.analysis.questions import Trial, registered
 
@@ -87,10 +88,12 @@ def verify(
     if not device.ok or not numbers:
         why = "model and data are on several devices." if numbers else "tensors on the meta device hold no numbers."
         return Verification((device, *(Answer(question, None, why) for question in REST)))
-    theta = [leaf for leaf in in_sight((model, loss, initial_state, list(params or ())), set()) if leaf.requires_grad]
-    kept = Kept(_torch.unwrapped(model), loss, initial_state)
+    theta = [
+        leaf for leaf in in_sight((model, inner(loss), initial_state, list(params or ())), set()) if leaf.requires_grad
+    ]
+    kept = Kept(_torch.unwrapped(model), inner(loss), initial_state)
     tensors = [*theta, *_tree.leaves(given.inputs), *_tree.leaves(options.state)]
-    with untouched(model, loss, tensors, theta), no_gradient_yet(theta), foreign_noise_restored(), settled():
+    with untouched(model, inner(loss), tensors, theta), no_gradient_yet(theta), foreign_noise_restored(), settled():
         try:
             return Verification((device, *Trial(options, given, kept).answers()))
         finally:
