@@ -42,7 +42,7 @@ class Gradients:
     def leaves(self) -> list[Tensor]:
         """Those that may get a gradient: `params=`, or what model and loss hold or close over."""
         p = self._problem
-        found = in_sight((unwrapped(p.model), p.loss.loss), set()) if p.params is None else p.params
+        found = in_sight((unwrapped(p.model), p.loss.loss), {}) if p.params is None else p.params
         return [leaf for leaf in found if leaf.is_leaf and leaf.requires_grad]
 
     @contextmanager

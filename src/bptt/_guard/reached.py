@@ -115,7 +115,7 @@ def _watched(problem: Problem) -> dict[str, Tensor]:
 def _something_to_train(span: Span) -> None:
     """ValueError where all parameters in sight are frozen, and one step's graph from a fixed state reaches no other."""
     problem = span.problem
-    found = list(in_sight((problem.model, problem.loss.loss), set()))
+    found = list(in_sight((problem.model, problem.loss.loss), {}))
     if any(tensor.requires_grad for tensor in found) or not any(isinstance(t, nn.Parameter) for t in found):
         return
     with _snapshot.untouched(problem.model, problem.loss.loss, [*found, *_tree.leaves(span.begin)]):
@@ -134,11 +134,11 @@ def _first_step(span: Span) -> Segment:
     return Segment(replace(span, window=Window(first, first, first + 1, first + 1)), first, first + 1)
 
 
-def in_sight(value: Any, seen: set[int]) -> Iterator[Tensor]:
+def in_sight(value: Any, seen: dict[int, Any]) -> Iterator[Tensor]:
     """The tensors of modules and containers, and of what functions close over, by whatever names they use."""
     if id(value) in seen:
         return
-    seen.add(id(value))
+    seen[id(value)] = value  # which keeps it, so that nothing else gets its number
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, nn.Module):

@@ -54,12 +54,15 @@ class Verification:
 
 
 def some(names: list[str]) -> str:
+    """The first few of them."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def line(error: Exception) -> str:
+    """What it says, without a full stop."""
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
 def sentence(text: str) -> str:
+    """With a capital letter."""
     return text[:1].upper() + text[1:]

@@ -216,6 +216,8 @@ class Trial:
 
         if not differ():
             return Answer(ROWS, True)
+        if not self.rows_known():
+            return Answer(ROWS, None, f"axis {axis} may hold rows or features: give state_batch_dim=.")
         with self.kept.normalised_as_in_evaluation():
             normalised = not differ()
         if normalised:
@@ -281,8 +283,8 @@ class Trial:
         else:
             total = torch.stack(each).sum(0)
             same = self.alike(whole, total) or self.alike(whole, total / rows)
-        if same:
-            return Answer(LOSS_ROWS, True)
+        if same or not self.rows_known():
+            return Answer(LOSS_ROWS, True if same else None, "" if same else "the outputs may have no rows.")
         return Answer(
             LOSS_ROWS,
             False,
@@ -346,6 +348,11 @@ class Trial:
         axis = 1 - self.problem.time_dim
         found = {leaf.shape[axis] for leaf in _tree.leaves(tree) if leaf.dim() > 1}
         return found.pop() if len(found) == 1 else least if not found else 0
+
+    def rows_known(self) -> bool:
+        """Whether the second axis holds rows for sure."""
+        given = self.problem.batch_dim is not None and _recurrence.default_batch_dim(self.model) is None
+        return given or any(leaf.dim() > 2 for leaf in _tree.leaves((self.inputs, self.outputs)))
 
     def alike(self, one: Tree, other: Tree) -> bool:
         """Equal to what other shapes of the same products may do to rounding."""

@@ -89,7 +89,7 @@ def verify(
         why = "model and data are on several devices." if numbers else "tensors on the meta device hold no numbers."
         return Verification((device, *(Answer(question, None, why) for question in REST)))
     theta = [
-        leaf for leaf in in_sight((model, inner(loss), initial_state, list(params or ())), set()) if leaf.requires_grad
+        leaf for leaf in in_sight((model, inner(loss), initial_state, options.problem.params), {}) if leaf.requires_grad
     ]
     kept = Kept(_torch.unwrapped(model), inner(loss), initial_state)
     tensors = [*theta, *_tree.leaves(given.inputs), *_tree.leaves(options.state)]
