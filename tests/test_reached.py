@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import bptt
+from bptt._guard.reached import in_sight
 from support.refusals import refused
 
 X, Y = torch.randn(12, 2, 3), torch.randn(12, 2, 4)
@@ -194,3 +195,15 @@ def test_a_second_loss_is_not_aux():
     ):
         run(model, pair(second), zeros)
     bptt.evaluate(model, pair(lambda o, y: o["value"].square().mean(-1)), [(X, Y)], zeros)
+
+
+def test_tensors_of_many_objects_are_all_in_sight():
+    """Of each object's attributes a dict is made on the way, and given up: the next one may lie where it lay."""
+
+    class Holder:
+        def __init__(self, name):
+            setattr(self, name, nn.Parameter(torch.zeros(1)))
+
+    holders = [Holder(f"p{i}") for i in range(30)]
+    found = {id(tensor) for tensor in in_sight(holders, {})}
+    assert found == {id(p) for holder in holders for p in vars(holder).values()}
