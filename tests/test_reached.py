@@ -197,13 +197,17 @@ def test_a_second_loss_is_not_aux():
     bptt.evaluate(model, pair(lambda o, y: o["value"].square().mean(-1)), [(X, Y)], zeros)
 
 
-def test_tensors_of_many_objects_are_all_in_sight():
-    """Of each object's attributes a dict is made on the way, and given up: the next one may lie where it lay."""
+def enclosing(p):
+    return lambda: p
 
-    class Holder:
-        def __init__(self, name):
-            setattr(self, name, nn.Parameter(torch.zeros(1)))
 
-    holders = [Holder(f"p{i}") for i in range(30)]
-    found = {id(tensor) for tensor in in_sight(holders, {})}
-    assert found == {id(p) for holder in holders for p in vars(holder).values()}
+@pytest.mark.parametrize(
+    "hold",
+    [enclosing, lambda p: lambda p=p: p, lambda p: functools.partial(print, p)],
+    ids=["closure", "default", "partial"],
+)
+def test_what_many_functions_hold_is_all_in_sight(hold):
+    """On the way tuples are made and given up, and the next one lies where the last one lay."""
+    tensors = [nn.Parameter(torch.zeros(1)) for _ in range(30)]
+    found = list(in_sight([hold(p) for p in tensors], {}))
+    assert [id(p) for p in found] == [id(p) for p in tensors]
