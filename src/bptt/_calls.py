@@ -70,9 +70,10 @@ def unroll(
     scale: factor on the injected loss gradient, for mixed precision: a number, or `scaler.scale` of a GradScaler.
 
     Returns an iterator that gives an `Update` a window, and can be saved between two and go on elsewhere, by
-    `state_dict()` and `load_state_dict()`. Raises ValueError or TypeError at the call for bad arguments, at the chunk for
-    bad data, and NonFiniteLossError or NonFiniteGradientError, which name the step, before the update is yielded: `.grad`
-    is then as it was before the update. Under `scale=` a gradient that isn't finite is left to the scaler.
+    `state_dict()` and `load_state_dict()`.
+    Raises ValueError or TypeError at the call for bad arguments, at the chunk for bad data, and NonFiniteLossError or
+    NonFiniteGradientError, which name the step, before the update is yielded: `.grad` is then as it was before the
+    update. Under `scale=` a gradient that isn't finite is left to the scaler.
     Cost: the strategy's; with k1 = k2 and no budget one forward and one backward call per window. Two synchronisations
     with the device per update. Under `memory=` a parameter's hooks fire once a segment.
 
