@@ -21,23 +21,8 @@ from bptt._segment import Segment
 from bptt._snapshot import Noise
 from bptt._stream import Chunk
 from bptt._tree import Tree
-from bptt.analysis.answers import (
-    AXES,
-    FINITE,
-    FUNCTION,
-    IN_PLACE,
-    LOSS_ROWS,
-    LOSS_STEPS,
-    REACHED,
-    REPLAYS,
-    ROWS,
-    TIME,
-    TRAINED,
-    Answer,
-    line,
-    sentence,
-    some,
-)
+from bptt.analysis import answers as asked
+from bptt.analysis.answers import Answer, line, sentence, some
 from bptt.strategies import FullBPTT
 
 STEPS = 32
@@ -76,7 +61,7 @@ class Trial:
         yield self.replays()
         in_place = self.in_place()
         yield in_place
-        for question, ask in ((TIME, self.time), (ROWS, self.rows)):
+        for question, ask in ((asked.TIME, self.time), (asked.ROWS, self.rows)):
             yield ask() if turned.ok else Answer(question, None, "the model takes rows for steps.")
         self.outputs, _ = self.evaluate()
         yield self.loss_steps()
@@ -105,8 +90,8 @@ class Trial:
             axes.told_apart(self.model, self.inputs, self.carried, self.problem.time_dim)
         except ValueError as error:
             found, _, advice = str(error).partition(": ")
-            return Answer(AXES, False, f"{found}.", sentence(advice))
-        return Answer(AXES, True)
+            return Answer(asked.AXES, False, f"{found}.", sentence(advice))
+        return Answer(asked.AXES, True)
 
     def pure(self, question: str, mode: str) -> Answer | None:
         """No or None, from evaluations of the first steps twice."""
@@ -124,17 +109,17 @@ class Trial:
 
     def function(self) -> Answer:
         """Nothing is kept that matters."""
-        return self.pure(FUNCTION, "overlap") or Answer(FUNCTION, True)
+        return self.pure(asked.FUNCTION, "overlap") or Answer(asked.FUNCTION, True)
 
     def replays(self) -> Answer:
         """The same, buffers put back; dropout and its like are a note."""
-        if answer := self.pure(REPLAYS, "split"):
+        if answer := self.pure(asked.REPLAYS, "split"):
             return answer
         if not self.drawn:
-            return Answer(REPLAYS, True)
+            return Answer(asked.REPLAYS, True)
         which = ", ".join(self.dropping()) or "the model itself"
         return Answer(
-            REPLAYS,
+            asked.REPLAYS,
             True,
             f"random numbers are drawn ({which}): a replay draws the same, windows that overlap draw afresh.",
         )
@@ -148,7 +133,7 @@ class Trial:
         """The versions of the state's leaves before and after a call."""
         state = _tree.map_leaves(torch.clone, self.carried)
         if not _tree.leaves(state):
-            return Answer(IN_PLACE, True)
+            return Answer(asked.IN_PLACE, True)
         self.kept.lend()
         self.noise.install()
         before = _tree.versions(state)
@@ -157,9 +142,9 @@ class Trial:
         pairs = zip(_tree.named_leaves(state, "state"), before, _tree.versions(state), strict=True)
         written = [path for (path, _), old, new in pairs if old != new]
         if not written:
-            return Answer(IN_PLACE, True)
+            return Answer(asked.IN_PLACE, True)
         return Answer(
-            IN_PLACE,
+            asked.IN_PLACE,
             False,
             f"it writes to {', '.join(written)}, which others still need.",
             "Return new tensors: h = h + x, not h += x.",
@@ -169,7 +154,7 @@ class Trial:
         """All steps in one call against two calls."""
         n, dim = self.steps, self.problem.time_dim
         if n < 2:
-            return Answer(TIME, None, "the chunk has one step.")
+            return Answer(asked.TIME, None, "the chunk has one step.")
         half = (n + 1) // 2
         parts = [_tree.narrow(self.inputs, dim, a, b - a) for a, b in ((0, half), (half, n))]
 
@@ -183,48 +168,50 @@ class Trial:
         with self.quiet():
             self.evaluate()
             if not self.noise.equals(Noise.now(_tree.leaves(self.inputs))):
-                return Answer(TIME, None, "the model draws random numbers, beside dropout.")
+                return Answer(asked.TIME, None, "the model draws random numbers, beside dropout.")
             found = differ()
             if not any(found):
-                return Answer(TIME, True)
+                return Answer(asked.TIME, True)
             with self.kept.normalised_as_in_evaluation():
                 normalised = not any(differ())
         if normalised:
             why, advice = "batch norm in training takes its means over the steps of a call", "Normalise by step: scan"
-            return Answer(TIME, False, f"{why}.", f"{advice} a step with the layer inside, or use LayerNorm.")
+            return Answer(asked.TIME, False, f"{why}.", f"{advice} a step with the layer inside, or use LayerNorm.")
         if found[0]:
             why = f"the first {half} of {n} steps come out otherwise alone than among all {n}: it looks at the future."
-            return Answer(TIME, False, why, "Let a step depend on its inputs and on the state alone.")
+            return Answer(asked.TIME, False, why, "Let a step depend on its inputs and on the state alone.")
         why = f"the steps from {half} on come out otherwise in a call of their own: it matters where a call begins."
-        return Answer(TIME, False, why, "Carry what it needs of earlier steps, such as their number, in the state.")
+        return Answer(
+            asked.TIME, False, why, "Carry what it needs of earlier steps, such as their number, in the state."
+        )
 
     def rows(self) -> Answer:
         """One row's inputs changed: do others' outputs change?"""
         axis = 1 - self.problem.time_dim
         rows = self.count(self.inputs)
         if rows < 2:
-            return Answer(ROWS, None, "the inputs have no two rows.")
+            return Answer(asked.ROWS, None, "the inputs have no two rows.")
         changed = _tree.map_leaves(lambda leaf: _first_row_changed(leaf, axis), self.inputs)
         if alike(changed, self.inputs):
-            return Answer(ROWS, None, "the rows have the same inputs.")
+            return Answer(asked.ROWS, None, "the rows have the same inputs.")
         if self.count(self.outputs) != rows:
-            return Answer(ROWS, None, "the outputs have no axis of rows.")
+            return Answer(asked.ROWS, None, "the outputs have no axis of rows.")
 
         def differ() -> bool:
             one, other = (_tree.narrow(self.evaluate(x)[0], axis, 1, rows - 1) for x in (self.inputs, changed))
             return not self.alike(one, other)
 
         if not differ():
-            return Answer(ROWS, True)
+            return Answer(asked.ROWS, True)
         if not self.rows_known():
-            return Answer(ROWS, None, f"axis {axis} may hold rows or features: give state_batch_dim=.")
+            return Answer(asked.ROWS, None, f"axis {axis} may hold rows or features: give state_batch_dim=.")
         with self.kept.normalised_as_in_evaluation():
             normalised = not differ()
         if normalised:
             note = "batch norm in training mixes rows: what is said by row (ARTBP(per_row=True), diagnose) isn't so."
-            return Answer(ROWS, True, note)
+            return Answer(asked.ROWS, True, note)
         return Answer(
-            ROWS,
+            asked.ROWS,
             False,
             "other inputs in row 0 change the outputs of other rows.",
             "Take means and the like over features, not over axis "
@@ -234,22 +221,22 @@ class Trial:
     def loss_steps(self) -> Answer:
         """As the guard asks it."""
         if not isinstance(self.problem.loss, StepLoss):
-            return Answer(LOSS_STEPS, True, "a loss by window may mix steps: it is taken once a window.")
+            return Answer(asked.LOSS_STEPS, True, "a loss by window may mix steps: it is taken once a window.")
         if self.steps < 2:
-            return Answer(LOSS_STEPS, None, "the chunk has one step.")
+            return Answer(asked.LOSS_STEPS, None, "the chunk has one step.")
         self.kept.lend()
         self.problem.loss(self.outputs, self.targets, self.steps)  # says what is wrong with it
         before = Noise.now(_tree.leaves(self.inputs))
         self.losses()
         if not before.equals(Noise.now(_tree.leaves(self.inputs))):
-            return Answer(LOSS_STEPS, None, "the loss draws random numbers.")
+            return Answer(asked.LOSS_STEPS, None, "the loss draws random numbers.")
         try:
             by_step(self.problem, self.outputs, self.targets, self.steps)
         except ValueError as error:
             found = str(error).partition(", but")[0]
             advice = "Pass it as a loss of the whole window, by bptt.per_window, or leave memory= out."
-            return Answer(LOSS_STEPS, False, f"{found}.", advice)
-        return Answer(LOSS_STEPS, True)
+            return Answer(asked.LOSS_STEPS, False, f"{found}.", advice)
+        return Answer(asked.LOSS_STEPS, True)
 
     def losses(self, row: int | None = None) -> Tensor:
         """The losses of all rows, or of one alone."""
@@ -265,28 +252,28 @@ class Trial:
         """Each row's losses alone against those among all rows, or their mean where the loss gives no rows."""
         rows = self.count(self.outputs)
         if not isinstance(self.problem.loss, StepLoss):
-            return Answer(LOSS_ROWS, None, "a loss by window is one number for all rows.")
+            return Answer(asked.LOSS_ROWS, None, "a loss by window is one number for all rows.")
         if rows < 2 or self.count(self.targets, rows) != rows:
-            return Answer(LOSS_ROWS, None, "outputs and targets have no two rows.")
+            return Answer(asked.LOSS_ROWS, None, "outputs and targets have no two rows.")
         self.kept.lend()
         with self.kept.normalised_as_in_evaluation():
             before = Noise.now(_tree.leaves(self.inputs))
             whole = self.losses()
             if not before.equals(Noise.now(_tree.leaves(self.inputs))):
-                return Answer(LOSS_ROWS, None, "the loss draws random numbers.")
+                return Answer(asked.LOSS_ROWS, None, "the loss draws random numbers.")
             try:
                 each = [self.losses(row) for row in range(rows)]
             except Exception as error:
-                return Answer(LOSS_ROWS, None, f"the loss fails on a row alone ({line(error)}).")
+                return Answer(asked.LOSS_ROWS, None, f"the loss fails on a row alone ({line(error)}).")
         if whole.dim() > 1 and whole.shape[1] == rows:
             same = self.alike(whole, torch.cat(each, 1))
         else:
             total = torch.stack(each).sum(0)
             same = self.alike(whole, total) or self.alike(whole, total / rows)
         if same or not self.rows_known():
-            return Answer(LOSS_ROWS, True if same else None, "" if same else "the outputs may have no rows.")
+            return Answer(asked.LOSS_ROWS, True if same else None, "" if same else "the outputs may have no rows.")
         return Answer(
-            LOSS_ROWS,
+            asked.LOSS_ROWS,
             False,
             "rows have other losses alone than among all rows.",
             "Return losses (T, B, ...), each of its own row, and leave the mean over rows to the reduction.",
@@ -299,11 +286,16 @@ class Trial:
         asking = {name: p for name, p in named_ones.items() if p.requires_grad}
         if frozen and not asking:
             yield Answer(
-                TRAINED, False, "every parameter is frozen.", "Call requires_grad_(True) on what is to be trained."
+                asked.TRAINED,
+                False,
+                "every parameter is frozen.",
+                "Call requires_grad_(True) on what is to be trained.",
             )
-            yield from (Answer(question, None, "nothing asks for a gradient.") for question in (FINITE, REACHED))
+            yield from (
+                Answer(question, None, "nothing asks for a gradient.") for question in (asked.FINITE, asked.REACHED)
+            )
             return
-        yield Answer(TRAINED, True, f"frozen: {some(frozen)}." if frozen else "")
+        yield Answer(asked.TRAINED, True, f"frozen: {some(frozen)}." if frozen else "")
         self.kept.lend()
         self.noise.install()
         run = Run(self.options, [self.chunk])
@@ -312,26 +304,30 @@ class Trial:
                 run.debts.pay()
         except NonFiniteError as error:
             advice = "Look at that step's inputs and targets, and lower the learning rate, or clip the gradient."
-            yield Answer(FINITE, False, f"{line(error)}.", advice)
-            yield Answer(REACHED, None, "there is no gradient.")
+            yield Answer(asked.FINITE, False, f"{line(error)}.", advice)
+            yield Answer(asked.REACHED, None, "there is no gradient.")
             return
         except Exception as error:
             why = f"no gradient can be taken: {line(error)}."
             advice = "Let the loss depend on the parameters through operations that torch can differentiate."
-            yield Answer(FINITE, None, why) if in_place.ok is False else Answer(FINITE, False, why, advice)
-            yield Answer(REACHED, None, "there is no gradient.")
+            yield Answer(asked.FINITE, None, why) if in_place.ok is False else Answer(asked.FINITE, False, why, advice)
+            yield Answer(asked.REACHED, None, "there is no gradient.")
             return
         bad = [
             name for name, p in asking.items() if p.grad is not None and not bool(torch.isfinite(_dense(p.grad)).all())
         ]
         advice = "bptt.backward names the step; look for a square root, a division or a logarithm at zero."
-        yield Answer(FINITE, False, f"the gradient of {some(bad)} isn't.", advice) if bad else Answer(FINITE, True)
+        yield (
+            Answer(asked.FINITE, False, f"the gradient of {some(bad)} isn't.", advice)
+            if bad
+            else Answer(asked.FINITE, True)
+        )
         missed = [name for name, p in asking.items() if p.grad is None]
         if not missed:
-            yield Answer(REACHED, True)
+            yield Answer(asked.REACHED, True)
             return
         advice = "Use it, or freeze it with requires_grad_(False)."
-        yield Answer(REACHED, False, f"none reaches {some(missed)}.", advice)
+        yield Answer(asked.REACHED, False, f"none reaches {some(missed)}.", advice)
 
     def wanted(self) -> dict[str, Tensor]:
         """The parameters of model and loss by name, or those of `params=`."""

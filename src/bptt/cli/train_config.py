@@ -40,9 +40,9 @@ class TrainConfig:
     """Units of a recurrent layer."""
     layers: int = 1
     """Recurrent layers, one on top of the other."""
-    strategy: Annotated[str, tyro.conf.arg(metavar="tbptt:K1[:K2]|artbp:L|full|...")] = "tbptt:64"
+    strategy: Annotated[str, tyro.conf.arg(metavar="tbptt:K1[:K2[:N]]|artbp:L|full|...")] = "tbptt:64"
     """Which gradient.
-    tbptt:K1[:K2] updates every K1 characters, through the last K2 (truncated).
+    tbptt:K1[:K2[:N]] updates every K1 characters, through the last K2 (truncated), after a burn-in of N.
     artbp:L cuts at random, L characters apart on average (unbiased).
     full takes the exact gradient of finite sequences.
     adaptive:TOL truncates where the gradient's relative error stays below TOL, as estimated on the way.
