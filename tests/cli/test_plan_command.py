@@ -110,7 +110,7 @@ def test_a_budget_that_nothing_fits_says_the_least_that_would(plan):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--strategies", "tbppt:20"], ["--strategies tbppt:20", "full, tbptt:K1, tbptt:K1:K2, tbptt:K1:K2:N, artbp:L"]),
+        (["--strategies", "tbppt:20"], ["--strategies tbppt:20", "tbptt:K1:K2, tbptt:K1:K2:N, artbp:L"]),
         (["--strategies", "tbptt:20:5"], ["k2 must be at least k1"]),
         (["--strategies", "full,full"], ["full is listed twice"]),
         (["--strategies", "full,adaptive:.5"], ["adaptive finds its lengths during training", "tbptt:20:39"]),
