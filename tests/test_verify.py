@@ -78,10 +78,7 @@ def shifted():
 
 CASES = {
     "state inside": Case(
-        scanned(Inside),
-        scanned(Outside),
-        (answers.FUNCTION, answers.REPLAYS),
-        right_state=lambda: (one(), one()),
+        scanned(Inside), scanned(Outside), (answers.FUNCTION, answers.REPLAYS), right_state=lambda: (one(), one())
     ),
     "loss mixes steps": Case(
         scanned(Step), scanned(Step), (answers.LOSS_STEPS,), loss=over_steps, right_loss=over_features
