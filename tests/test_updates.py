@@ -254,3 +254,18 @@ def test_backward_holds_no_state_per_window():
     bptt.backward(case.model, loss, (leaf, case.ys), strategy=bptt.TruncatedBPTT(1, 3))
     assert len(alive) == 2
     assert alive[1] - alive[0] <= 410
+
+
+def test_results_can_be_compared():
+    """Tensors have no truth value; so results are equal to themselves alone, and windows by the values of weights."""
+    model, data = torch.nn.GRU(3, 4), (torch.ones(5, 2, 3), torch.ones(5, 2, 4))
+    first, second = (bptt.backward(model, square, data) for _ in range(2))
+    assert first == first
+    assert first != second
+    assert len({first, second}) == 2
+    evaluation = bptt.evaluate(model, square, [data])
+    assert evaluation == evaluation
+    diagnosis = bptt.diagnose(model, square, data)
+    assert diagnosis == diagnosis
+    one, other, third = (bptt.Window(0, 0, 3, 3, {1: torch.tensor(w)}) for w in ([1.0, 0.0], [1.0, 0.0], [1.0, 2.0]))
+    assert one == other != third
