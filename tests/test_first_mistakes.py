@@ -256,6 +256,46 @@ def test_inputs_in_a_container_that_knows_its_size():
     refused(lambda: list(bptt.unroll(model, square, late, case.zeros(), strategy=bptt.TruncatedBPTT(3))), "inputs")
 
 
+class Placed(dict):
+    """A dict of tensors that notes a place, as TensorDict does a device, and gives no names to its parts."""
+
+    place = None
+
+
+def _no_names(_):
+    raise NotImplementedError
+
+
+def _placed(values, context):
+    made = Placed(zip(context["keys"], values, strict=True))
+    made.place = context["place"]
+    return made
+
+
+pytree.register_pytree_node(
+    Placed,
+    lambda d: (list(d.values()), {"keys": list(d), "place": d.place}),
+    _placed,
+    flatten_with_keys_fn=_no_names,
+)
+
+
+def test_what_a_container_notes_of_itself_is_told_where_it_differs():
+    x, y, state = torch.zeros(5, 2, 3), torch.zeros(5, 2, 3), Placed(h=torch.zeros(2, 3))
+
+    def step(inputs, state):
+        after = Placed(h=state["h"] + inputs)
+        after.place = "here"
+        return after["h"], after
+
+    with pytest.raises(ValueError, match=r"In Placed, place is here against None"):
+        bptt.backward(bptt.scan(step), MSE, (x, y), state)
+    with pytest.raises(ValueError, match=r"12 steps"):
+        bptt.backward(bptt.scan(step), MSE, (Placed(x=x), torch.zeros(12, 2, 3)), state)
+    with pytest.raises(TypeError, match=r"model\(inputs, state\)"):
+        bptt.backward(nn.Linear(3, 3), MSE, (x, y), state)
+
+
 def test_the_error_of_torch_is_the_cause_and_stays_a_runtime_error():
     with pytest.raises(RuntimeError, match="inputs") as info:
         bptt.backward(nn.GRU(3, 4), MSE, (X[..., :2], Y))

@@ -170,6 +170,39 @@ def test_states_updated_in_place_by_the_model():
     oracle.assert_close(grads, oracle.gradients([w]) * len(BUDGETS))
 
 
+@pytest.mark.parametrize("lifted", [True, False], ids=["scan", "whole"])
+def test_models_that_write_to_the_containers_that_they_are_given(lifted):
+    """A list of states whose entries the model replaces, and a dict of inputs to which it adds its outputs."""
+    torch.manual_seed(0)
+    cells = nn.ModuleList([nn.GRUCell(2, 2, dtype=F64), nn.GRUCell(2, 2, dtype=F64)])
+
+    def step(inputs, state, write=True):
+        h, state = inputs["x"], state if write else list(state)
+        for i, cell in enumerate(cells):
+            state[i] = h = cell(h, state[i])
+        if write:
+            inputs["y"] = h
+        return h, state
+
+    def whole(inputs, state):
+        inputs["y"] = torch.stack([step({"x": x}, state)[0] for x in inputs["x"]])
+        return inputs["y"], state
+
+    x, y, zero = torch.randn(T, 2, 2, dtype=F64), torch.randn(T, 2, 2, dtype=F64), torch.zeros(2, 2, dtype=F64)
+    for strategy in (bptt.FullBPTT(), bptt.TruncatedBPTT(2), bptt.TruncatedBPTT(2, 5)):
+        pure = bptt.scan(lambda inputs, state: step(inputs, state, write=False))
+        want = bptt.backward(pure, square, ({"x": x}, y), [zero, zero], strategy=strategy)
+        gradients = oracle.gradients(cells.parameters())
+        for memory in BUDGETS.values():
+            inputs, state = {"x": x}, [zero, zero]
+            model = bptt.scan(step) if lifted else whole
+            update = bptt.backward(model, square, (inputs, y), state, strategy=strategy, memory=memory)
+            oracle.assert_close(oracle.gradients(cells.parameters()), gradients)
+            oracle.assert_close(update.state, want.state)
+            assert list(inputs) == ["x"]
+            assert state[0] is state[1] is zero
+
+
 def test_the_callers_tensors_are_not_touched():
     case = make("dict", T)
     state = case.random_state()

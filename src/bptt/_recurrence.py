@@ -182,7 +182,7 @@ def check_model(value: Any, time_dim: Any) -> None:
         raise TypeError(f"model={named(inner)} is a step, not a recurrence over time: pass bptt.scan of it.")
     if not takes(inner, 2):
         raise TypeError(
-            f"model={named(inner)} can't be called as check_model(inputs, state): a recurrence is (inputs, state) -> "
+            f"model={named(inner)} can't be called as model(inputs, state): a recurrence is (inputs, state) -> "
             f"(outputs, state). A layer without a state goes into a module or function of that form."
         )
     batch_first = getattr(inner, "batch_first", None)
@@ -219,10 +219,17 @@ def no_initial_state(function: Any) -> NoReturn:
     )
 
 
+def lent(tree: Tree) -> Tree:
+    """The same leaves in containers of their own, for a call that may write to lists and dicts that it is given."""
+    if tree is None or isinstance(tree, Tensor) or _tree.alike(tree, tree):
+        return tree
+    return _tree.unflatten(*_tree.flatten(tree))
+
+
 def called(function: Any, inputs: Tree, carried: Tree, keywords: dict[str, Any], a: int, b: int) -> tuple[Tree, Tree]:
     """(outputs, state) of a call of the recurrence, the state in the structure it was given."""
     try:
-        result = function(inputs, carried, **keywords)
+        result = function(lent(inputs), lent(carried), **keywords)
     except Exception as error:
         if type(error) is RuntimeError:
             _rows_fit(inputs, carried, a, b, error)
@@ -234,7 +241,30 @@ def called(function: Any, inputs: Tree, carried: Tree, keywords: dict[str, Any],
     check_tensors(after, "the returned state")
     if carried is None:
         return outputs, after
-    return outputs, conformed(after, carried, "the state that the recurrence returns", "the one it was given")
+    return outputs, _returned(after, carried, "the state that the recurrence returns")
+
+
+def _returned(after: Tree, carried: Tree, name: str) -> Tree:
+    """The state in the structure that was given, and what containers note of themselves told where that differs."""
+    try:
+        return conformed(after, carried, name, "the one it was given")
+    except ValueError as error:
+        more = _noted(_tree.structure_of(after), _tree.structure_of(carried))
+        raise ValueError(f"{error}{more}") from None
+
+
+def _noted(one: Any, other: Any) -> str:
+    """What a container of a registered type, such as a TensorDict, notes of itself in one structure alone."""
+    one, other = (getattr(structure, "structure", structure) for structure in (one, other))  # without None
+    if one is None or other is None or one.type is not other.type or one.num_children != other.num_children:
+        return ""
+    if isinstance(one.context, dict) and isinstance(other.context, dict):
+        keys = [key for key in one.context if repr(one.context[key]) != repr(other.context.get(key))]
+        if keys:
+            told = [f"{key} is {one.context[key]} against {other.context.get(key)}" for key in keys]
+            return f" In {one.type.__name__}, {', '.join(told)}."
+    pairs = zip(_tree.children(one), _tree.children(other), strict=True)
+    return next((text for pair in pairs if (text := _noted(*pair))), "")
 
 
 def _rows_fit(inputs: Tree, carried: Tree, a: int, b: int, error: RuntimeError) -> None:
@@ -303,7 +333,7 @@ def _step_returns(after: Any, carried: Tree, step: Any) -> Tree:
     if carried is None:
         return after
     try:
-        return _tree.conformed(after, carried, "the state that the step returns", "the one it was given")
+        return _returned(after, carried, "the state that the step returns")
     except ValueError as error:
         raise ValueError(f"{error} A step such as {named(step)} must return (output, state).") from None
 

@@ -103,7 +103,7 @@ def conform(tree: Tree, structure: Any, sizes: bool = True) -> Tree:
     return unflatten(values, structure)
 
 
-def _parts(structure: Any) -> list[Any]:
+def children(structure: Any) -> list[Any]:
     """The structures that it is made of, which torch 2.8 calls otherwise."""
     return structure.children() if hasattr(structure, "children") else structure.children_specs
 
@@ -129,7 +129,7 @@ def _same_but_sizes(one: Any, other: Any) -> bool:
     builtin = one.type in (dict, list, tuple) or one.is_leaf()
     if not (one.context == other.context if builtin else _alike_but_sizes(one.context, other.context)):
         return False
-    return all(_same_but_sizes(a, b) for a, b in zip(_parts(one), _parts(other), strict=True))
+    return all(_same_but_sizes(a, b) for a, b in zip(children(one), children(other), strict=True))
 
 
 def _alike_but_sizes(one: Any, other: Any) -> bool:
@@ -145,10 +145,10 @@ def _alike_but_sizes(one: Any, other: Any) -> bool:
 def _renamed(tree: Tree, structure: Any) -> Tree:
     """`tree` with named tuples where `structure` has them, and plain ones where it has those."""
     if isinstance(tree, dict) and structure.type is dict and structure.context == list(tree):
-        return {key: _renamed(tree[key], part) for key, part in zip(tree, _parts(structure), strict=True)}
+        return {key: _renamed(tree[key], part) for key, part in zip(tree, children(structure), strict=True)}
     if not isinstance(tree, tuple | list) or len(tree) != structure.num_children:
         return tree
-    parts = [_renamed(part, child) for part, child in zip(tree, _parts(structure), strict=True)]
+    parts = [_renamed(part, child) for part, child in zip(tree, children(structure), strict=True)]
     named = pytree.is_namedtuple_class(structure.context)
     if isinstance(tree, list):
         return parts
@@ -159,7 +159,7 @@ def show(structure: Any) -> str:
     """A structure as a line: `(*, {'h': *})`."""
     if isinstance(structure, _Holed):
         return repr(unflatten([_Star()] * structure.holes.count(False), structure))
-    return "None" if structure is None else pytree.treespec_pprint(structure)
+    return "None" if structure is None else "".join(map(str.strip, pytree.treespec_pprint(structure).splitlines()))
 
 
 class _Star:
@@ -180,7 +180,7 @@ def named_leaves(tree: Tree, name: str) -> list[tuple[str, Any]]:
     try:
         pairs = pytree.tree_flatten_with_path(tree)[0]
         return [(name + pytree.keystr(path), leaf) for path, leaf in pairs if leaf is not None]
-    except ValueError:  # a type that was registered without names for its parts
+    except (ValueError, NotImplementedError):  # a type that was registered without names for its parts
         return [(f"{name}[{i}]", leaf) for i, leaf in enumerate(leaves(tree))]
 
 

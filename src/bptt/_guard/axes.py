@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bptt import _snapshot, _torch, _tree
 from bptt._errors import named
+from bptt._recurrence import lent
 from bptt._tree import Tree, shape
 
 
@@ -58,7 +59,7 @@ def _turned(model: Any, inputs: Tree, carried: Tree, time_dim: int) -> bool:
 
     def outputs(part: Tree) -> list[Tensor] | None:
         try:
-            return _tree.leaves(model(part, carried)[0])
+            return _tree.leaves(model(lent(part), lent(carried))[0])
         except Exception:  # what fails alone says something; what fails with all is told where that is run
             return None
 
