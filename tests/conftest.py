@@ -20,6 +20,15 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def double():
+    """float64 as the default, for modules that can't be told a dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
 @pytest.fixture(scope="module")
 def small_heap():
     """Whatever exists is put aside, so that collecting and listing objects costs little."""
