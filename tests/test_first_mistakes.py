@@ -273,10 +273,7 @@ def _placed(values, context):
 
 
 pytree.register_pytree_node(
-    Placed,
-    lambda d: (list(d.values()), {"keys": list(d), "place": d.place}),
-    _placed,
-    flatten_with_keys_fn=_no_names,
+    Placed, lambda d: (list(d.values()), {"keys": list(d), "place": d.place}), _placed, flatten_with_keys_fn=_no_names
 )
 
 

@@ -176,3 +176,31 @@ def test_what_cannot_start_by_itself():
         bptt.backward(Own(), LOSS, bptt.Chunk(X, Y, STARTS))
     with pytest.raises(ValueError, match=r"state_batch_dim=5: state of shape \(3, 4\) has no such axis"):
         bptt.backward(Own(), LOSS, (X, Y), state_batch_dim=5)
+
+
+class GoesOn(nn.Module):
+    """For it None means to go on from the last call."""
+
+    def __init__(self):
+        super().__init__()
+        self.decay = nn.Parameter(torch.tensor(0.8, dtype=torch.float64))
+        self.membrane = torch.zeros(1, dtype=torch.float64)
+
+    def forward(self, x, membrane=None):
+        self.membrane = self.membrane if membrane is None else membrane
+        self.membrane = self.decay * self.membrane + x
+        return self.membrane, self.membrane
+
+
+@pytest.mark.parametrize("memory", [None, bptt.Checkpoints(2, 3)], ids=str)
+@pytest.mark.parametrize("state", [None, ZEROS], ids=["at the start", "at a reset"])
+def test_none_that_means_to_go_on_is_refused(state, memory):
+    """The second call with None would use what the first has left: another loss, and no error."""
+    chunk = bptt.Chunk(X, Y, None if state is None else STARTS)
+    for strategy in (bptt.FullBPTT(), bptt.TruncatedBPTT(7)):
+        with pytest.raises(
+            ValueError, match=r"the attribute step\.membrane: .* a call with state=None is to start afresh"
+        ):
+            bptt.backward(bptt.scan(GoesOn()), LOSS, chunk, state, strategy=strategy, memory=memory, state_batch_dim=0)
+    bptt.backward(bptt.scan(GoesOn()), LOSS, (X, Y), ZEROS)
+    bptt.backward(bptt.scan(GoesOn()), LOSS, chunk, initial_state=ZEROS, state_batch_dim=0)

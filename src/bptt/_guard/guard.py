@@ -13,7 +13,7 @@ from bptt._guard.mixing import by_step
 from bptt._guard.purity import Stretch, once, pure
 from bptt._loss import StepLoss
 from bptt._masks import blocked
-from bptt._segment import Segment
+from bptt._segment import Segment, Span
 from bptt._tree import Tree
 
 _settled: ContextVar[bool] = ContextVar("settled", default=False)
@@ -56,14 +56,13 @@ class Guard:
         whole: the window has no other segment. measured: it was run before, to be measured or without a graph.
         """
         window = segment.window
+        self._look_at_none(segment.span)
         overlap = window.keep < window.stop
         mode = "overlap" if overlap else "split" if not whole else ""
         if not mode and (measured or self.probed or _repeated.get()):
             mode = "again"
-        by_step = isinstance(segment.problem.loss, StepLoss)
-        loss_due = (
-            by_step and not whole and not self._loss_asked and window.steps > 1
-        )  # a window with one loss can't be asked
+        by_step = isinstance(segment.problem.loss, StepLoss) and window.steps > 1  # one loss can't be asked
+        loss_due = by_step and not whole and not self._loss_asked
         if not mode or (mode in self._asked and not loss_due) or _settled.get():
             return
         uncached(segment.problem.model)
@@ -76,6 +75,16 @@ class Guard:
             outputs = pure(stretch, mode)
         if loss_due:
             self._look_at_loss(stretch, outputs)
+
+    def _look_at_none(self, span: Span) -> None:
+        """A recurrence that is called with None is to start afresh, not to go on from the last call."""
+        p, window = span.problem, span.window
+        if not p.from_none or "none" in self._asked or _settled.get():
+            return
+        if span.begin is None or span.time.resets(window.start, window.stop):
+            self._asked.add("none")
+            if not _lazy(p.model) and not any(leaf.is_meta for leaf in span.tensors):
+                pure(Stretch.of(Segment(span, window.start, window.stop), None), "none")
 
     def _look_at_loss(self, stretch: Stretch, outputs: Tree) -> None:
         """Two losses at least; where the window's last segment has one, the segment before it is asked with it."""

@@ -70,7 +70,7 @@ def pure(stretch: Stretch, mode: str) -> Tree:
 
     mode: "overlap": windows overlap, so that nothing is put back between two evaluations of a step but what belongs to
     normalisation and power iterations; "split": replays find the buffers as they were, so that only a gradient can be
-    lost that goes through them; "again": the same, and no gradient is.
+    lost that goes through them; "again": the same, and no gradient is; "none": it is called with None, to start afresh.
     None where an evaluation fails, which the run itself will find.
     """
     model, tensors = stretch.problem.model, _tensors(stretch)
@@ -181,10 +181,12 @@ class _Trial:
         names = list(dict.fromkeys(f"{holder.kind} {holder.name(key)}" for holder, key in matter))
         which = " and ".join([part for part in (", ".join(names[:-1]), *names[-1:]) if part])
         what = f"the {which}" if names else "out of sight, or draws numbers that torch doesn't know of"
-        why = {"overlap": "k1 < k2 runs", "split": "memory= runs"}.get(self.mode, "this run takes")
+        why = {"overlap": "k1 < k2 runs some steps twice", "split": "memory= runs some steps twice"}
+        why["none"] = "a call with state=None is to start afresh"
+        told = why.get(self.mode, "this run takes some steps twice")
         return ValueError(
             f"the recurrence {model} keeps a state of its own between calls, {what}: the same inputs and state don't "
-            f"give the same outputs, but {why} some steps twice. Make it part of the state that is passed in and "
+            f"give the same outputs, but {told}. Make it part of the state that is passed in and "
             f"returned, as bptt.explicit_state(module) does with what a module keeps in attributes and buffers; see "
             f'docs/pitfalls.md, "A state that hides in the model".'
         )
