@@ -127,13 +127,15 @@ def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def compare(kind, strategy, memory):
+def compare(kind, strategy, memory, each=1):
     torch.manual_seed(9)
     run = start(kind, strategy, memory)
     saves = [saved(*run)]
     losses = go_on(*run, saves)
     assert len(saves) == len(losses) + 1
     for i, parts in enumerate(saves):
+        if i % each and i not in (1, len(losses)):
+            continue
         other = start(kind, strategy, memory)
         torch.manual_seed(77)
         restore(parts, *other)
@@ -150,16 +152,16 @@ def compare(kind, strategy, memory):
 
 @pytest.mark.parametrize("index", range(len(STRATEGIES) * len(BUDGETS)))
 def test_the_rest_of_a_run_is_equal_to_the_bit(index):
-    """Saved before the first and after every update; models and streams take turns."""
+    """Saved before the first, after the first, every third and the last; models and streams take turns."""
     strategy, memory = STRATEGIES[index % len(STRATEGIES)], BUDGETS[index // len(STRATEGIES)]
-    compare(list(KINDS)[(index + index // len(STRATEGIES)) % len(KINDS)], strategy, memory)
+    compare(list(KINDS)[(index + index // len(STRATEGIES)) % len(KINDS)], strategy, memory, each=3)
 
 
 @pytest.mark.deep
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("memory", BUDGETS, ids=str)
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
-def test_every_model_and_stream(strategy, memory, kind):
+def test_every_model_and_stream_after_every_update(strategy, memory, kind):
     compare(kind, strategy, memory)
 
 
