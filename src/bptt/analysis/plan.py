@@ -147,7 +147,8 @@ def plan(
     >>> import bptt, torch
     >>> model, loss = torch.nn.GRU(3, 8), bptt.per_step(torch.nn.MSELoss())
     >>> chunk = torch.zeros(20, 2, 3), torch.zeros(20, 2, 8)
-    >>> found = bptt.plan(model, loss, chunk, steps=1000, memory="32KiB")
+    >>> wanted = [bptt.FullBPTT(), bptt.TruncatedBPTT(k1=50)]
+    >>> found = bptt.plan(model, loss, chunk, steps=1000, memory="32KiB", strategies=wanted)
     >>> found.best.strategy, found.best.gradient, found.best.memory_bytes <= 32 * 1024
     (FullBPTT(), 'exact', True)
 
