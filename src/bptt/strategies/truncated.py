@@ -59,6 +59,16 @@ class TruncatedBPTT(Strategy):
         more = f", burn_in={self.burn_in!r}" if self.burn_in else ""
         return f"TruncatedBPTT(k1={self.k1!r}, k2={self.k2!r}{more})"
 
+    def __eq__(self, other: object) -> bool:
+        """k2=None is k2=k1."""
+        return isinstance(other, TruncatedBPTT) and self._numbers() == other._numbers()
+
+    def __hash__(self) -> int:
+        return hash(self._numbers())
+
+    def _numbers(self) -> tuple[int, int, int]:
+        return self.k1, self.reach, self.burn_in
+
     @property
     def reach(self) -> int:
         """k2."""
