@@ -26,6 +26,7 @@ from bptt._snapshot import isolated
 from bptt._torch import unwrapped
 from bptt._tree import Tree
 from bptt._window_loss import WindowLoss, check_value
+from bptt.strategies.windows import Window
 
 
 class Gradients:
@@ -171,9 +172,7 @@ def run(
     length = plan.segment if plan else window.stop - window.start
     whole = window.start + length >= window.stop
     segments = span.segments(length, replays=not whole)
-    masked = isinstance(span.time, Sheltered) or span.time.masked(window.first, window.stop)
-    key = None if plan else (len(segments[0].calls), tuple(x.shape for x in _tree.leaves(begin)), masked)
-    between = window.start < window.keep < window.stop
+    key = None if plan else _kind(span, segments[0])
     rewind = Rewind(segments, plan.slots if plan else 1, begin)
     rewind.forward_steps, kept, after = _unfinished(span, length)
     kept = begin if kept is None and window.keep == window.start else kept
@@ -200,8 +199,6 @@ def run(
         if by_window:
             objective = Objective(span, tape.outputs) if objective is None else objective
             check_value(objective.found.values, window.first, window.stop)
-        one = _tree.nbytes(tape.after)
-        floating = sum(leaf.nbytes for leaf in _tree.leaves(tape.after) if _tree.carries_cotangent(leaf))
         cotangents = 1 if cotangent is None else 2
         after = tape.after if after is None else after
         kept = tape.kept if kept is None else kept
@@ -209,7 +206,7 @@ def run(
             if objective is not None and cotangents == 1:
                 objective.pull(factor)
             cotangent = tape.pull(cotangent, factor, divisor, objective.of(segment) if objective else ())
-        held = saved + (rewind.states + between + 1) * one + cotangents * floating
+        held = saved + _beside(window, tape.after, rewind.states, cotangents)
         memory_bytes = max(held + (_tree.nbytes(objective.outputs) if objective else 0), memory_bytes)  # or NaN
         del tape
 
@@ -230,6 +227,20 @@ def run(
         forward_steps=rewind.forward_steps + window.stop - window.start,
         memory_bytes=memory_bytes,
     )
+
+
+def _kind(span: Span, segment: Segment) -> Any:
+    """Equal for windows of one segment whose graphs differ in their length only."""
+    window = span.window
+    masked = isinstance(span.time, Sheltered) or span.time.masked(window.first, window.stop)
+    return len(segment.calls), tuple(leaf.shape for leaf in _tree.leaves(span.begin)), masked
+
+
+def _beside(window: Window, like: Tree, states: int, cotangents: int) -> int:
+    """Bytes held beside a graph: stored states, the one to keep inside, the last, and cotangents."""
+    floating = sum(leaf.nbytes for leaf in _tree.leaves(like) if _tree.carries_cotangent(leaf))
+    between = window.start < window.keep < window.stop
+    return (states + between + 1) * _tree.nbytes(like) + cotangents * floating
 
 
 def _unfinished(span: Span, length: int) -> tuple[int, Tree, Tree]:

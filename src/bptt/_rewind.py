@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from bptt import _torch, _tree
+from bptt import _tree
 from bptt._checkpoint import Advance, Free, Restore, Store, Vjp, actions
 from bptt._segment import Segment
 from bptt._tree import Tree
@@ -24,7 +24,7 @@ class Rewind:
             yield self._segments[0], self._begin
             return
         working, at = self._begin, 0
-        stored, versions = {0: working}, {0: _versions(working)}
+        stored, versions = {0: working}, {0: _tree.versions(working)}
         for action in actions(len(self._segments), self._slots):
             match action:
                 case Advance(first, last):
@@ -33,19 +33,15 @@ class Rewind:
                         self.forward_steps += segment.stop - segment.start
                     at = last
                 case Store(step):
-                    stored[step], versions[step] = working, _versions(working)
+                    stored[step], versions[step] = working, _tree.versions(working)
                 case Restore(step):
                     working, at = stored[step], step
-                    _check_unchanged(versions[step], _versions(working))
+                    _check_unchanged(versions[step], _tree.versions(working))
                 case Vjp(step):
                     self.states = len(stored) + (at not in stored)
                     yield self._segments[step], working
                 case Free(step):
                     del stored[step]
-
-
-def _versions(carried: Tree) -> list[int]:
-    return [_torch.version(leaf) for leaf in _tree.leaves(carried)]
 
 
 def _check_unchanged(before: list[int], now: list[int]) -> None:
