@@ -42,6 +42,7 @@ class Updates(Iterator[Update]):
         self._updates: Iterator[tuple[Progress, Update]] | None = None
         self._rows: int | None = None
         self._made = False
+        self._drawn: torch.Tensor | None = None
 
     def __iter__(self) -> "Updates":
         return self
@@ -51,9 +52,18 @@ class Updates(Iterator[Update]):
             if self._pending is not None:
                 self._resume(self._pending)
             self._updates = self._run.updates(self._strategy, self._watch, self._progress)
-        self._progress, update = next(self._updates)
+        before = self._noise()
+        try:
+            self._progress, update = next(self._updates)
+        except BaseException:
+            self._drawn = before  # the window that failed may have drawn its length
+            raise
         self._made = True
         return update
+
+    def _noise(self) -> torch.Tensor:
+        generator = self._run.options.generator
+        return torch.get_rng_state() if generator is None else generator.get_state()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run stands, to go on from."""
@@ -65,14 +75,13 @@ class Updates(Iterator[Update]):
                 f"{self._strategy!r} gives no progress with its windows, so the run can't go on after this one: see "
                 f"Window.progress."
             )
-        generator = options.generator
         carried = None if progress.step == 0 else _tree.map_leaves(torch.clone, _tree.bare(progress.carried))
         return {
             "format": FORMAT,
             "step": progress.step,
             "carried": carried,
             "strategy": copy.deepcopy(progress.strategy),
-            "generator": torch.get_rng_state() if generator is None else generator.get_state(),
+            "generator": self._noise() if self._drawn is None else self._drawn.clone(),
             "stream": self._run.time.position(progress.step),
             "budget": self._run.memory.state() if isinstance(self._run.memory, Budget) else None,
             "run": {"strategy": _described(self._strategy), "reduction": options.reduction, "rows": self._rows_now()},

@@ -30,6 +30,11 @@ def at_update(monkeypatch, number, action):
     monkeypatch.setattr(torch.optim.Adam, "step", counted)
 
 
+def contents(path):
+    """Every file below `path`."""
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
 def poison(optimizer):
     optimizer.param_groups[0]["params"][0].data.fill_(float("nan"))
 
@@ -162,11 +167,11 @@ def test_a_non_finite_gradient_stops_before_it_is_used(train, folder, monkeypatc
 
 def test_a_run_is_not_overwritten_unasked(train, folder):
     train("--steps", 4, "--out", "run")
-    before = {path: path.read_bytes() for path in (folder / "run").iterdir()}
+    before = contents(folder / "run")
     result = train("--steps", 4, "--out", "run", "--seed", "5")
     assert result.code == 2
     assert result.error == "bptt train: run already holds a run. Choose another --out, or give --overwrite"
-    assert {path: path.read_bytes() for path in (folder / "run").iterdir()} == before
+    assert contents(folder / "run") == before
 
 
 def test_overwrite_replaces_the_run(train, folder):
@@ -181,7 +186,7 @@ def test_overwrite_replaces_the_run(train, folder):
 @pytest.mark.parametrize("way", ["data", "memory", "poison", "kill"])
 def test_overwrite_keeps_the_old_run_until_there_is_a_new_one(train, folder, monkeypatch, way):
     train("--steps", 4, "--out", "run")
-    before = {path.name: path.read_bytes() for path in (folder / "run").iterdir()}
+    before = contents(folder / "run")
     words = ["--steps", 80, "--out", "run", "--cell", "gru", "--overwrite"]
     if way == "data":
         assert train(*words, "--data", "missing").code == 2
@@ -194,7 +199,7 @@ def test_overwrite_keeps_the_old_run_until_there_is_a_new_one(train, folder, mon
         assert way == "kill" or "run still holds the run before it" in result.error
         assert steps(folder / "run" / PART)[-1] == (5 if way == "poison" else 4)  # the metrics of the failed run
         (folder / "run" / PART).unlink()
-    assert {path.name: path.read_bytes() for path in (folder / "run").iterdir()} == before
+    assert contents(folder / "run") == before
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(folder):

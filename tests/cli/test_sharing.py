@@ -14,9 +14,10 @@ import yaml
 
 from bptt.cli import exchange
 from bptt.cli.contest.folder import ContestFolder
-from bptt.cli.folder import FILES, METRICS, RunFolder, dated, load, replace
+from bptt.cli.folder import FILES, METRICS, RunFolder, dated, load
 from bptt.cli.lock import LOCK, Lock
 from bptt.cli.printing import UserError
+from bptt.cli.writing import replace
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="no flock")
 

@@ -130,7 +130,8 @@ def test_ctrl_c_after_tee_has_left(into, monkeypatch, capsys, folder, text, stde
     assert load_file(folder / "run" / WEIGHTS)
     assert (folder / "run" / "report.md").exists()
     line = (
-        "bptt train: Interrupted after 3 updates: not validated yet. Weights, report.md, plots and metrics are in run"
+        "bptt train: Interrupted after 3 updates: not validated yet. Weights, report.md, plots and metrics are in run. "
+        "Go on: bptt train --resume run"
     )
     assert capsys.readouterr().err == (f"{line}\n" if stderr is None else "")
     assert told == ([] if stderr is None else [line])
@@ -187,7 +188,7 @@ def test_ctrl_c_in_a_terminal_with_everything_piped_to_tee(folder, text, environ
     os.waitpid(pid, 0)
     os.close(terminal)
     assert b"code 130" in shown
-    assert b"Weights, report.md, plots and metrics are in run" in shown
+    assert b"Weights, report.md, plots and metrics are in run. Go on: bptt train --resume run" in shown
     assert load_file(folder / "run" / WEIGHTS)
 
 
@@ -202,4 +203,4 @@ def test_ctrl_c_with_all_streams_closed_from_the_start(folder, text, environment
     assert process.wait() == 130
     assert load_file(folder / "run" / WEIGHTS)
     assert all(json.loads(line)["kind"] for line in (folder / "run" / METRICS).read_text().splitlines())
-    assert not any(b"stopping after" in path.read_bytes() for path in (folder / "run").iterdir())
+    assert not any(b"stopping after" in path.read_bytes() for path in (folder / "run").rglob("*.*") if path.is_file())

@@ -20,11 +20,11 @@ from bptt.cli.contest.results import numbers, standings
 from bptt.cli.contest.runner import must_fit
 from bptt.cli.contest.settings import setting
 from bptt.cli.contest.verdict import verdict
-from bptt.cli.folder import jsonable
 from bptt.cli.interrupt import Interrupt
 from bptt.cli.printing import UserError, one_line
 from bptt.cli.screen import Screen
 from bptt.cli.strategies import parse_strategies
+from bptt.cli.writing import jsonable
 
 
 def run(words: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ import bptt
 from bptt.cli.config import PLAIN, at_least_one, can_be_written, flag, parse
 from bptt.cli.diagnosis import Measured, ladder, show, truncates
 from bptt.cli.files import data_text
-from bptt.cli.folder import CONFIG, load, replace
+from bptt.cli.folder import CONFIG, load
 from bptt.cli.model import CharModel, build, loss
 from bptt.cli.plots import diagnosis_plot
 from bptt.cli.printing import UserError, one_line, user_errors
@@ -22,6 +22,7 @@ from bptt.cli.reading import reading
 from bptt.cli.screen import Screen
 from bptt.cli.train import describe, device_of, parameters
 from bptt.cli.train_config import TrainConfig, parse_train
+from bptt.cli.writing import replace
 from bptt.data import PYTHON_DOCS, Vocabulary, lanes, split
 
 PLOT = "diagnosis.png"

@@ -35,7 +35,7 @@ def exchange(folder: Path) -> Iterator[Path]:
 
 
 def remove(new: Path, name: str) -> None:
-    """Let the exchange remove the file `name`, instead of replacing it."""
+    """Let the exchange remove the file or folder `name`, instead of replacing it."""
     (new / (name + GONE)).touch()
 
 
@@ -58,7 +58,8 @@ def settle(folder: Path) -> None:
     for source in sorted(ready.iterdir()):
         target = folder / source.name
         if source.suffix == GONE:
-            target.with_suffix("").unlink(missing_ok=True)
+            gone = target.with_suffix("")
+            shutil.rmtree(gone) if gone.is_dir() else gone.unlink(missing_ok=True)
             source.unlink()
         elif source.is_dir():
             shutil.rmtree(target, ignore_errors=True)

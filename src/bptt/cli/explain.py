@@ -16,8 +16,8 @@ from bptt.cli.explanation.page import page
 from bptt.cli.explanation.sections import sections
 from bptt.cli.explanation.terminal import show
 from bptt.cli.explanation.work import work
-from bptt.cli.folder import write
 from bptt.cli.printing import UserError, one_line
+from bptt.cli.writing import write
 
 
 def run(words: Sequence[str]) -> int:

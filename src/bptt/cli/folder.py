@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
 import hashlib
-import io
 import itertools
 import json
-import math
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,20 +19,21 @@ import torch
 import yaml
 from safetensors.torch import load_file, save
 
-from bptt.cli import exchange
+from bptt.cli import checkpoint, exchange
 from bptt.cli.events import Events
 from bptt.cli.files import read_settings, small_text
-from bptt.cli.lock import Lock, alone
+from bptt.cli.lock import Lock
 from bptt.cli.model import CELLS, CharModel, build
 from bptt.cli.printing import UserError, block, one_line
 from bptt.cli.train_config import TrainConfig
+from bptt.cli.writing import Lines, jsonable, replace, temporary, to_disk, write
 from bptt.data import Vocabulary
 
 WEIGHTS, CONFIG, VOCABULARY = "weights.safetensors", "config.yaml", "vocabulary.json"
 METRICS, LOSS_PLOT, NORM_PLOT, REPORT = "metrics.jsonl", "loss.png", "gradient_norm.png", "report.md"
 EVENTS = "events.out.tfevents.bptt"
 """For TensorBoard, which knows its files by the middle of this name; missing where TensorBoard isn't installed."""
-FILES = (WEIGHTS, CONFIG, VOCABULARY, METRICS, EVENTS, LOSS_PLOT, NORM_PLOT, REPORT)
+FILES = (WEIGHTS, CONFIG, VOCABULARY, METRICS, EVENTS, LOSS_PLOT, NORM_PLOT, REPORT, checkpoint.FOLDER)
 PART = METRICS + ".part"
 VOCABULARY_MOST = 2**26
 """Bytes; all of Unicode, each character as an escape, needs a fifth of it."""
@@ -49,12 +48,16 @@ class RunFolder:
     Arguments:
         out: the folder; None makes a new dated one under runs/.
         overwrite: let it hold a run already.
+        resume: it holds a run, which is to go on.
 
-    Raises: UserError if it holds a run, is a file, can't be written to, or is written to by another process.
+    Raises: UserError if it holds a run (with `resume`: none), is a file, can't be written to, or is written to by
+        another process.
     """
 
-    def __init__(self, out: Path | None, overwrite: bool) -> None:
+    def __init__(self, out: Path | None, overwrite: bool = False, resume: bool = False) -> None:
         self.path = RUNS if out is None else out
+        if resume and not self.path.is_dir():
+            raise UserError(f"--resume {self.path}: no such folder. Give the folder of a run that bptt train wrote")
         try:
             self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
             if out is None:
@@ -63,8 +66,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(self.path, "bptt train")
             try:
-                self.held = self._find(overwrite)
-                self._metrics = Lines(self.path / PART, "w")
+                self.held = self._resumable() if resume else self._find(overwrite)
+                self._metrics = Lines(self.path / METRICS, "a") if resume else Lines(self.path / PART, "w")
             except BaseException:
                 self._lock.release()
                 raise
@@ -72,7 +75,7 @@ class RunFolder:
             raise UserError(
                 f"{self.path}: no run can be written here ({error.strerror}). Choose another --out"
             ) from None
-        self.published = False
+        self.published = self.resumed = resume
         self._began = time.time()
         self._events: Events | None = None
 
@@ -84,8 +87,17 @@ class RunFolder:
             raise UserError(f"{self.path} already holds a run. Choose another --out, or give --overwrite")
         exchange.discard(self.path)
         for name in FILES:
-            _temporary(self.path / name).unlink(missing_ok=True)
+            temporary(self.path / name).unlink(missing_ok=True)
         return held
+
+    def _resumable(self) -> list[str]:
+        """What of the folder's run stays until a new one has weights: nothing, since it is the run that goes on."""
+        exchange.settle(self.path)
+        if not (self.path / checkpoint.FOLDER).is_dir():
+            raise UserError(f"--resume {self.path}: it holds no checkpoint. Give the folder of a run of bptt train")
+        if not (self.path / METRICS).is_file():
+            raise UserError(f"--resume {self.path}: {METRICS} isn't there, which holds what the run has measured")
+        return []
 
     def log(self, record: dict[str, Any]) -> None:
         """Add one line to the metrics; a number that JSON can't hold (NaN, infinity) becomes null."""
@@ -99,10 +111,51 @@ class RunFolder:
         if self._events is not None:
             self._events.text(name, text, step)
 
-    def publish(self, config: TrainConfig, vocabulary: Vocabulary, weights: bytes | None = None) -> None:
+    def saved(self) -> checkpoint.Found:
+        """The last whole checkpoint of the run that goes on.
+
+        Raises: UserError if there is none, or if the metrics aren't those that were there when it was saved.
+        """
+        try:
+            found = checkpoint.newest(self.path)
+            mark = found.state["metrics"]
+            data = (self.path / METRICS).read_bytes()[: mark["bytes"]]
+            if hashlib.sha256(data).hexdigest() != mark["sha256"]:
+                raise UserError(f"the lines of {METRICS} up to update {found.step:,} aren't those that were written")
+        except OSError as error:
+            raise UserError(f"--resume {self.path}: {METRICS} cannot be read ({error.strerror})") from None
+        except UserError as error:
+            raise UserError(f"--resume {self.path}: {error}") from None
+        return found
+
+    def go_on(self, config: TrainConfig, metrics: int) -> list[dict[str, Any]]:
+        """Let the metrics end after so many bytes, and add to them; the records that they hold."""
+        os.truncate(self.path / METRICS, metrics)
+        settings = yaml.safe_dump(config.recorded(), sort_keys=False)
+        write(self.path / CONFIG, settings)
+        self._publish_events(settings)
+        return [json.loads(line) for line in (self.path / METRICS).read_text(encoding="utf-8").splitlines()]
+
+    def keep(self, step: int, state: dict[str, Any]) -> None:
+        """Save a checkpoint, with the place in the metrics that belongs to it."""
+        to_disk(self.path / METRICS)
+        checkpoint.keep(self.path, step, {**state, "metrics": self._mark(METRICS)})
+
+    def _mark(self, name: str) -> dict[str, Any]:
+        data = (self.path / name).read_bytes()
+        return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    def publish(
+        self,
+        config: TrainConfig,
+        vocabulary: Vocabulary,
+        step: int,
+        state: dict[str, Any],
+        weights: bytes | None = None,
+    ) -> None:
         """Make this the run that the folder holds: its files and nothing of the run before, all at once or not at all.
 
-        Once it is, only the weights are replaced.
+        Once it is, a checkpoint is added and the weights are replaced.
         """
         if not self.published:
             settings = yaml.safe_dump(config.recorded(), sort_keys=False)
@@ -111,6 +164,7 @@ class RunFolder:
                     replace(new / WEIGHTS, lambda path: path.write_bytes(weights))
                 write(new / CONFIG, settings)
                 write(new / VOCABULARY, json.dumps(vocabulary.characters) + "\n")
+                checkpoint.fill(new, step, {**state, "metrics": self._mark(PART)})
                 for name in self.held:
                     if name != METRICS and not (new / name).exists():
                         exchange.remove(new, name)
@@ -119,7 +173,9 @@ class RunFolder:
             self.published = True
             self._metrics = Lines(self.path / METRICS, "a")
             self._publish_events(settings)
-        elif weights is not None:
+            return
+        self.keep(step, state)
+        if weights is not None:
             self.replace(WEIGHTS, lambda path: path.write_bytes(weights))
 
     def _publish_events(self, settings: str) -> None:
@@ -130,12 +186,14 @@ class RunFolder:
             for line in (self.path / METRICS).read_text(encoding="utf-8").splitlines():
                 self._events.add(json.loads(line))
 
-    def save_weights(self, model: CharModel, config: TrainConfig, vocabulary: Vocabulary) -> bool:
-        """Replace the weights by the model's; False, and nothing replaced, if one of them isn't finite."""
+    def save_weights(
+        self, model: CharModel, config: TrainConfig, vocabulary: Vocabulary, step: int, state: dict[str, Any]
+    ) -> bool:
+        """Save a checkpoint and the model's weights; False, and nothing replaced, if one of them isn't finite."""
         weights = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
         if not all(torch.isfinite(t).all() for t in weights.values()):
             return False
-        self.publish(config, vocabulary, save(weights, {"vocabulary": digest(vocabulary)}))
+        self.publish(config, vocabulary, step, state, save(weights, {"vocabulary": digest(vocabulary)}))
         return True
 
     def write(self, name: str, text: str) -> None:
@@ -158,89 +216,14 @@ class RunFolder:
                 self._events.close()
 
     def discard(self) -> None:
-        """Take back what was made: the run never began. A run that was held, and anything else here, stays."""
+        """Take back what was made: the run never began. A run that was here, and anything else here, stays."""
         self._close_files()
-        for name in (PART,) if self.held else (PART, *FILES):
-            (self.path / name).unlink(missing_ok=True)
+        for path in (self.path / name for name in ((PART,) if self.held or self.resumed else (PART, *FILES))):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         self._lock.release()
         with contextlib.suppress(OSError):
             for path in self._made:
                 path.rmdir()
-
-
-class Lines:
-    """A file of lines that is whole to its last line, however its process ends.
-
-    Arguments:
-        mode: "w" or "a".
-    """
-
-    def __init__(self, path: Path, mode: str) -> None:
-        self._file = io.FileIO(path, mode)
-
-    def add(self, line: str) -> None:
-        """Write a line. Raises OSError; nothing of the line stays then."""
-        end = self._file.seek(0, os.SEEK_END)
-        left = memoryview((line + "\n").encode())
-        try:
-            while left:
-                left = left[self._file.write(left) :]
-        except OSError:
-            self._file.truncate(end)
-            raise
-
-    def close(self) -> None:
-        """Nothing more can be written; a second call does nothing."""
-        with contextlib.suppress(OSError):  # nothing waits to be written
-            self._file.close()
-
-
-def replace(target: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file and put it in the place of `target`: readers see the old one or the new.
-
-    What a killed process leaves of it, the next one that writes the same file replaces.
-    """
-    temporary = _temporary(target)
-    with alone(temporary):
-        try:
-            write(temporary)
-            _to_disk(temporary)
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-def write(target: Path, text: str) -> None:
-    """Put a text file in the place of `target`."""
-    replace(target, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.name}.part{target.suffix}")  # the suffix tells savefig the format
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file is on the disk, where a full one may show itself only then."""
-    with open(path, "r+b") as file:
-        try:
-            os.fsync(file)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems can't wait
-                raise
-
-
-def jsonable(value: Any) -> Any:
-    """`value` with null for every number that JSON can't hold.
-
-    >>> jsonable({"loss": [1.5, float("nan")]})
-    {'loss': [1.5, None]}
-    """
-    if isinstance(value, dict):
-        return {k: jsonable(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def dated() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from bptt.cli.printing import bits, quantity, size
@@ -37,6 +38,19 @@ class History:
         self.validations: list[Validation] = []
         self.clipped = 0
         self._smooth: dict[str, float] = {}
+        self._shown = 0
+
+    def restore(self, records: Iterable[dict[str, Any]]) -> None:
+        """Take in the records of a run that goes on."""
+        for record in records:
+            if record["kind"] == "train":
+                self.clipped += record["clipped"]
+                self.chars.append(record["chars"])
+                self.bpc.append(record["bpc"])
+                self.grad_norm.append(record["grad_norm"])
+            else:
+                point = Validation(record["step"], record["chars"], record["loss"], record["elapsed"])
+                self.validations.append(point)
 
     @property
     def step(self) -> int:
@@ -71,7 +85,8 @@ class History:
 
     def numbers(self, record: dict[str, Any], chars: int, seconds: float) -> str:
         """What the bar shows after an update of `chars` characters that took `seconds`."""
-        weight = min(0.98, 1 - 1 / self.step)  # the first updates are averaged evenly
+        self._shown += 1
+        weight = min(0.98, 1 - 1 / self._shown)  # the first updates are averaged evenly
         now = {"loss": record["loss"], "chars": chars, "seconds": seconds, "memory": record["memory_bytes"]}
         for name, value in now.items():
             self._smooth[name] = weight * self._smooth.get(name, 0.0) + (1 - weight) * value

@@ -1,4 +1,4 @@
-"""Ctrl-C as a question that training answers between two updates."""
+"""Ctrl-C, and being asked to end, as questions that training answers between two updates."""
 
 from __future__ import annotations
 
@@ -8,31 +8,45 @@ import signal
 import sys
 import threading
 from types import FrameType
+from typing import Any
+
+_NAMES = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}
 
 
 class Interrupt:
-    """While entered, the first Ctrl-C only sets `asked`; a second one kills as it always does.
+    """While entered, the first SIGINT, SIGTERM or SIGHUP only sets `code`; a second one kills as it always does.
 
     An exception thrown in the middle of an optimizer step would leave weights half updated, and those would be saved.
+    A signal that was ignored before, as SIGHUP is under nohup, stays ignored.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.code = 0
+        """What a shell gives for the signal that came (130, 143, 129); 0 before."""
+        self._before: dict[int, Any] = {}
+
+    @property
+    def asked(self) -> bool:
+        """Whether one came."""
+        return self.code != 0
 
     def __enter__(self) -> Interrupt:
-        # Python lets only the main thread set a handler; elsewhere Ctrl-C stays what it was.
-        self._active = threading.current_thread() is threading.main_thread()
-        if self._active:
-            self._before = signal.signal(signal.SIGINT, self._ask)
+        # Python lets only the main thread set a handler; elsewhere signals stay what they were.
+        if threading.current_thread() is threading.main_thread():
+            for number in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._active:
-            signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.code = 128 + number
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        name = _NAMES[signal.Signals(number).name]
         # os.write, since a handler may run while print holds the stream's lock; and nobody may read it any more.
         with contextlib.suppress(OSError):
-            os.write(sys.stderr.fileno(), b"\nstopping after this update; Ctrl-C again stops at once, without saving\n")
+            told = f"\nstopping after this update; {name} again stops at once, without saving\n"
+            os.write(sys.stderr.fileno(), told.encode())

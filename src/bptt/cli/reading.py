@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
+import torch
+
+from bptt import Chunk
 from bptt.cli.config import flag
 from bptt.cli.printing import UserError
 from bptt.cli.strategies import LAWFUL, first, parse_strategy
 from bptt.cli.train_config import TrainConfig
+from bptt.data import chunks, continuous
 from bptt.strategies import says
 
-T = TypeVar("T")
 CHUNK = 64
 """Characters read at once where nobody knows how many losses an update will have."""
 
@@ -54,9 +58,34 @@ def reading(config: TrainConfig) -> Reading:
     return Reading(strategy, math.ceil(says(strategy, "reach") or CHUNK) if window is None else window.steps)
 
 
-def until(stream: Iterator[T], stopping: Callable[[], bool]) -> Iterator[T]:
-    """The stream up to where `stopping` says so, one chunk at the least: what was read then is the last window."""
-    for chunk in stream:
-        yield chunk
-        if stopping():
-            return
+class Stopping(Exception):
+    """The run is to end before the window that is being read: it is read again when the run goes on."""
+
+
+class Text:
+    """Lanes of ids as chunks on a device, at a place that can be saved.
+
+    lanes, length, epochs: as `bptt.data.chunks` takes them.
+    stopping: asked before each chunk; True raises Stopping.
+    """
+
+    def __init__(
+        self, lanes: torch.Tensor, length: int, epochs: int | None, device: torch.device, stopping: Callable[[], bool]
+    ) -> None:
+        self._chunks = chunks(lanes, length, epochs)
+        self._device, self._stopping, self._read = device, stopping, 0
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for chunk in continuous(itertools.islice(self._chunks, self._read, None)):
+            if self._stopping():
+                raise Stopping
+            self._read += 1
+            yield Chunk(*(None if t is None else t.to(self._device, non_blocking=True) for t in chunk))
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many chunks were read."""
+        return {"read": self._read}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after them."""
+        self._read = state["read"]

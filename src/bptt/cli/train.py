@@ -7,14 +7,16 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 
 import bptt
+from bptt.cli.checkpoint import Found
 from bptt.cli.files import data_text
-from bptt.cli.folder import EVENTS, LOSS_PLOT, NORM_PLOT, PART, REPORT, RunFolder
+from bptt.cli.folder import CONFIG, EVENTS, LOSS_PLOT, NORM_PLOT, PART, REPORT, RunFolder
 from bptt.cli.interrupt import Interrupt
 from bptt.cli.model import CharModel, build, write
 from bptt.cli.plots import loss_plot, norm_plot
@@ -22,6 +24,7 @@ from bptt.cli.printing import UserError, bits, block, command, duration, one_lin
 from bptt.cli.progress import Display
 from bptt.cli.reading import Reading, reading
 from bptt.cli.report import report
+from bptt.cli.resuming import must_be, resumed
 from bptt.cli.room import ADAM, FLOAT, must_have_room, numbers_of_window
 from bptt.cli.strategies import labelled, long_by, parse_strategy
 from bptt.cli.streams import lost
@@ -36,13 +39,23 @@ SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 400, 0.6
 def run(words: Sequence[str]) -> int:
     """Train as `words` say; the exit code."""
     config = parse_train(words)
-    read = reading(config)
-    device = device_of(config.device)
-    folder = RunFolder(config.out, config.overwrite)  # before anything that takes time
+    saved = None
+    if config.resume is None:
+        reading(config)  # what can't be is said before there is a folder
+        device_of(config.device)
+        folder = RunFolder(config.out, config.overwrite)  # before anything that takes time
+    else:
+        folder = RunFolder(config.resume, resume=True)
     training = None
     try:
+        if config.resume is not None:
+            saved = folder.saved()
+            with damaged(folder.path):
+                config = resumed(config, saved.state["config"], folder.path / CONFIG)
+        read, device = reading(config), device_of(config.device)
         with Interrupt() as interrupt, Display() as display:
             training = _prepare(config, read, device, folder, display)
+            _begin(training, saved, display)
             return _train(training, display, interrupt)
     except UserError as error:
         if error.code == 2 and (training is None or training.history.step == 0):
@@ -83,9 +96,34 @@ def _prepare(config: TrainConfig, read: Reading, device: torch.device, folder: R
     )
     display.say(f"model       {describe(config)}, {parameters(model):,} parameters, on {device}")
     display.say(f"run folder  {one_line(str(folder.path))}")
-    if not folder.held:
-        folder.publish(config, vocabulary)
     return Training(config, read, model, vocabulary, train, validation, folder)
+
+
+def _begin(training: Training, saved: Found | None, display: Display) -> None:
+    """Make the folder that of this run, or go on where it was saved."""
+    folder, config = training.folder, training.config
+    if saved is None:
+        if not folder.held:
+            folder.publish(config, training.vocabulary, 0, training.state())
+        return
+    for wrong in saved.wrong:
+        display.say(f"going on    {wrong}; from the one before it")
+    with damaged(folder.path):
+        differs = must_be(saved.state, training.state()["text"])
+        if differs is not None:
+            display.say(f"going on    {differs}")
+        training.load(saved.state, folder.go_on(config, saved.state["metrics"]["bytes"]))
+    display.say(f"going on    after update {training.history.step:,}")
+
+
+@contextlib.contextmanager
+def damaged(path: Path) -> Iterator[None]:
+    """Whatever a checkpoint lacks that is whole but not one of this program's, in a line."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        told = f"{type(error).__name__}: {one_line(str(error))}"
+        raise UserError(f"--resume {path}: its checkpoint isn't one of bptt {bptt.__version__} ({told})") from None
 
 
 def _ends(config: TrainConfig, read: Reading, lane: int) -> None:
@@ -134,9 +172,12 @@ def _train(training: Training, display: Display, interrupt: Interrupt) -> int:
         display.say(command("Curves:", ["tensorboard", f"--logdir {quoted}"], display.width), fit=False)
     more = ["bptt sample", quoted, f"--temperature {SAMPLE_TEMPERATURE}"]
     display.say(command("More text:", more, display.width), fit=False)
+    go_on = f"bptt train --resume {quoted}"
     if interrupt.asked and lost(sys.stdout):  # with `| tee`, Ctrl-C ends tee first
-        raise UserError(f"{ended} Weights, report.md, plots and metrics are in {path}", 130)
-    return 130 if interrupt.asked else 0
+        raise UserError(f"{ended} Weights, report.md, plots and metrics are in {path}. Go on: {go_on}", interrupt.code)
+    if interrupt.asked:
+        display.say(command("Go on:", ["bptt train", f"--resume {quoted}"], display.width), fit=False)
+    return interrupt.code
 
 
 def _ended(training: Training, failure: str | None, interrupted: bool, path: str) -> str:

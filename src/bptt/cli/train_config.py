@@ -15,6 +15,7 @@ from bptt.cli.files import read_settings
 from bptt.cli.printing import UserError
 from bptt.cli.strategies import LAWFUL
 
+HOW_LONG = ("steps", "epochs", "minutes")
 _HOW_LONG = tyro.conf.create_mutex_group(required=False, title="how long (one of them; 1500 updates if none is given)")
 
 
@@ -24,10 +25,11 @@ class TrainConfig:
 
     The folder gets weights.safetensors, config.yaml, vocabulary.json, metrics.jsonl, loss.png, gradient_norm.png,
     report.md, and events that TensorBoard shows. The last tenth of the text is kept for validation; weights are saved
-    at each validation.
+
+    at each validation, with a checkpoint that --resume goes on from.
 
     Exit codes: 0 done; 1 a loss or gradient became non-finite, or something cannot be written (the last good weights
-    stay); 2 wrong use; 130 stopped with Ctrl-C, everything saved.
+    stay); 2 wrong use; 130, 143 or 129 stopped by Ctrl-C, SIGTERM or SIGHUP, everything saved.
     """
 
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
@@ -80,6 +82,10 @@ class TrainConfig:
     overwrite: Annotated[tyro.conf.FlagCreatePairsOff[bool], PLAIN] = False
     """Allow a folder that holds a run; its files are replaced once this run has weights to save."""
 
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Go on with the run in DIR where its last checkpoint was saved, as if it hadn't stopped. Of the other options,
+    steps, epochs or minutes may go with it, to train longer."""
+
     def check(self) -> None:
         """Raise `UserError` for a number that no run can have."""
         at_least_one(self, "hidden", "layers", "batch", "steps", "epochs", "every", "sequence_length")
@@ -105,7 +111,7 @@ class TrainConfig:
 
     def recorded(self) -> dict[str, Any]:
         """What a run folder keeps: every option that has a value, but where the run is written to."""
-        where = ("config", "out", "overwrite")
+        where = ("config", "out", "overwrite", "resume")
         return {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k not in where}
 
 
@@ -118,8 +124,13 @@ def parse_train(words: Sequence[str]) -> TrainConfig:
     """
     prog = "bptt train"
     config = parse(TrainConfig, words, prog)
+    given = {word.split("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
+    if config.resume is not None:
+        other = sorted(given - {"resume", *HOW_LONG})
+        if other:
+            raise UserError(f"{flag(other[0])} doesn't go with --resume: a run goes on as it began. Leave it out")
+        return config
     if config.config is not None:
-        given = {word.split("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
         values = _read(config.config)
         try:
             parse(TrainConfig, _words(values), prog)
@@ -132,9 +143,8 @@ def parse_train(words: Sequence[str]) -> TrainConfig:
 
 def _overruled(values: dict[str, Any], given: set[str]) -> dict[str, Any]:
     """The file's values without those that a flag makes pointless: `--minutes` sets aside the file's steps."""
-    how_long = ("steps", "epochs", "minutes")
     sets_aside = {
-        **dict.fromkeys(how_long, how_long),
+        **dict.fromkeys(HOW_LONG, HOW_LONG),
         "strategy": ("law", "alpha", "every", "sequence_length"),
         "law": ("alpha",),
     }
@@ -147,7 +157,7 @@ def _read(path: Path) -> dict[str, Any]:
         values = read_settings(path, as_written=True)
     except UserError as error:
         raise UserError(f"--config {path}: {error}") from None
-    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name != "config"]
+    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in ("config", "resume")]
     for key in values:
         if key not in names:
             raise UserError(f"--config {path}: unknown key {key!r}; the keys are {', '.join(names)}")

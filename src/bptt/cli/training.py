@@ -17,12 +17,15 @@ from bptt.cli.interrupt import Interrupt
 from bptt.cli.model import CharModel, loss
 from bptt.cli.printing import bits, brief, fields, quantity, user_errors
 from bptt.cli.progress import Display
-from bptt.cli.reading import Reading, until
+from bptt.cli.reading import Reading, Stopping, Text
+from bptt.cli.resuming import digest, noise, set_noise, versions
 from bptt.cli.train_config import TrainConfig
-from bptt.data import Vocabulary, chunks, continuous
+from bptt.data import Vocabulary
 
 VALIDATIONS = 8
 VALIDATION_CHUNK = 256
+SAVE_SECONDS = 300
+"""Between two checkpoints, if no validation comes before."""
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -58,40 +61,78 @@ class Training:
         self.device = self.model.decoder.weight.device
         self.optimizer = OPTIMIZERS[config.optimizer](parameters, lr=config.lr)  # pyright: ignore[reportCallIssue]
         self.saved_step: int | None = None
+        self._validated, self._before, self._checkpoint, self.began = 0, 0.0, -1, 0.0
+        self._loaded: dict[str, Any] = {}
+        self._updates: Any = None
+
+    def state(self) -> dict[str, Any]:
+        """All that the run needs to go on after its last update; its records are in the metrics."""
+        stream, run = self._loaded.get("stream"), self._loaded.get("run")
+        if self._updates is not None:
+            stream, run = (
+                (self._text.state_dict(), None) if self.reading.sequences else (None, self._updates.state_dict())
+            )
+        return {
+            "config": self.config.recorded(),
+            "text": digest(self.vocabulary, (self.lanes, self.validation)),
+            "versions": versions(),
+            "seconds": self.seconds(),
+            "validated": self._validated,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "noise": noise(self.device),
+            "stream": stream,
+            "run": run,
+        }
+
+    def load(self, state: dict[str, Any], records: list[dict[str, Any]]) -> None:
+        """Go on from there, before `run`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        set_noise(state["noise"], self.device)
+        self.history.restore(records)
+        self._validated, self._before, self._loaded = state["validated"], state["seconds"], state
+        self._checkpoint = self.history.step
+        self.saved_step = self.history.validations[-1].step if self.history.validations else None
 
     def run(self, display: Display, interrupt: Interrupt) -> None:
         """Train until the end that the configuration sets, or Ctrl-C; validate and save on the way and at the end.
 
         Raises: NonFinite; UserError for what the library refuses.
         """
-        self.began = time.monotonic()
-        done = 0
-        before = self.began
-        for update in self._updates(interrupt):
-            record, chars = self._step(update)
-            now = time.monotonic()
-            display.show(self._fraction(), self.history.numbers(record, chars, now - before))
-            if self._fraction() >= 1 or interrupt.asked:
-                break
-            if int(self._fraction() * VALIDATIONS) > done:
-                done = int(self._fraction() * VALIDATIONS)
-                self._validate(display, interrupt)
-                if interrupt.asked:
-                    break
+        self.began = saved = time.monotonic()
+        updates = self._stream(interrupt)
+        self._validate_if_due(display, interrupt)  # one that the run before was stopped at
+        while self._fraction() < 1 and not interrupt.asked:
             before = time.monotonic()
+            update = next(updates, None)
+            if update is None:
+                break
+            record, chars = self._step(update)
+            display.show(self._fraction(), self.history.numbers(record, chars, time.monotonic() - before))
+            if self._fraction() < 1 and not interrupt.asked:
+                self._validate_if_due(display, interrupt)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                saved = time.monotonic()
+                self._keep()
         if not interrupt.asked:
-            self._validate(display, interrupt)
+            self._validate(display, interrupt, VALIDATIONS)
         if interrupt.asked:
             self._save()
 
     def seconds(self) -> float:
-        """Since training began."""
-        return time.monotonic() - self.began
+        """Since training began, without the time between two runs of it."""
+        return self._before + (time.monotonic() - self.began if self.began else 0.0)
 
-    def _updates(self, interrupt: Interrupt) -> Iterator[Any]:
+    def _validate_if_due(self, display: Display, interrupt: Interrupt) -> None:
+        due = int(self._fraction() * VALIDATIONS)
+        if due > self._validated and self._fraction() < 1:
+            self._validate(display, interrupt, due)
+
+    def _stream(self, interrupt: Interrupt) -> Iterator[Any]:
         """The updates of the run; every chunk of `--strategy full` is a sequence of its own.
 
-        The stream ends at Ctrl-C, so that a window which is still being read becomes the last update.
+        At Ctrl-C a window that is still being read is left: it is read again when the run goes on.
         """
         options: dict[str, Any] = {
             "strategy": self.reading.strategy,
@@ -99,25 +140,29 @@ class Training:
             "initial_state": self.model.initial_state(self.lanes.shape[1]),
             "generator": torch.Generator().manual_seed(self.config.seed),
         }
-        endless = chunks(self.lanes, self.reading.chunk_length, self.config.epochs)
-        stream = self._on_device(until(continuous(endless), lambda: interrupt.asked))
+        length, epochs = self.reading.chunk_length, self.config.epochs
+        self._text = Text(self.lanes, length, epochs, self.device, lambda: interrupt.asked)
+        if self.reading.sequences and self._loaded.get("stream"):
+            self._text.load_state_dict(self._loaded["stream"])
         # A sequence starts from the initial state as it is; marking that as a reset would cut its last cotangent off.
-        sequences = ([chunk._replace(is_start=None)] for chunk in stream) if self.reading.sequences else [stream]
+        sequences = (
+            ([chunk._replace(is_start=None)] for chunk in self._text) if self.reading.sequences else [self._text]
+        )
         with user_errors():
             for sequence in sequences:
-                updates = bptt.unroll(self.model, loss, sequence, **options)
-                while (update := self._next(updates)) is not None:
+                self._updates = bptt.unroll(self.model, loss, sequence, **options)
+                if self._loaded.get("run"):
+                    self._updates.load_state_dict(self._loaded["run"])
+                while (update := self._next()) is not None:
                     yield update
 
-    def _next(self, updates: Iterator[Any]) -> Any:
+    def _next(self) -> Any:
         try:
-            return next(updates, None)
+            return next(self._updates, None)
+        except Stopping:
+            return None
         except bptt.NonFiniteLossError as error:
             raise NonFinite(str(error)) from error
-
-    def _on_device(self, stream: Iterator[bptt.Chunk]) -> Iterator[bptt.Chunk]:
-        for chunk in stream:
-            yield bptt.Chunk(*(None if t is None else t.to(self.device, non_blocking=True) for t in chunk))
 
     def _step(self, update: Any) -> tuple[dict[str, Any], int]:
         config, history = self.config, self.history
@@ -144,22 +189,15 @@ class Training:
             return history.total_chars / (config.epochs * (len(self.lanes) - 1) * self.lanes.shape[1])
         return history.step / config.steps if config.steps else 0.0
 
-    def _validate(self, display: Display, interrupt: Interrupt) -> None:
+    def _validate(self, display: Display, interrupt: Interrupt, number: int) -> None:
         """Measure the validation text with the state carried through each of its lanes, and save the weights."""
 
-        def stream() -> Iterator[bptt.Chunk]:
-            for chunk in self._on_device(chunks(self.validation, VALIDATION_CHUNK)):
-                if interrupt.asked:
-                    raise KeyboardInterrupt
-                yield chunk
-
+        text = Text(self.validation, VALIDATION_CHUNK, 1, self.device, lambda: interrupt.asked)
         try:
             result = bptt.evaluate(
-                self.model, loss, stream(), initial_state=self.model.initial_state(self.validation.shape[1])
+                self.model, loss, text, initial_state=self.model.initial_state(self.validation.shape[1])
             )
-        except KeyboardInterrupt:
-            if not interrupt.asked:  # the second Ctrl-C
-                raise
+        except Stopping:
             return
         except bptt.NonFiniteLossError as error:
             raise NonFinite(f"in validation, {error}") from error
@@ -170,6 +208,7 @@ class Training:
         history.validations.append(point)
         record = {"kind": "valid", "step": point.step, "chars": point.chars, "loss": point.loss, "bpc": point.bpc}
         self.folder.log({**record, "elapsed": round(point.seconds, 3)})
+        self._validated = number
         self._save()
         shown = [
             f"update {point.step:>5,}",
@@ -181,6 +220,14 @@ class Training:
         display.say(fields(shown, display.width), fit=False)
 
     def _save(self) -> None:
-        if not self.folder.save_weights(self.model, self.config, self.vocabulary):
+        """The weights, for who reads them, and a checkpoint."""
+        step = self.history.step
+        if not self.folder.save_weights(self.model, self.config, self.vocabulary, step, self.state()):
             raise NonFinite("a weight is not finite")
-        self.saved_step = self.history.step
+        self.saved_step = self._checkpoint = step
+
+    def _keep(self) -> None:
+        """A checkpoint alone; one of the update at hand serves, whether its validation is in it or is made again."""
+        if self.folder.published and self._checkpoint != self.history.step:
+            self.folder.keep(self.history.step, self.state())
+            self._checkpoint = self.history.step

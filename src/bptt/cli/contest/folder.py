@@ -20,9 +20,10 @@ from bptt.cli.contest.parts import is_gradient, run_of
 from bptt.cli.contest.runner import Run
 from bptt.cli.files import read_settings, small_text
 from bptt.cli.folder import FILES as RUN_FILES
-from bptt.cli.folder import RUNS, dated, jsonable, replace, write
+from bptt.cli.folder import RUNS, dated
 from bptt.cli.lock import Lock
 from bptt.cli.printing import UserError
+from bptt.cli.writing import jsonable, replace, write
 
 CONFIG, RESULTS, PAGE = "config.yaml", "results.json", "report.html"
 PLOTS = ("loss.png", "gradients.png", "windows.png")

@@ -8,8 +8,8 @@ import torch
 
 import bptt
 from bptt.cli.contest.settings import Setting
-from bptt.cli.folder import jsonable
 from bptt.cli.printing import user_errors
+from bptt.cli.writing import jsonable
 
 WHEN = ("start", "end")
 """Where gradients are measured: at the first weights of seed 0, and at the end of the run with the lowest loss."""

@@ -17,7 +17,6 @@ import bptt
 from bptt.cli.contest.config import Budget
 from bptt.cli.contest.settings import Setting
 from bptt.cli.printing import UserError, user_errors
-from bptt.cli.reading import until
 from bptt.cli.room import FLOAT, must_have_room
 from bptt.strategies import says
 
@@ -131,7 +130,7 @@ class Runner:
         setting = self.setting
         if not says(self.strategy, "sequences"):
             stream = _limited(setting.stream(self.seed), self.budget.steps)
-            yield from self._unroll(until(stream, self.stopping))
+            yield from self._unroll(_until(stream, self.stopping))
             return
         for chunk in setting.sequences(self.seed):
             yield from self._unroll([chunk])
@@ -262,3 +261,11 @@ def _limited(stream: Iterator[bptt.Chunk], steps: int | None) -> Iterator[bptt.C
             return
         left -= len(chunk.inputs)
         yield chunk
+
+
+def _until(stream: Iterator[bptt.Chunk], stopping: Callable[[], bool]) -> Iterator[bptt.Chunk]:
+    """The stream up to where `stopping` says so, one chunk at the least: what was read then is the last window."""
+    for chunk in stream:
+        yield chunk
+        if stopping():
+            return

@@ -1,0 +1,87 @@
+"""What a run needs beside its weights to go on to the bit, and what must be as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import bptt
+from bptt.cli.files import read_settings
+from bptt.cli.printing import UserError, one_line
+from bptt.cli.train_config import HOW_LONG, TrainConfig
+from bptt.data import Vocabulary
+
+
+def resumed(asked: TrainConfig, saved: dict[str, Any], settings: Path) -> TrainConfig:
+    """The options of the run that goes on: as it began, but for how long.
+
+    Arguments:
+        asked: the command's options.
+        saved: those that the checkpoint holds.
+        settings: the folder's file of them, which may name another end.
+
+    Raises: UserError if that file names anything else than the checkpoint.
+    """
+    held = {**saved}
+    if settings.exists():
+        try:
+            held = read_settings(settings)
+        except UserError as error:
+            raise UserError(f"--resume: {settings}: {error}") from None
+    for name in sorted({*held, *saved} - set(HOW_LONG)):
+        if held.get(name) != saved.get(name):
+            raise UserError(
+                f"--resume: {settings}: {name} is {one_line(str(held.get(name)))}, but the run began with "
+                f"{one_line(str(saved.get(name)))}. Put it back, or start a new run with --config"
+            )
+    ends = {name: getattr(asked, name) for name in HOW_LONG}
+    if all(end is None for end in ends.values()):
+        ends = {name: held.get(name) for name in HOW_LONG}
+    config = TrainConfig(**{**saved, **ends}, out=asked.resume)
+    config.check()
+    return config
+
+
+def must_be(saved: dict[str, Any], text: str) -> str | None:
+    """What differs from when the run was saved and changes its last bits, in a line; None if nothing does.
+
+    Raises: UserError if its text isn't the same any more.
+    """
+    if saved["text"] != text:
+        source = one_line(str(saved["config"]["data"]))
+        raise UserError(f"--resume: --data {source} was changed since the run began. Put it back, or start a new run")
+    changed = {name: (saved["versions"].get(name), now) for name, now in versions().items()}
+    told = [f"{name} {now}, was {before}" for name, (before, now) in changed.items() if before != now]
+    return f"another machine: {'; '.join(told)}; the numbers may differ in their last bits" if told else None
+
+
+def digest(vocabulary: Vocabulary, lanes: Iterable[torch.Tensor]) -> str:
+    """What tells a text from another one."""
+    known = hashlib.sha256(vocabulary.characters.encode("utf-8", "surrogatepass"))
+    for each in lanes:
+        known.update(each.numpy().tobytes())
+    return known.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """What a run's bits depend on beside its settings."""
+    return {"bptt": bptt.__version__, "torch": torch.__version__, "threads": str(torch.get_num_threads())}
+
+
+def noise(device: torch.device) -> dict[str, Any]:
+    """The states of all random numbers."""
+    on_device = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
+    return {"cpu": torch.get_rng_state(), "device": on_device, "python": random.getstate()}
+
+
+def set_noise(state: dict[str, Any], device: torch.device) -> None:
+    """Put them back."""
+    torch.set_rng_state(state["cpu"])
+    if state["device"] is not None and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state["device"])
+    random.setstate(state["python"])

@@ -1,0 +1,267 @@
+"""Runs that stop and go on: to the bit, from what is whole, and never over what is good."""
+
+import errno
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bptt.cli import checkpoint, writing
+from bptt.cli.folder import METRICS
+from bptt.cli.printing import UserError
+from cli.test_endings import at_update, contents, ctrl_c
+
+STRATEGIES = {
+    "tbptt:8": [],
+    "tbptt:5:13:4": ["--layers", 2],
+    "artbp:12": ["--cell", "gru"],
+    "artbp:15 memory": ["--memory", "40KiB"],
+    "adaptive:.5": ["--cell", "rnn"],
+    "full": ["--sequence-length", 30, "--optimizer", "sgd"],
+}
+
+
+def records(path):
+    lines = [json.loads(line) for line in (path / METRICS).read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("elapsed", "memory_bytes")} for line in lines]
+
+
+def same_weights(one, other):
+    one, other = load_file(one / "weights.safetensors"), load_file(other / "weights.safetensors")
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(train, bptt_, folder, monkeypatch, name):
+    words = ["--strategy", name.split()[0], *STRATEGIES[name], "--steps", 40]
+    assert train(*words, "--out", "whole").code == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, 13)
+        assert train(*words, "--out", "parts").code == 130
+    with monkeypatch.context() as patch:  # updates are counted anew, and it stops a second time
+        stop_at(patch, 9)
+        result = bptt_("train", "--resume", "parts")
+        assert result.code == 130
+        assert "going on    after update 13" in result.out
+        assert "bptt train --resume parts" in result.out
+    assert bptt_("train", "--resume", "parts").code == 0
+    assert same_weights(folder / "whole", folder / "parts")
+    assert records(folder / "whole") == records(folder / "parts")
+
+
+def stop_at(monkeypatch, number):
+    """Ctrl-C while an optimizer makes its step `number`."""
+    for kind in (torch.optim.Adam, torch.optim.SGD):
+        step, count = kind.step, [0]
+
+        def counted(self, *args, step=step, count=count):
+            count[0] += 1
+            if count[0] == number:
+                ctrl_c()
+            return step(self, *args)
+
+        monkeypatch.setattr(kind, "step", counted)
+
+
+def test_a_finished_run_may_train_on(train, bptt_, folder):
+    assert train("--steps", 20, "--out", "whole").code == 0
+    assert train("--steps", 12, "--out", "parts").code == 0
+    assert bptt_("train", "--resume", "parts", "--steps", 20).code == 0
+    assert same_weights(folder / "whole", folder / "parts")
+    before = load_file(folder / "parts" / "weights.safetensors")
+    assert bptt_("train", "--resume", "parts").code == 0  # nothing is left to do
+    assert all(torch.equal(before[name], now) for name, now in load_file("parts/weights.safetensors").items())
+    assert records(folder / "parts")[-1]["step"] == 20
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_a_run_that_goes_on(text, folder, environment, bptt_, number, code):
+    words = ["train", "--data", "text.txt", "--hidden", "8", "--batch", "4", "--steps", "1000000", "--out", "run"]
+    program = f"import sys; from bptt.cli import main; sys.exit(main({words!r}))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (path := folder / "run" / METRICS).exists() or path.stat().st_size < 1000:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert process.returncode == code, err
+    assert f"stopping after this update; {number.name} again stops at once" in err
+    assert "bptt train --resume run" in out
+    step = records(folder / "run")[-1]["step"]
+    assert bptt_("train", "--resume", "run", "--steps", str(step + 3)).code == 0
+    assert [r["step"] for r in records(folder / "run") if r["kind"] == "train"] == list(range(1, step + 4))
+
+
+def test_a_killed_run_goes_on_without_a_repeated_line(train, bptt_, folder, monkeypatch):
+    """Killed between two checkpoints: what the metrics hold after the last one is made again."""
+    assert train("--steps", 40, "--out", "whole").code == 0
+
+    def kill(*_):
+        os._exit(9)
+
+    pid = os.fork()
+    if pid == 0:
+        at_update(monkeypatch, 23, kill)
+        train("--steps", 40, "--out", "parts")
+        os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 9 << 8
+    assert records(folder / "parts")[-1]["step"] == 22
+    result = bptt_("train", "--resume", "parts")
+    assert result.code == 0
+    assert "going on    after update 20" in result.out
+    assert records(folder / "whole") == records(folder / "parts")
+    assert same_weights(folder / "whole", folder / "parts")
+
+
+@pytest.fixture
+def stopped(train, folder, monkeypatch):
+    """A run that stopped after update 13 of 40, with checkpoints of updates 10 and 13."""
+    with monkeypatch.context() as patch:
+        stop_at(patch, 13)
+        assert train("--steps", 40, "--out", "run").code == 130
+    assert sorted(os.listdir("run/checkpoints")) == ["0000000010", "0000000013"]
+    return folder / "run"
+
+
+@pytest.mark.parametrize("name", ["state.json", "tensors.safetensors", "hashes.json"])
+@pytest.mark.parametrize("harm", ["cut", "flipped", "gone"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(stopped, train, bptt_, folder, name, harm):
+    path = stopped / "checkpoints" / "0000000013" / name
+    harmed(path, harm)
+    result = bptt_("train", "--resume", "run")
+    assert result.code == 0
+    assert "the checkpoint of update 13 is damaged (" in result.out.replace("\n            ", " ")
+    assert "going on    after update 10" in result.out
+    assert train("--steps", 40, "--out", "whole").code == 0
+    assert same_weights(folder / "whole", stopped)
+
+
+def harmed(path, harm):
+    data = path.read_bytes()
+    path.unlink()
+    if harm != "gone":
+        path.write_bytes(data[: len(data) // 2] if harm == "cut" else data[:-3] + bytes([data[-3] ^ 4]) + data[-2:])
+
+
+def test_what_cannot_go_on_says_so_and_stays_as_it_is(stopped, bptt_, folder, text):
+    def refused(*words):
+        before = contents(stopped)
+        result = bptt_("train", "--resume", *words)
+        assert result.code == 2
+        assert contents(stopped) == before
+        return result.error
+
+    assert "--lr doesn't go with --resume" in refused("run", "--lr", "0.1")
+    assert "--resume missing: no such folder" in refused("missing")
+    os.mkdir("empty")
+    assert "--resume empty: it holds no checkpoint" in refused("empty")
+    assert os.listdir("empty") == []
+
+    config = stopped / "config.yaml"
+    kept = config.read_text()
+    config.write_text(kept.replace("lr: 0.01", "lr: 0.02"))
+    assert "config.yaml: lr is 0.02, but the run began with 0.01" in refused("run")
+    config.write_text(kept)
+
+    kept = text.read_text()
+    text.write_text(kept.replace("fox", "cat"))
+    assert "text.txt was changed since the run began" in refused("run")
+    text.unlink()
+    assert "text.txt: no such file" in refused("run")
+    text.write_text(kept)
+
+    metrics = stopped / METRICS
+    kept = metrics.read_text()
+    metrics.write_text(kept.replace('"step": 2', '"step": 3'))
+    assert "the lines of metrics.jsonl up to update 13 aren't those that were written" in refused("run")
+    metrics.write_text(kept)
+
+    for each in (stopped / "checkpoints").iterdir():
+        harmed(each / "state.json", "cut")
+    error = refused("run")
+    assert "update 13 is damaged (state.json isn't what was saved)" in error
+    assert "update 10 is damaged" in error
+
+
+def test_a_full_disk_leaves_the_checkpoints_that_were_there(train, bptt_, folder, monkeypatch):
+    assert train("--steps", 40, "--out", "whole").code == 0
+    before = {}
+
+    def full(path, to_disk=writing.to_disk):
+        if "checkpoints" in str(path) and len(list((folder / "run" / "checkpoints").glob("*"))) == 3:
+            before.update({k: v for k, v in contents(folder / "run").items() if ".part" not in k})
+            raise OSError(errno.ENOSPC, "No space left on device")
+        to_disk(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "to_disk", full)
+        result = train("--steps", 40, "--out", "run")
+    assert result.code == 1
+    assert result.error == "bptt train: run: writing failed (No space left on device)"
+    after = contents(folder / "run")
+    assert {k: v for k, v in after.items() if "checkpoints" in k} == {
+        k: v for k, v in before.items() if "checkpoints" in k
+    }
+    assert bptt_("train", "--resume", "run").code == 0
+    assert same_weights(folder / "whole", folder / "run")
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.deep)])
+def test_a_mutated_checkpoint_loads_equal_or_fails_in_a_line(tmp_path, count):
+    """Flipped, cut, stretched, swapped, and JSON that was made to fit its hash again."""
+    state = {"model": {"w": torch.randn(3, 4), "n": torch.tensor(7)}, "run": (1, [2.5, float("inf"), None], "x")}
+    checkpoint.fill(tmp_path, 4, state)
+    whole, draw = contents(tmp_path), random.Random(0)
+    failed = 0
+    for _ in range(count):
+        name = draw.choice(sorted(whole))
+        data = bytearray(whole[name])
+        for _ in range(draw.choice([1, 1, 3])):
+            at = draw.randrange(len(data))
+            kind = draw.choice(["flip", "cut", "add", "swap"])
+            if kind == "flip":
+                data[at] ^= 1 << draw.randrange(8)
+            elif kind == "cut":
+                del data[at : at + draw.randrange(1, 9)]
+            elif kind == "add":
+                data[at:at] = draw.randbytes(3)
+            else:
+                data[at:] = data[at:][::-1]
+            data = data or bytearray(b" ")
+        (tmp_path / name).write_bytes(data)
+        if draw.random() < 0.5:  # whoever changed it made the hashes fit
+            rehash(tmp_path / os.path.dirname(name))
+        found = loaded(tmp_path)
+        assert found is not None
+        if isinstance(found, str):
+            failed += 1
+            assert "\n" not in found
+            assert "the checkpoint of update 4 is damaged (" in found
+        for each, kept in whole.items():
+            (tmp_path / each).write_bytes(kept)
+    assert failed > count / 3
+
+
+def loaded(path):
+    """The state of a checkpoint, or what is said of it."""
+    try:
+        return checkpoint.newest(path).state
+    except UserError as error:
+        return str(error)
+
+
+def rehash(folder):
+    names = ("state.json", "tensors.safetensors")
+    hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    (folder / "hashes.json").write_text(json.dumps(hashes))
