@@ -50,7 +50,9 @@ def run(words: Sequence[str]) -> int:
                 found = contest.run(bars)
             _write(found, folder, again)
     except Stopped:
-        raise UserError(f"stopped; {contest.kept()} of {contest.total} runs are kept. Go on: {again}", 130) from None
+        raise UserError(
+            f"stopped; {contest.kept()} of {contest.total} runs are kept. Go on: {again}", interrupt.code
+        ) from None
     except OSError as error:
         raise UserError(f"{folder.path}: writing failed ({error.strerror})", 1) from None
     finally:

@@ -150,7 +150,7 @@ class RunFolder:
         config: TrainConfig,
         vocabulary: Vocabulary,
         step: int,
-        state: dict[str, Any],
+        state: dict[str, Any] | None,
         weights: bytes | None = None,
     ) -> None:
         """Make this the run that the folder holds: its files and nothing of the run before, all at once or not at all.
@@ -164,6 +164,7 @@ class RunFolder:
                     replace(new / WEIGHTS, lambda path: path.write_bytes(weights))
                 write(new / CONFIG, settings)
                 write(new / VOCABULARY, json.dumps(vocabulary.characters) + "\n")
+                assert state is not None  # nothing was saved before
                 checkpoint.fill(new, step, {**state, "metrics": self._mark(PART)})
                 for name in self.held:
                     if name != METRICS and not (new / name).exists():
@@ -174,7 +175,8 @@ class RunFolder:
             self._metrics = Lines(self.path / METRICS, "a")
             self._publish_events(settings)
             return
-        self.keep(step, state)
+        if state is not None:
+            self.keep(step, state)
         if weights is not None:
             self.replace(WEIGHTS, lambda path: path.write_bytes(weights))
 
@@ -187,9 +189,9 @@ class RunFolder:
                 self._events.add(json.loads(line))
 
     def save_weights(
-        self, model: CharModel, config: TrainConfig, vocabulary: Vocabulary, step: int, state: dict[str, Any]
+        self, model: CharModel, config: TrainConfig, vocabulary: Vocabulary, step: int, state: dict[str, Any] | None
     ) -> bool:
-        """Save a checkpoint and the model's weights; False, and nothing replaced, if one of them isn't finite."""
+        """Save the model's weights, and `state` as a checkpoint; False, and nothing done, if one isn't finite."""
         weights = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
         if not all(torch.isfinite(t).all() for t in weights.values()):
             return False

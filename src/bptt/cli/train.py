@@ -104,7 +104,7 @@ def _begin(training: Training, saved: Found | None, display: Display) -> None:
     folder, config = training.folder, training.config
     if saved is None:
         if not folder.held:
-            folder.publish(config, training.vocabulary, 0, training.state())
+            training.begin()
         return
     for wrong in saved.wrong:
         display.say(f"going on    {wrong}; from the one before it")

@@ -93,7 +93,15 @@ class Training:
         self.history.restore(records)
         self._validated, self._before, self._loaded = state["validated"], state["seconds"], state
         self._checkpoint = self.history.step
-        self.saved_step = self.history.validations[-1].step if self.history.validations else None
+        if self.history.validations:
+            self.saved_step = self.history.validations[-1].step
+        if self.saved_step == self.history.step:  # the run may have been killed before it had written them
+            self._save()
+
+    def begin(self) -> None:
+        """Make the folder that of this run, with a checkpoint of its start."""
+        self.folder.publish(self.config, self.vocabulary, 0, self.state())
+        self._checkpoint = 0
 
     def run(self, display: Display, interrupt: Interrupt) -> None:
         """Train until the end that the configuration sets, or Ctrl-C; validate and save on the way and at the end.
@@ -102,6 +110,7 @@ class Training:
         """
         self.began = saved = time.monotonic()
         updates = self._stream(interrupt)
+        self._validated = min(self._validated, int(self._fraction() * VALIDATIONS))  # it may have been lengthened
         self._validate_if_due(display, interrupt)  # one that the run before was stopped at
         while self._fraction() < 1 and not interrupt.asked:
             before = time.monotonic()
@@ -115,7 +124,7 @@ class Training:
             if time.monotonic() - saved > SAVE_SECONDS:
                 saved = time.monotonic()
                 self._keep()
-        if not interrupt.asked:
+        if not interrupt.asked and self._validated < VALIDATIONS:
             self._validate(display, interrupt, VALIDATIONS)
         if interrupt.asked:
             self._save()
@@ -222,7 +231,8 @@ class Training:
     def _save(self) -> None:
         """The weights, for who reads them, and a checkpoint."""
         step = self.history.step
-        if not self.folder.save_weights(self.model, self.config, self.vocabulary, step, self.state()):
+        state = None if self._checkpoint == step else self.state()
+        if not self.folder.save_weights(self.model, self.config, self.vocabulary, step, state):
             raise NonFinite("a weight is not finite")
         self.saved_step = self._checkpoint = step
 

@@ -89,7 +89,8 @@ class CompareConfig:
     windows.png, and a file for each finished run. A comparison that was stopped, or killed, goes on from its finished
     runs when the same command is given again with the same --out.
 
-    Exit codes: 0 done; 1 something cannot be written; 2 wrong use; 130 stopped with Ctrl-C, finished runs kept.
+    Exit codes: 0 done; 1 something cannot be written; 2 wrong use; 130, 143 or 129 stopped by Ctrl-C, SIGTERM or
+    SIGHUP, finished runs kept.
     """
 
     task: Literal["text", "copy", "delayed", "adding", "bernoulli", "influence"] = "delayed"

@@ -22,7 +22,7 @@ from bptt.cli.strategies import labelled
 
 
 class Stopped(Exception):
-    """Ctrl-C was answered; what was finished is kept."""
+    """Ctrl-C, or another wish to end, was answered; what was finished is kept."""
 
 
 @dataclasses.dataclass(frozen=True)
