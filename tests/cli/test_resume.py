@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import random
 import signal
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from bptt.cli import checkpoint, writing
 from bptt.cli.folder import METRICS
 from bptt.cli.printing import UserError
-from cli.test_endings import at_update, contents, ctrl_c
+from cli.test_endings import at_update, contents, ctrl_c, poison
 
 STRATEGIES = {
     "tbptt:8": [],
@@ -265,3 +266,45 @@ def rehash(folder):
     names = ("state.json", "tensors.safetensors")
     hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     (folder / "hashes.json").write_text(json.dumps(hashes))
+
+
+@pytest.mark.parametrize("strategy", [["tbptt:8"], ["artbp:12"], ["full", "--sequence-length", 30]], ids=lambda s: s[0])
+@pytest.mark.parametrize("policy", ["skip", "back"])
+def test_what_is_not_finite_is_left_out(train, bptt_, folder, monkeypatch, policy, strategy):
+    """A gradient that is infinite at update 23 of 40; stopped and gone on with, the run ends the same."""
+    clip, count = torch.nn.utils.clip_grad_norm_, [0]
+
+    def poisoned(parameters, most):
+        count[0] += 1
+        return clip(parameters, most) * (math.inf if count[0] == 23 else 1)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", poisoned)
+    words = ["--strategy", *strategy, "--non-finite", policy, "--steps", 40]
+    result = train(*words, "--out", "whole")
+    assert result.code == 0
+    out = " ".join(result.out.split())
+    assert "is not finite (norm inf): left out" in out
+    assert ("as they were after update 20" in out) == (policy == "back")
+    assert "Finished after 40 updates, 1 more left out as not finite: validation" in out
+    kinds = [record["kind"] for record in records(folder / "whole")]
+    assert kinds.count("train") == 40
+    assert kinds.count("left_out") == 1
+    count[0] = 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, 27)
+        assert train(*words, "--out", "parts").code == 130
+    assert bptt_("train", "--resume", "parts").code == 0
+    assert records(folder / "whole") == records(folder / "parts")
+    assert same_weights(folder / "whole", folder / "parts")
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip", "back"])
+def test_a_loss_that_is_not_finite(train, folder, monkeypatch, policy):
+    """Weights that a step has made NaN: skipping doesn't help, going back to the last checkpoint does."""
+    at_update(monkeypatch, 23, poison)
+    result = train("--non-finite", policy, "--steps", 40, "--out", "run")
+    assert result.code == (0 if policy == "back" else 1)
+    assert all(weight.isfinite().all() for weight in load_file("run/weights.safetensors").values())
+    left_out = [record for record in records(folder / "run") if record["kind"] == "left_out"]
+    assert len(left_out) == {"stop": 0, "skip": 20, "back": 1}[policy]
+    assert all("the loss at step" in record["reason"] for record in left_out)

@@ -36,7 +36,7 @@ class History:
         self.bpc: list[float] = []
         self.grad_norm: list[float] = []
         self.validations: list[Validation] = []
-        self.clipped = 0
+        self.clipped = self.left_out = 0
         self._smooth: dict[str, float] = {}
         self._shown = 0
 
@@ -48,6 +48,8 @@ class History:
                 self.chars.append(record["chars"])
                 self.bpc.append(record["bpc"])
                 self.grad_norm.append(record["grad_norm"])
+            elif record["kind"] == "left_out":
+                self.left_out += 1
             else:
                 point = Validation(record["step"], record["chars"], record["loss"], record["elapsed"])
                 self.validations.append(point)

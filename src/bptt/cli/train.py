@@ -187,6 +187,7 @@ def _ended(training: Training, failure: str | None, interrupted: bool, path: str
     if not failure:
         how = "Interrupted" if interrupted else "Finished"
         points = history.validations
+        updates += f", {history.left_out:,} more left out as not finite" * bool(history.left_out)
         return f"{how} {updates}: " + (
             f"validation {bits(points[-1].bpc)} bits per character." if points else "not validated yet."
         )

@@ -73,6 +73,9 @@ class TrainConfig:
     """Learning rate of the optimizer."""
     clip: float = 1.0
     """Largest norm of the gradient, larger ones are scaled down to it; 0 never clips."""
+    non_finite: Literal["stop", "skip", "back"] = "stop"
+    """A loss or gradient that is NaN or infinite: stop the run; skip, which leaves that part of the text out and goes
+    on behind it from the zero state; back, which does so with the weights of the last checkpoint."""
     seed: int = 0
     """Seed of the first weights and of artbp's cuts."""
     device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|...")] = "auto"

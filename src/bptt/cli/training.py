@@ -24,6 +24,8 @@ from bptt.data import Vocabulary
 
 VALIDATIONS = 8
 VALIDATION_CHUNK = 256
+IN_A_ROW = 20
+"""So many windows that aren't finite, one after the other, end any run."""
 SAVE_SECONDS = 300
 """Between two checkpoints, if no validation comes before."""
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -64,6 +66,7 @@ class Training:
         self._validated, self._before, self._checkpoint, self.began = 0, 0.0, -1, 0.0
         self._loaded: dict[str, Any] = {}
         self._updates: Any = None
+        self._in_a_row = 0
 
     def state(self) -> dict[str, Any]:
         """All that the run needs to go on after its last update; its records are in the metrics."""
@@ -109,6 +112,7 @@ class Training:
         Raises: NonFinite; UserError for what the library refuses.
         """
         self.began = saved = time.monotonic()
+        self._say = display.say
         updates = self._stream(interrupt)
         self._validated = min(self._validated, int(self._fraction() * VALIDATIONS))  # it may have been lengthened
         self._validate_if_due(display, interrupt)  # one that the run before was stopped at
@@ -117,7 +121,12 @@ class Training:
             update = next(updates, None)
             if update is None:
                 break
-            record, chars = self._step(update)
+            try:
+                record, chars = self._step(update)
+            except NonFinite as error:
+                self._leave_out(error)
+                continue
+            self._in_a_row = 0
             display.show(self._fraction(), self.history.numbers(record, chars, time.monotonic() - before))
             if self._fraction() < 1 and not interrupt.asked:
                 self._validate_if_due(display, interrupt)
@@ -153,24 +162,55 @@ class Training:
         self._text = Text(self.lanes, length, epochs, self.device, lambda: interrupt.asked)
         if self.reading.sequences and self._loaded.get("stream"):
             self._text.load_state_dict(self._loaded["stream"])
-        # A sequence starts from the initial state as it is; marking that as a reset would cut its last cotangent off.
-        sequences = (
-            ([chunk._replace(is_start=None)] for chunk in self._text) if self.reading.sequences else [self._text]
-        )
+        saved = self._loaded.get("run")
         with user_errors():
-            for sequence in sequences:
+            for sequence in self._sequences():
                 self._updates = bptt.unroll(self.model, loss, sequence, **options)
-                if self._loaded.get("run"):
-                    self._updates.load_state_dict(self._loaded["run"])
-                while (update := self._next()) is not None:
-                    yield update
+                if saved is not None:
+                    self._updates.load_state_dict(saved)
+                    saved = None
+                try:
+                    while (update := self._next()) is not None:
+                        yield update
+                except NonFinite as error:
+                    self._leave_out(error)
+
+    def _sequences(self) -> Iterator[Any]:
+        """What is unrolled one after the other: the text, and the rest of it wherever a stretch was left out."""
+        if self.reading.sequences:
+            # It starts from the initial state as it is; marking that as a reset would cut its last cotangent off.
+            yield from ([chunk._replace(is_start=None)] for chunk in self._text)
+            return
+        known = -1
+        while known < self.history.left_out:
+            known = self.history.left_out
+            yield self._text
+
+    def _leave_out(self, error: NonFinite) -> None:
+        """Go on behind what isn't finite, as `--non-finite` says; the state starts afresh there. Raises `error`."""
+        policy = self.config.non_finite
+        if policy == "stop" or self._in_a_row >= IN_A_ROW or (policy == "back" and not self.folder.published):
+            raise error
+        self._in_a_row += 1
+        self.optimizer.zero_grad()
+        told = "left out"
+        if policy == "back":
+            found = self.folder.saved()
+            self.model.load_state_dict(found.state["model"])
+            self.optimizer.load_state_dict(found.state["optimizer"])
+            told = f"left out, weights and optimizer as they were after update {found.step:,}"
+        history = self.history
+        record = {"kind": "left_out", "step": history.step, "chars": history.total_chars, "reason": str(error)}
+        self.folder.log({**record, "elapsed": round(self.seconds(), 3)})
+        history.left_out += 1
+        self._say(f"update {history.step + 1:>5,}  {str(error).rstrip('.')}: {told}")
 
     def _next(self) -> Any:
         try:
             return next(self._updates, None)
         except Stopping:
             return None
-        except bptt.NonFiniteLossError as error:
+        except bptt.NonFiniteError as error:
             raise NonFinite(str(error)) from error
 
     def _step(self, update: Any) -> tuple[dict[str, Any], int]:
