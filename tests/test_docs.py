@@ -158,7 +158,9 @@ def test_command_of_a_page_runs(command, trained, tmp_path, monkeypatch, capsys)
             del words[words.index(flag) : words.index(flag) + 2]
     if "--out" in words:
         shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
-    if words[0] != "--help" and "--help" not in words:
+    if "--resume" in words:
+        words += ["--steps", "3"] * ("--steps" in words)
+    elif words[0] != "--help" and "--help" not in words:
         words += QUICK.get(words[0], "").split()
     try:
         code = main(words)
