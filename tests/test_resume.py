@@ -234,6 +234,39 @@ def test_after_a_loss_that_is_not_finite_the_last_good_place_is_there():
     assert [update.t0 for update in mended] == [8, 12, 16, 20, 24]
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_after_a_stream_that_broke_off_the_window_that_was_begun_is_drawn_again(own):
+    """ARTBP draws a window's length while it reads; an error of the stream leaves what it drew."""
+
+    def run(broken=None):
+        def stream():
+            for i, chunk in enumerate(chunks(2, False)):
+                if i == broken:
+                    raise KeyError("network")
+                yield chunk
+
+        torch.manual_seed(3)
+        model = nn.GRU(4, 4)
+        generator = torch.Generator().manual_seed(5) if own else None
+        return (
+            model,
+            torch.optim.Adam(model.parameters(), 0.01),
+            bptt.unroll(model, LOSS, stream(), strategy=bptt.ARTBP(bptt.ConstantLaw(6)), generator=generator),
+        )
+
+    whole = run()
+    go_on(*whole)
+    for broken in range(1, 13):
+        parts = run(broken)
+        with pytest.raises(KeyError):
+            go_on(*parts)
+        # torch's own generator is set by the run's state alone here
+        again = run()
+        restore([*saved(*parts)[:3], torch.get_rng_state()], *again)
+        go_on(*again)
+        assert all(torch.equal(a, b) for a, b in zip(weights(whole[0]), weights(again[0]), strict=True)), broken
+
+
 def test_in_another_process(tmp_path):
     """Three runs of three strategies, saved here and continued by one new process."""
     script, wanted = [], []
