@@ -116,7 +116,7 @@ PYTHON_DOCS
 Vocabulary(characters)
 chunks(lanes, length, epochs=1)
 continuous(stream)
-lanes(ids, batch)
+lanes(series, batch)
 load_text(source)
 split(ids, part=10)
 tasks

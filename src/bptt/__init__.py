@@ -1,5 +1,8 @@
 """Back-propagation through time for any stateful PyTorch model: full, truncated, randomised, in bounded memory."""
 
+import importlib
+import typing
+
 from bptt import equations, nn, strategies
 from bptt._boundary import scale_gradient
 from bptt._calls import advance, backward, evaluate, unroll
@@ -22,6 +25,18 @@ from bptt.strategies import ARTBP, AdaptiveTruncatedBPTT, FullBPTT, Strategy, Tr
 from bptt.strategies.decay import Decision
 from bptt.strategies.laws import ConstantLaw, PolynomialLaw
 from bptt.strategies.windows import Credit, Probe, Window
+
+if typing.TYPE_CHECKING:
+    from bptt import data as data
+    from bptt import models as models
+else:
+
+    def __getattr__(name):
+        """`bptt.data` and `bptt.models`, which import `bptt` or nothing of it, on their first use."""
+        if name in ("data", "models"):
+            return importlib.import_module(f"bptt.{name}")
+        raise AttributeError(f"module 'bptt' has no attribute {name!r}")
+
 
 __version__ = "0.1.0"
 

@@ -47,7 +47,7 @@ def test_no_number_of_epochs_goes_on_for_ever():
     ("table", "length", "epochs", "message"),
     [
         (torch.zeros(1, 3), 1, 1, r"T >= 2, but this is \(1, 3\)"),
-        (torch.zeros(6), 1, 1, r"\(T, B\)"),
+        (torch.zeros(6), 1, 1, r"\(T, B, ...\)"),
         (torch.zeros(6, 2), 0, 1, "length=0"),
         (torch.zeros(6, 2), 1, 0, "epochs=0"),
     ],
@@ -105,3 +105,11 @@ def test_continuous_reads_no_chunk_ahead():
 
     next(continuous(stream()))
     assert read == [0]
+
+
+def test_continuous_takes_features_and_missing_values():
+    table = lanes(torch.arange(80.0).reshape(40, 2), 2)
+    table[5, 0, 1] = float("nan")  # ends one chunk and begins the next
+    assert len(list(continuous(chunks(table, 5)))) == 4
+    with pytest.raises(ValueError, match=r"chunk 1, row 0: starts with \[12.0, 13.0\]"):
+        list(continuous([pair(table, 0, 5), pair(table, 6, 9)]))

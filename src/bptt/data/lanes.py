@@ -1,56 +1,72 @@
-"""A long text as contiguous lanes, read side by side, with the state carried from chunk to chunk."""
+"""A long text or series as contiguous lanes, read side by side, with the state carried from chunk to chunk."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 
 from bptt import Chunk
+from bptt.data.series import Series
 
 
-def lanes(ids: torch.Tensor, batch: int) -> torch.Tensor:
-    """Cut one text into `batch` contiguous stretches, each a column.
+def lanes(series: Any, batch: int) -> torch.Tensor:
+    """Cut one text or series into `batch` contiguous stretches, each a column.
 
     Arguments:
-        ids: (N,), any dtype: the text in order.
+        series: (N,) or (N, features...), any dtype: ids of a text or numbers in order, as a tensor, a NumPy array or a
+            memmap. All of it is copied into memory; `Lanes` reads what is larger piece by piece.
         batch: number of lanes.
 
-    Returns: (T, batch), T = N // batch, where column b is `ids[b*T : (b+1)*T]`. The last N % batch ids are left out.
+    Returns: (T, batch) or (T, batch, features...), T = N // batch, where column b is `series[b*T : (b+1)*T]`. The last
+        N % batch steps are left out.
 
-    Raises: ValueError if `batch` is less than 1 or a lane would hold fewer than two ids (one and the next).
+    Raises: ValueError if `batch` is less than 1 or a lane would hold fewer than two steps (one and the next), or there
+        is no time axis; TypeError for what is no array of numbers. One line says what to pass.
 
     >>> lanes(torch.arange(7), batch=2)
     tensor([[0, 3],
             [1, 4],
             [2, 5]])
+    >>> lanes(torch.zeros(1000, 3), batch=4).shape
+    torch.Size([250, 4, 3])
     """
-    if batch < 1:
-        raise ValueError(f"lanes(batch={batch}): must be at least 1.")
-    if len(ids) < 2 * batch:
+    whole = Series(series, "series")
+    steps = lane_steps(whole, batch, f"lanes(batch={batch})")
+    table = whole.read(0, steps * batch).reshape(batch, steps, *whole.shape)
+    return table.transpose(0, 1).contiguous()
+
+
+def lane_steps(series: Series, batch: int, called: str) -> int:
+    """Steps of each of `batch` lanes, at least 2."""
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise ValueError(f"{called}: batch must be a whole number of at least 1.")
+    if len(series) < 2 * batch:
+        text = not series.shape and not series.dtype.is_floating_point
+        whole, one = ("text", "characters") if text else ("series", "steps")
         raise ValueError(
-            f"a text of {len(ids)} characters is too short for a batch of {batch}: each lane needs two characters, "
-            f"{2 * batch} in all. Use a longer text or a batch of at most {len(ids) // 2}."
+            f"a {whole} of {len(series)} {one} is too short for a batch of {batch}: each lane needs two {one}, "
+            f"{2 * batch} in all. Use a longer {whole} or a batch of at most {len(series) // 2}."
         )
-    steps = len(ids) // batch
-    return ids[: steps * batch].view(batch, steps).t().contiguous()
+    return len(series) // batch
 
 
 def chunks(lanes: torch.Tensor, length: int, epochs: int | None = 1) -> Iterator[Chunk]:
-    """The stream of chunks over `lanes`; the target of each character is the next one in its lane.
+    """The stream of chunks over `lanes`; the target of each character or step is the next one in its lane.
 
     Every character of a lane but its first is a target exactly once an epoch; the last chunk of an epoch may be short.
     Each epoch starts the lanes afresh, which is a jump in the text: its first step is marked in `is_start`, so that no
     state and no cotangent crosses it.
 
     Arguments:
-        lanes: (T, B), T >= 2.
+        lanes: (T, B) or (T, B, features...), T >= 2.
         length: steps a chunk; the last one of an epoch holds what is left.
         epochs: how often the lanes are read; None reads them for ever.
 
-    Returns: an iterator of `bptt.Chunk(inputs, targets, is_start)`: inputs and targets (length, B), is_start (length,)
-        in the first chunk of an epoch and None in the others.
+    Returns: an iterator of `bptt.Chunk(inputs, targets, is_start)`: inputs and targets (length, B, ...), is_start
+        (length,) in the first chunk of an epoch and None in the others.
 
     Raises: ValueError, at the call, for lanes shorter than two steps, or length or epochs below 1.
 
@@ -60,8 +76,8 @@ def chunks(lanes: torch.Tensor, length: int, epochs: int | None = 1) -> Iterator
     >>> [chunk.targets.flatten().tolist() for chunk in stream]
     [[1, 2, 3], [4]]
     """
-    if lanes.ndim != 2 or len(lanes) < 2:
-        raise ValueError(f"chunks(lanes): needs shape (T, B) with T >= 2, but this is {tuple(lanes.shape)}.")
+    if lanes.ndim < 2 or len(lanes) < 2:
+        raise ValueError(f"chunks(lanes): needs shape (T, B, ...) with T >= 2, but this is {tuple(lanes.shape)}.")
     if length < 1:
         raise ValueError(f"chunks(length={length}): must be at least 1.")
     if epochs is not None and epochs < 1:
@@ -89,7 +105,7 @@ def continuous(stream: Iterable[Chunk]) -> Iterator[Chunk]:
     the chunk before it, in every row that `is_start` doesn't reset there.
 
     Arguments:
-        stream: chunks whose inputs and targets are tensors (T, B) of one dtype.
+        stream: chunks whose inputs and targets are tensors (T, B, ...) of one dtype.
 
     Returns: the same chunks. On an accelerator each costs a synchronisation, so check before moving them there.
 
@@ -111,14 +127,15 @@ don't shuffle, or mark the jump in is_start.
             first = chunk.inputs[0]
             if first.shape != ended.shape:
                 raise ValueError(f"chunk {number}: has {len(first)} rows, but chunk {number - 1} had {len(ended)}.")
-            jumps = first != ended
+            jumps = (first != ended) & ~((first != first) & (ended != ended))  # a missing value goes on as one
+            jumps = jumps.reshape(len(jumps), -1).any(1)
             if chunk.is_start is not None:
                 jumps = jumps & ~chunk.is_start[0]
             if jumps.any():
                 row = int(jumps.nonzero()[0, 0])
                 raise ValueError(
-                    f"chunk {number}, row {row}: starts with {first[row].item()}, but chunk {number - 1} ended with "
-                    f"target {ended[row].item()}. Rows of one stream must be contiguous: don't shuffle, or mark the "
+                    f"chunk {number}, row {row}: starts with {first[row].tolist()}, but chunk {number - 1} ended with "
+                    f"target {ended[row].tolist()}. Rows of one stream must be contiguous: don't shuffle, or mark the "
                     "jump in is_start."
                 )
         ended = chunk.targets[-1]
