@@ -112,6 +112,7 @@ truncated_gradient(trace, tau)
 truncated_weights(steps, tau)
 """,
     "bptt.data": """
+Lanes(inputs, batch, length, *, targets=None, horizon=None, epochs=1)
 PYTHON_DOCS
 Vocabulary(characters)
 chunks(lanes, length, epochs=1)

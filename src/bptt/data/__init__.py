@@ -1,7 +1,8 @@
-"""Text as streams: characters to ids, ids to contiguous lanes, lanes to chunks with the state carried; and tasks."""
+"""Text and series as streams: lanes side by side, cut into chunks with the state carried; and tasks."""
 
 from bptt.data import tasks
 from bptt.data.lanes import chunks, continuous, lanes
+from bptt.data.stream import Lanes
 from bptt.data.text import PYTHON_DOCS, Vocabulary, load_text, split
 
-__all__ = ["PYTHON_DOCS", "Vocabulary", "chunks", "continuous", "lanes", "load_text", "split", "tasks"]
+__all__ = ["PYTHON_DOCS", "Lanes", "Vocabulary", "chunks", "continuous", "lanes", "load_text", "split", "tasks"]

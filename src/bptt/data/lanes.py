@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
 from bptt import Chunk
-from bptt.data.series import Series
+from bptt.data.series import Series, lane_steps
+from bptt.data.stream import Reading, check_counts
 
 
 def lanes(series: Any, batch: int) -> torch.Tensor:
@@ -39,21 +39,7 @@ def lanes(series: Any, batch: int) -> torch.Tensor:
     return table.transpose(0, 1).contiguous()
 
 
-def lane_steps(series: Series, batch: int, called: str) -> int:
-    """Steps of each of `batch` lanes, at least 2."""
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise ValueError(f"{called}: batch must be a whole number of at least 1.")
-    if len(series) < 2 * batch:
-        text = not series.shape and not series.dtype.is_floating_point
-        whole, one = ("text", "characters") if text else ("series", "steps")
-        raise ValueError(
-            f"a {whole} of {len(series)} {one} is too short for a batch of {batch}: each lane needs two {one}, "
-            f"{2 * batch} in all. Use a longer {whole} or a batch of at most {len(series) // 2}."
-        )
-    return len(series) // batch
-
-
-def chunks(lanes: torch.Tensor, length: int, epochs: int | None = 1) -> Iterator[Chunk]:
+def chunks(lanes: torch.Tensor, length: int, epochs: int | None = 1) -> Reading:
     """The stream of chunks over `lanes`; the target of each character or step is the next one in its lane.
 
     Every character of a lane but its first is a target exactly once an epoch; the last chunk of an epoch may be short.
@@ -65,8 +51,8 @@ def chunks(lanes: torch.Tensor, length: int, epochs: int | None = 1) -> Iterator
         length: steps a chunk; the last one of an epoch holds what is left.
         epochs: how often the lanes are read; None reads them for ever.
 
-    Returns: an iterator of `bptt.Chunk(inputs, targets, is_start)`: inputs and targets (length, B, ...), is_start
-        (length,) in the first chunk of an epoch and None in the others.
+    Returns: an iterator, with `state_dict` and `load_state_dict`, of `bptt.Chunk(inputs, targets, is_start)`: inputs
+        and targets (length, B, ...), is_start (length,) in the first chunk of an epoch and None in the others.
 
     Raises: ValueError, at the call, for lanes shorter than two steps, or length or epochs below 1.
 
@@ -78,23 +64,8 @@ def chunks(lanes: torch.Tensor, length: int, epochs: int | None = 1) -> Iterator
     """
     if lanes.ndim < 2 or len(lanes) < 2:
         raise ValueError(f"chunks(lanes): needs shape (T, B, ...) with T >= 2, but this is {tuple(lanes.shape)}.")
-    if length < 1:
-        raise ValueError(f"chunks(length={length}): must be at least 1.")
-    if epochs is not None and epochs < 1:
-        raise ValueError(f"chunks(epochs={epochs}): must be at least 1, or None for ever.")
-    inputs, targets = lanes[:-1], lanes[1:]
-
-    def stream() -> Iterator[Chunk]:
-        for _ in itertools.count() if epochs is None else range(epochs):
-            for start in range(0, len(inputs), length):
-                part = slice(start, start + length)
-                is_start = None
-                if start == 0:
-                    is_start = torch.zeros(len(inputs[part]), dtype=torch.bool, device=inputs.device)
-                    is_start[0] = True
-                yield Chunk(inputs[part], targets[part], is_start)
-
-    return stream()
+    check_counts("chunks", length, epochs)
+    return Reading(lambda start, stop: (lanes[start:stop], lanes[start + 1 : stop + 1]), len(lanes) - 1, length, epochs)
 
 
 def continuous(stream: Iterable[Chunk]) -> Iterator[Chunk]:

@@ -59,6 +59,20 @@ class Series:
                     mapped.madvise(mmap.MADV_DONTNEED)
 
 
+def lane_steps(series: Series, batch: int, called: str) -> int:
+    """Steps of each of `batch` lanes, at least 2."""
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise ValueError(f"{called}: batch must be a whole number of at least 1.")
+    if len(series) < 2 * batch:
+        text = not series.shape and not series.dtype.is_floating_point
+        whole, one = ("text", "characters") if text else ("series", "steps")
+        raise ValueError(
+            f"a {whole} of {len(series)} {one} is too short for a batch of {batch}: each lane needs two {one}, "
+            f"{2 * batch} in all. Use a longer {whole} or a batch of at most {len(series) // 2}."
+        )
+    return len(series) // batch
+
+
 def _maps(array: Any) -> Iterable[mmap.mmap]:
     """The file that a memmap, or a slice of one, lies in; none where the system can't hand pages back."""
     while array is not None and not isinstance(array, mmap.mmap):
@@ -87,7 +101,7 @@ def _told(kind: tuple[tuple[int, ...], torch.dtype, torch.device]) -> str:
 
 
 def _tensor(part: Any, name: str = "series") -> Tensor:
-    """A tensor as it is; an array as a copy, in the machine's byte order, which torch takes writable only."""
+    """A tensor as it is; an array as a writable copy in the machine's byte order, and in a dtype with operators."""
     if isinstance(part, Tensor):
         return part
     if hasattr(part, "mask"):
@@ -97,6 +111,7 @@ def _tensor(part: Any, name: str = "series") -> Tensor:
             f"{name} is a {type(part).__module__}.{type(part).__name__}: {WANTED}, such as its NumPy array."
         )
     try:
-        return torch.from_numpy(part.astype(part.dtype.newbyteorder("="), order="C", copy=True))
+        tensor = torch.from_numpy(part.astype(part.dtype.newbyteorder("="), order="C", copy=True))
     except TypeError as error:
         raise TypeError(f"{name} is an array of {part.dtype}: pass numbers that torch has a dtype for.") from error
+    return tensor.long() if tensor.dtype in (torch.uint16, torch.uint32) else tensor

@@ -1,0 +1,132 @@
+"""A stream that reads lanes chunk by chunk and knows its place: of a table in memory, or of arrays of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bptt import Chunk
+from bptt.data.series import Series, lane_steps
+
+
+class Reading(Iterator[Chunk]):
+    """What `chunks` returns: an iterator of chunks with the two methods by which a run is saved and goes on.
+
+    state_dict() is plain numbers: how many epochs are read, and how many steps of this one. load_state_dict(state) goes
+    there, in a stream over lanes of as many steps, which may cut them into chunks of another length. Raises ValueError
+    for a state of another stream.
+    """
+
+    def __init__(self, read: Callable[[int, int], tuple[Tensor, Tensor]], steps: int, length: int, epochs: int | None):
+        self._read, self._steps, self._length, self._epochs = read, steps, length, epochs
+        self._epoch = self._step = 0
+
+    def __next__(self) -> Chunk:
+        if self._epochs is not None and self._epoch >= self._epochs:
+            raise StopIteration
+        start, stop = self._step, min(self._step + self._length, self._steps)
+        inputs, targets = self._read(start, stop)
+        is_start = None
+        if start == 0:
+            is_start = torch.zeros(stop, dtype=torch.bool, device=inputs.device)
+            is_start[0] = True
+        self._epoch, self._step = (self._epoch, stop) if stop < self._steps else (self._epoch + 1, 0)
+        return Chunk(inputs, targets, is_start)
+
+    def state_dict(self) -> dict[str, int]:
+        """The place of the next chunk."""
+        return {"epoch": self._epoch, "step": self._step, "steps": self._steps}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to a place that `state_dict` gave."""
+        if not isinstance(state, dict) or state.keys() != {"epoch", "step", "steps"}:
+            raise ValueError("load_state_dict: this is no state of a stream of lanes; pass what its state_dict() gave.")
+        if state["steps"] != self._steps:
+            raise ValueError(
+                f"load_state_dict: the saved stream had lanes of {state['steps']} steps, this one has {self._steps}: "
+                f"make it of the same series, batch and horizon."
+            )
+        self._epoch, self._step = state["epoch"], state["step"]
+
+
+def check_counts(called: str, length: int, epochs: int | None) -> None:
+    """At least one step a chunk, and one epoch."""
+    if length < 1:
+        raise ValueError(f"{called}(length={length}): must be at least 1.")
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"{called}(epochs={epochs}): must be at least 1, or None for ever.")
+
+
+class Lanes(Reading):
+    """A stream over `batch` lanes of a series that may be larger than memory, of which it reads a chunk at a time.
+
+    Lane b is steps [b*T, (b+1)*T), T = N // batch, as `lanes` cuts them; with the defaults the chunks are those of
+    `chunks(lanes(inputs, batch), length, epochs)`. The first step of an epoch is marked in `is_start`. It is an
+    iterator, read once, and `unroll` saves its place: a run goes on to the bit, without reading what lies before.
+
+    Arguments:
+        inputs: (N,) or (N, features...): a tensor, an array, or a memmap such as `np.load(path, mmap_mode="r")`; or a
+            list of such, one series in order, whose lanes may begin and end within any of them.
+        batch: number of lanes.
+        length: steps a chunk; the last one of an epoch holds what is left.
+        targets: arrays of N steps in all, as inputs; None for the inputs themselves.
+        horizon: how many steps ahead of its input a target lies: that of step t is `targets[t + horizon]`, of the same
+            lane, and the last `horizon` steps of a lane have none. None is 1 for the inputs themselves, else 0.
+        epochs: how often the lanes are read; None reads them for ever.
+
+    Yields `bptt.Chunk(inputs, targets, is_start)`: inputs (length, batch, ...) and targets as copies, in the arrays'
+        dtype, uint16 and uint32 as int64 since torch computes with few of theirs; is_start (length,) in the first chunk
+        of an epoch, else None.
+
+    Cost: memory of one chunk, whatever N is; pages of a read-only memmap are handed back after each.
+
+    Raises: ValueError or TypeError, at the call: for numbers below 1, arrays that don't go together, or lanes too short
+        for two steps and the horizon.
+
+    >>> stream = Lanes(torch.arange(10), batch=2, length=3)
+    >>> [chunk.inputs[:, 1].tolist() for chunk in stream]
+    [[5, 6, 7], [8]]
+    >>> next(Lanes(torch.arange(10), batch=2, length=3, horizon=2)).targets[:, 1].tolist()
+    [7, 8, 9]
+    """
+
+    def __init__(
+        self,
+        inputs: Any,
+        batch: int,
+        length: int,
+        *,
+        targets: Any = None,
+        horizon: int | None = None,
+        epochs: int | None = 1,
+    ) -> None:
+        check_counts("Lanes", length, epochs)
+        given = Series(inputs, "inputs")
+        wanted = given if targets is None else Series(targets, "targets")
+        if len(wanted) != len(given):
+            raise ValueError(
+                f"targets has {len(wanted)} steps and inputs {len(given)}: every step needs its own; horizon= shifts "
+                f"targets that come later."
+            )
+        steps = lane_steps(given, batch, f"Lanes(batch={batch})")
+        least = 1 if targets is None else 0
+        ahead = least if horizon is None else horizon
+        if not least <= ahead < steps:
+            raise ValueError(
+                f"Lanes(horizon={horizon}): must be from {least} to {steps - 1}: a lane has {steps} steps."
+            )
+
+        def read(start: int, stop: int) -> tuple[Tensor, Tensor]:
+            return _rows(given, batch, steps, start, stop), _rows(wanted, batch, steps, start + ahead, stop + ahead)
+
+        super().__init__(read, steps - ahead, length, epochs)
+
+
+def _rows(series: Series, batch: int, steps: int, start: int, stop: int) -> Tensor:
+    """Steps [start, stop) of every lane, side by side: (stop - start, batch, ...)."""
+    table = torch.stack([series.read(lane * steps + start, lane * steps + stop) for lane in range(batch)], 1)
+    series.forget()
+    return table
