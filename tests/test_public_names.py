@@ -114,6 +114,7 @@ truncated_weights(steps, tau)
     "bptt.data": """
 Lanes(inputs, batch, length, *, targets=None, horizon=None, epochs=1)
 PYTHON_DOCS
+Prefetch(stream, ahead=2)
 Vocabulary(characters)
 chunks(lanes, length, epochs=1)
 continuous(stream)

@@ -2,7 +2,19 @@
 
 from bptt.data import tasks
 from bptt.data.lanes import chunks, continuous, lanes
+from bptt.data.prefetch import Prefetch
 from bptt.data.stream import Lanes
 from bptt.data.text import PYTHON_DOCS, Vocabulary, load_text, split
 
-__all__ = ["PYTHON_DOCS", "Lanes", "Vocabulary", "chunks", "continuous", "lanes", "load_text", "split", "tasks"]
+__all__ = [
+    "PYTHON_DOCS",
+    "Lanes",
+    "Prefetch",
+    "Vocabulary",
+    "chunks",
+    "continuous",
+    "lanes",
+    "load_text",
+    "split",
+    "tasks",
+]

@@ -1,0 +1,121 @@
+"""A stream read ahead in a thread, whose place is that of what was handed out."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+from bptt import Chunk
+
+
+class _Read(NamedTuple):
+    """What the thread passes on: a chunk, or what ended the stream; and the stream's state after it."""
+
+    chunk: Any
+    end: BaseException | None
+    state: Any
+
+
+class Prefetch(Iterator[Chunk]):
+    """The chunks of a stream in their order, read by a thread while the model computes.
+
+    `state_dict` is the stream's state after the chunk handed out last, wherever the thread is by then, so that a run
+    goes on to the bit; for a stream without one it is None, and the stream is read again from its start. An error of
+    the stream is raised where its chunk would have come. The thread ends with the stream, or once this object is no
+    longer used. It is the only one to touch the stream, and has torch's thread-local settings (`no_grad`, autocast)
+    at their defaults.
+
+    Arguments:
+        stream: an iterable of chunks that doesn't depend on what the model does; one with `state_dict` and
+            `load_state_dict`, such as `Lanes`, keeps its place.
+        ahead: the most chunks that lie ready: so much more memory.
+
+    Raises: ValueError for ahead below 1; TypeError for what is no iterable.
+
+    >>> import torch
+    >>> from bptt.data import Lanes
+    >>> stream = Prefetch(Lanes(torch.arange(20), batch=2, length=4))
+    >>> next(stream).inputs[:, 0].tolist(), stream.state_dict()["step"]
+    ([0, 1, 2, 3], 4)
+    """
+
+    def __init__(self, stream: Iterable[Chunk], ahead: int = 2) -> None:
+        if isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 1:
+            raise ValueError(f"Prefetch(ahead={ahead!r}): must be a whole number of at least 1.")
+        if not isinstance(stream, Iterable):
+            raise TypeError(f"stream must be an iterable of chunks, not {type(stream).__name__}.")
+        self._stream: Any = stream
+        self._state = _state(stream)
+        self._end: BaseException | None = None
+        self._ready: SimpleQueue[_Read] = SimpleQueue()
+        self._room, self._left = threading.Semaphore(ahead), threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __next__(self) -> Chunk:
+        if self._thread is None:
+            self._begin()
+        if self._end is None:
+            chunk, self._end, self._state = self._ready.get()
+            self._room.release()
+            if self._end is None:
+                return chunk
+        raise self._end
+
+    def _begin(self) -> None:
+        """Start the thread, which knows nothing of this object: it would keep it in use for ever."""
+        weakref.finalize(self, _leave, self._room, self._left)
+        words = (self._stream, self._ready, self._room, self._left)
+        self._thread = threading.Thread(target=_read, args=words, name="bptt prefetch", daemon=True)
+        self._thread.start()
+
+    def state_dict(self) -> Any:
+        """The stream's state from before the chunk that comes next; None for a stream without one."""
+        return copy.deepcopy(self._state)
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go to a place that `state_dict` gave; ValueError once a chunk was asked for, or where the stream has none."""
+        if self._thread is not None:
+            raise ValueError(
+                "load_state_dict: this stream is being read: make a new one, and load before its first chunk."
+            )
+        if not hasattr(self._stream, "load_state_dict"):
+            raise ValueError(
+                f"load_state_dict: a {type(self._stream).__name__} keeps no place: pass Prefetch a stream with "
+                f"state_dict and load_state_dict, such as bptt.data.Lanes."
+            )
+        self._stream.load_state_dict(state)
+        self._state = _state(self._stream)
+
+
+def _state(stream: Any) -> Any:
+    """A copy of a stream's state, None for one without."""
+    return copy.deepcopy(stream.state_dict()) if hasattr(stream, "state_dict") else None
+
+
+def _leave(room: threading.Semaphore, left: threading.Event) -> None:
+    """Tell the thread that nobody waits for it."""
+    left.set()
+    room.release()
+
+
+def _read(stream: Any, ready: SimpleQueue[_Read], room: threading.Semaphore, left: threading.Event) -> None:
+    """What the thread does: a chunk for each place that is free, until the stream ends, fails or is left."""
+    try:
+        chunks = iter(stream)
+        while True:
+            room.acquire()
+            if left.is_set():
+                return
+            try:
+                chunk = next(chunks)
+            except StopIteration:
+                ready.put(_Read(None, StopIteration(), _state(stream)))
+                return
+            ready.put(_Read(chunk, None, _state(stream)))
+            del chunk  # it is the consumer's now
+    except BaseException as error:  # whatever it is, someone waits for it
+        ready.put(_Read(None, error, None))
