@@ -120,6 +120,7 @@ chunks(lanes, length, epochs=1)
 continuous(stream)
 lanes(series, batch)
 load_text(source)
+pack(inputs, targets, batch=None)
 split(ids, part=10)
 tasks
 """,

@@ -2,6 +2,7 @@
 
 from bptt.data import tasks
 from bptt.data.lanes import chunks, continuous, lanes
+from bptt.data.packing import pack
 from bptt.data.prefetch import Prefetch
 from bptt.data.stream import Lanes
 from bptt.data.text import PYTHON_DOCS, Vocabulary, load_text, split
@@ -15,6 +16,7 @@ __all__ = [
     "continuous",
     "lanes",
     "load_text",
+    "pack",
     "split",
     "tasks",
 ]

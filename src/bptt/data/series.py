@@ -48,6 +48,10 @@ class Series:
         ]
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
+    def parts(self) -> list[Tensor]:
+        """Each array as a tensor of its own."""
+        return [_tensor(part) for part in self._parts]
+
     def forget(self) -> None:
         """Hand back the pages of memmaps that were read: the file still has them, and this process needs them no more.
 
