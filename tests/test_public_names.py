@@ -112,7 +112,7 @@ truncated_gradient(trace, tau)
 truncated_weights(steps, tau)
 """,
     "bptt.data": """
-Lanes(inputs, batch, length, *, targets=None, horizon=None, epochs=1)
+Lanes(inputs, batch, length, *, targets=None, horizon=None, epochs=1, missing=False)
 PYTHON_DOCS
 Prefetch(stream, ahead=2)
 Vocabulary(characters)
@@ -120,6 +120,7 @@ chunks(lanes, length, epochs=1)
 continuous(stream)
 lanes(series, batch)
 load_text(source)
+observed(targets)
 pack(inputs, targets, batch=None)
 split(ids, part=10)
 tasks

@@ -2,6 +2,7 @@
 
 from bptt.data import tasks
 from bptt.data.lanes import chunks, continuous, lanes
+from bptt.data.missing import observed
 from bptt.data.packing import pack
 from bptt.data.prefetch import Prefetch
 from bptt.data.stream import Lanes
@@ -16,6 +17,7 @@ __all__ = [
     "continuous",
     "lanes",
     "load_text",
+    "observed",
     "pack",
     "split",
     "tasks",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bptt import Chunk
+from bptt.data.missing import observed
 from bptt.data.series import Series, lane_steps
 
 
@@ -19,6 +20,8 @@ class Reading(Iterator[Chunk]):
     there, in a stream over lanes of as many steps, which may cut them into chunks of another length. Raises ValueError
     for a state of another stream.
     """
+
+    _missing = False
 
     def __init__(self, read: Callable[[int, int], tuple[Tensor, Tensor]], steps: int, length: int, epochs: int | None):
         self._read, self._steps, self._length, self._epochs = read, steps, length, epochs
@@ -34,7 +37,8 @@ class Reading(Iterator[Chunk]):
             is_start = torch.zeros(stop, dtype=torch.bool, device=inputs.device)
             is_start[0] = True
         self._epoch, self._step = (self._epoch, stop) if stop < self._steps else (self._epoch + 1, 0)
-        return Chunk(inputs, targets, is_start)
+        mask = observed(targets) if self._missing else None
+        return Chunk(inputs, targets, is_start, None if mask is None or mask.all() else mask)
 
     def state_dict(self) -> dict[str, int]:
         """The place of the next chunk."""
@@ -76,10 +80,11 @@ class Lanes(Reading):
         horizon: how many steps ahead of its input a target lies: that of step t is `targets[t + horizon]`, of the same
             lane, and the last `horizon` steps of a lane have none. None is 1 for the inputs themselves, else 0.
         epochs: how often the lanes are read; None reads them for ever.
+        missing: True masks the steps whose targets hold NaN, by `observed`; otherwise their losses are an error.
 
-    Yields `bptt.Chunk(inputs, targets, is_start)`: inputs (length, batch, ...) and targets as copies, in the arrays'
-        dtype, uint16 and uint32 as int64 since torch computes with few of theirs; is_start (length,) in the first chunk
-        of an epoch, else None.
+    Yields `bptt.Chunk(inputs, targets, is_start, mask)`: inputs (length, batch, ...) and targets as copies, in the
+        arrays' dtype, uint16 and uint32 as int64 since torch has few operators for them; is_start (length,) in the
+        first chunk of an epoch, else None; mask (length, batch) where targets are missing, else None.
 
     Cost: memory of one chunk, whatever N is; pages of a read-only memmap are handed back after each.
 
@@ -102,6 +107,7 @@ class Lanes(Reading):
         targets: Any = None,
         horizon: int | None = None,
         epochs: int | None = 1,
+        missing: bool = False,
     ) -> None:
         check_counts("Lanes", length, epochs)
         given = Series(inputs, "inputs")
@@ -123,6 +129,7 @@ class Lanes(Reading):
             return _rows(given, batch, steps, start, stop), _rows(wanted, batch, steps, start + ahead, stop + ahead)
 
         super().__init__(read, steps - ahead, length, epochs)
+        self._missing = missing
 
 
 def _rows(series: Series, batch: int, steps: int, start: int, stop: int) -> Tensor:
