@@ -121,6 +121,7 @@ continuous(stream)
 lanes(series, batch)
 load_text(source)
 observed(targets)
+ordered(loader)
 pack(inputs, targets, batch=None)
 split(ids, part=10)
 tasks
