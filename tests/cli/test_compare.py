@@ -141,6 +141,7 @@ def test_the_same_options_go_on(compare, bptt_, folder):
     assert "budget is 200 there, 220 here" in other.error
 
 
+@pytest.mark.deep  # benchmarks/crash.py kills more of them; going on from finished parts is above
 def test_a_killed_comparison_goes_on(bptt_, folder, environment):
     """SIGINT, which says how to go on, and then SIGKILL; the folder is found again without being named."""
     words = ["compare", *SMALL, "--strategies", "tbptt:2,tbptt:3", "--seeds", "2", "--budget", "1500"]

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -40,7 +41,13 @@ def same_weights(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+DEEP = {"tbptt:8", "artbp:12"}
+"""Those whose ground others cover."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.deep) if name in DEEP else name for name in STRATEGIES]
+)
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(train, bptt_, folder, monkeypatch, name):
     words = ["--strategy", name.split()[0], *STRATEGIES[name], "--steps", 40]
     assert train(*words, "--out", "whole").code == 0
@@ -84,7 +91,9 @@ def test_a_finished_run_may_train_on(train, bptt_, folder):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGHUP, 129, marks=pytest.mark.deep)]
+)
 def test_a_signal_ends_a_run_that_goes_on(text, folder, environment, bptt_, number, code):
     words = ["train", "--data", "text.txt", "--hidden", "8", "--batch", "4", "--steps", "1000000", "--out", "run"]
     program = f"import sys; from bptt.cli import main; sys.exit(main({words!r}))"
@@ -135,8 +144,14 @@ def stopped(train, folder, monkeypatch):
     return folder / "run"
 
 
-@pytest.mark.parametrize("name", ["state.json", "tensors.safetensors", "hashes.json"])
-@pytest.mark.parametrize("harm", ["cut", "flipped", "gone"])
+HARMS = [("state.json", "cut"), ("tensors.safetensors", "flipped"), ("hashes.json", "gone")]
+ALL_HARMS = itertools.product(["state.json", "tensors.safetensors", "hashes.json"], ["cut", "flipped", "gone"])
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [*HARMS, *(pytest.param(*each, marks=pytest.mark.deep) for each in ALL_HARMS if each not in HARMS)],
+)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(stopped, train, bptt_, folder, name, harm):
     path = stopped / "checkpoints" / "0000000013" / name
     harmed(path, harm)
@@ -268,8 +283,18 @@ def rehash(folder):
     (folder / "hashes.json").write_text(json.dumps(hashes))
 
 
-@pytest.mark.parametrize("strategy", [["tbptt:8"], ["artbp:12"], ["full", "--sequence-length", 30]], ids=lambda s: s[0])
-@pytest.mark.parametrize("policy", ["skip", "back"])
+@pytest.mark.parametrize(
+    ("policy", "strategy"),
+    [
+        ("skip", ["artbp:12"]),
+        ("back", ["tbptt:8"]),
+        ("skip", ["full", "--sequence-length", 30]),
+        pytest.param("skip", ["tbptt:8"], marks=pytest.mark.deep),
+        pytest.param("back", ["artbp:12"], marks=pytest.mark.deep),
+        pytest.param("back", ["full", "--sequence-length", 30], marks=pytest.mark.deep),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
 def test_what_is_not_finite_is_left_out(train, bptt_, folder, monkeypatch, policy, strategy):
     """A gradient that is infinite at update 23 of 40; stopped and gone on with, the run ends the same."""
     clip, count = torch.nn.utils.clip_grad_norm_, [0]
