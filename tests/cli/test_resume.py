@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from bptt.cli import checkpoint, writing
 from bptt.cli.folder import METRICS
+from bptt.cli.interrupt import Interrupt
 from bptt.cli.printing import UserError
 from cli.test_endings import at_update, contents, ctrl_c, poison
 
@@ -333,3 +334,16 @@ def test_a_loss_that_is_not_finite(train, folder, monkeypatch, policy):
     left_out = [record for record in records(folder / "run") if record["kind"] == "left_out"]
     assert len(left_out) == {"stop": 0, "skip": 20, "back": 1}[policy]
     assert all("the loss at step" in record["reason"] for record in left_out)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 0)])
+def test_signals_that_were_ignored_before(number, code):
+    """SIGINT is by every shell for its jobs in the background, and asks all the same; SIGHUP by nohup, and doesn't."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with Interrupt() as interrupt:
+            signal.raise_signal(number)
+        assert interrupt.code == code
+    finally:
+        signal.signal(number, before)

@@ -17,7 +17,8 @@ class Interrupt:
     """While entered, the first SIGINT, SIGTERM or SIGHUP only sets `code`; a second one kills as it always does.
 
     An exception thrown in the middle of an optimizer step would leave weights half updated, and those would be saved.
-    A signal that was ignored before, as SIGHUP is under nohup, stays ignored.
+    SIGHUP and SIGTERM that were ignored before, as under nohup, stay so. SIGINT doesn't: shells ignore it for every job
+    in the background.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class Interrupt:
         # Python lets only the main thread set a handler; elsewhere signals stay what they were.
         if threading.current_thread() is threading.main_thread():
             for number in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
-                if signal.getsignal(number) != signal.SIG_IGN:
+                if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._ask)
         return self
 
