@@ -6,7 +6,6 @@ import torch
 import bptt
 from support import oracle
 from support.cases import NAMES, STEPS, TORCH, make, some_resets, square
-from support.grids import grid
 from support.runs import check, engine, expected, gradient
 from support.strategies_under_test import STRATEGIES
 
@@ -30,7 +29,8 @@ def plain(case) -> list:
     return oracle.gradients(case.parameters())
 
 
-@pytest.mark.parametrize(("name", "cuts"), grid(dict(zip(NAMES, NAMES, strict=True)), CUTS))
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
 def test_far_enough_truncation_is_full_backpropagation(name, cuts):
     case = make(name, T)
     want = plain(case)
@@ -45,7 +45,8 @@ def test_far_enough_truncation_is_full_backpropagation(name, cuts):
         assert sum(u.steps for u in updates) == T
 
 
-@pytest.mark.parametrize(("name", "memory"), grid(dict(zip(NAMES, NAMES, strict=True)), BUDGETS))
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("memory", BUDGETS.values(), ids=BUDGETS)
 def test_budget_does_not_change_the_full_gradient(name, memory):
     case = make(name, T)
     want = plain(case)
@@ -74,7 +75,8 @@ def test_budget_does_not_change_any_strategys_gradient(strategy, memory):
         check(case, strategy, memory=memory, is_start=is_start, cuts=(3, 4))
 
 
-@pytest.mark.parametrize(("strategy", "cuts"), grid(STRATEGIES, CUTS))
+@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+@pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
 def test_chunks_do_not_change_any_strategys_gradient(strategy, cuts):
     for name in ("gru2", "named"):
         case = make(name, T)
