@@ -101,6 +101,7 @@ CHUNKS = {"whole": (), "uneven": (1, 4, 5), "single steps": range(12)}
 @pytest.mark.parametrize("cuts", CHUNKS.values(), ids=CHUNKS)
 @pytest.mark.parametrize("resets", [False, True], ids=["no resets", "resets"])
 @pytest.mark.parametrize("memory", [None, bptt.Checkpoints(2, 2)], ids=["stored", "replayed"])
+@pytest.mark.thin
 def test_expectation_over_all_patterns_is_the_full_gradient(law, every, length, cuts, resets, memory):
     case = make("gru", length, hidden=3)
     is_start = some_resets(length, 2) if resets else None

@@ -65,6 +65,7 @@ def test_time_dim_forgotten(entry, kind, B, T):
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("B", "T"), [(4, 6), (3, 3), (1, 5), (3, 1)])
+@pytest.mark.thin
 def test_what_is_right_stays_quiet(entry, kind, B, T):
     for model, batch_first, time_dim in (
         (Net(kind), True, 1),

@@ -18,6 +18,7 @@ F64 = torch.float64
 
 @pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 @pytest.mark.parametrize("name", ["gru", "lstm"])
+@pytest.mark.thin
 def test_budgets_in_bytes_are_kept(strategy, name):
     """Measured by hooks of our own; the gradient is that without a budget; the report is no less than measured."""
     _, stored, plain, want = metered(name, 60, strategy, None)

@@ -31,6 +31,7 @@ def plain(case) -> list:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
+@pytest.mark.thin
 def test_far_enough_truncation_is_full_backpropagation(name, cuts):
     case = make(name, T)
     want = plain(case)
@@ -47,6 +48,7 @@ def test_far_enough_truncation_is_full_backpropagation(name, cuts):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("memory", BUDGETS.values(), ids=BUDGETS)
+@pytest.mark.thin
 def test_budget_does_not_change_the_full_gradient(name, memory):
     case = make(name, T)
     want = plain(case)
@@ -77,6 +79,7 @@ def test_budget_does_not_change_any_strategys_gradient(strategy, memory):
 
 @pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 @pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
+@pytest.mark.thin
 def test_chunks_do_not_change_any_strategys_gradient(strategy, cuts):
     for name in ("gru2", "named"):
         case = make(name, T)

@@ -35,6 +35,7 @@ KINDS = ["nowhere", "first step", "last step", "one row, adjacent steps", "all r
 
 @pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.thin
 def test_resets_for_every_strategy(strategy, kind):
     for memory in BUDGETS.values():
         check(make("lstm2", T, hidden=3), strategy, is_start=pattern(kind), cuts=(4, 7), memory=memory)

@@ -151,6 +151,7 @@ def compare(kind, strategy, memory, each=1):
 
 
 @pytest.mark.parametrize("index", range(len(STRATEGIES) * len(BUDGETS)))
+@pytest.mark.thin
 def test_the_rest_of_a_run_is_equal_to_the_bit(index):
     """Saved before the first, after the first, every sixth and the last; models and streams take turns."""
     strategy, memory = STRATEGIES[index % len(STRATEGIES)], BUDGETS[index // len(STRATEGIES)]

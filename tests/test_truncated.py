@@ -137,6 +137,7 @@ def test_the_widely_copied_loop_is_not_ours():
 @pytest.mark.parametrize("name", ["lstm", "gru2", "dict", "named", "complex"])
 @pytest.mark.parametrize(("k1", "k2"), [(1, 1), (3, 3), (1, 4), (2, 5), (4, 6), (5, 99)])
 @pytest.mark.parametrize("cuts", [(), (1, 2, 9), tuple(range(23))])
+@pytest.mark.thin
 def test_training_equals_a_hand_written_loop(name, k1, k2, cuts):
     """SGD steps in place between updates: a window starts from the state that the window before it computed."""
     runs = []

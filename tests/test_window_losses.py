@@ -82,6 +82,7 @@ def by_hand(model, function, strategy, starts):
 @pytest.mark.parametrize(
     "make", [lambda: energy, lambda: spectral, lambda: policy, Learned], ids=["esr", "mss", "pg", "nn"]
 )
+@pytest.mark.thin
 def test_gradient_is_that_of_the_same_windows(make, strategy, starts):
     model, function = layer(), make()
     modules = [model, *([function] if isinstance(function, nn.Module) else [])]

@@ -75,6 +75,7 @@ COMMANDS = ["--help", "train --help", "plan", "explain", "sample", "doctor", "di
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.thin
 def test_a_reader_that_leaves_early(into, train, capsys, folder, text, command):
     train("--steps", "1", "--out", "old")
     capsys.readouterr()
@@ -85,6 +86,7 @@ def test_a_reader_that_leaves_early(into, train, capsys, folder, text, command):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.thin
 def test_output_on_a_full_disk(into, train, capsys, folder, text, command):
     train("--steps", "1", "--out", "old")
     capsys.readouterr()
@@ -97,6 +99,7 @@ def test_output_on_a_full_disk(into, train, capsys, folder, text, command):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.thin
 def test_no_streams_at_all(into, train, text, command):
     train("--steps", "1", "--out", "old")
     assert into(small(command, text), no_reader(), no_reader()) in (0, 141)

@@ -37,6 +37,7 @@ def records(path, kind=None):
     ],
     ids=" ".join,
 )
+@pytest.mark.thin
 def test_it_learns(train, folder, words):
     result = train("--steps", 80, "--out", "run", *words)
     assert (result.code, result.err) == (0, "")

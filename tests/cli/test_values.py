@@ -85,6 +85,7 @@ def test_what_is_not_a_file_of_settings(train, folder, name):
         (("cell: lstm", "cell: gru"), "weights.safetensors doesn't fit"),
     ],
 )
+@pytest.mark.thin
 def test_a_run_with_other_settings(bptt_, run, change, message):
     path = run / "config.yaml"
     path.write_text(path.read_text().replace(*change))
@@ -100,6 +101,7 @@ def test_a_run_with_other_settings(bptt_, run, change, message):
     [{"a": 0}, [1, 2], ["ab", "cd"], ["a", None], ["a", "a"], None, True, 3, "", "aa", "another", [["a"]]],
     ids=json.dumps,
 )
+@pytest.mark.thin
 def test_a_run_with_another_vocabulary(bptt_, run, vocabulary):
     (run / "vocabulary.json").write_text(json.dumps(vocabulary))
     for words in ([], ["--prompt", "a"]):

@@ -184,6 +184,7 @@ def test_two_threads_compute_what_one_does(cell, name, two_threads):
 @pytest.mark.parametrize("rows", [1, 3, 8, 17])
 @pytest.mark.parametrize("name", NATIVE)
 @pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.thin
 def test_columns_are_divided_where_rows_are_few(cell, name, rows, two_threads):
     theirs, ours = pair(cell, 9, 300)
     x, hx = torch.randn(40, rows, 9), state_of(cell, 1, rows, 300)

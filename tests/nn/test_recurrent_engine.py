@@ -52,6 +52,7 @@ def same(cell, strategy, **keywords):
 @pytest.mark.parametrize("resets", [False, True])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.thin
 def test_against_torchs_layers(cell, strategy, resets, memory):
     rows = some_resets(T, B) if resets else None
     same(cell, STRATEGIES[strategy], resets=rows, memory=MEMORY[memory])
@@ -59,6 +60,7 @@ def test_against_torchs_layers(cell, strategy, resets, memory):
 
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.thin
 def test_every_kernel(strategy, name):
     with kernel(name):
         for cell in CELLS:
