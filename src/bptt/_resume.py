@@ -55,6 +55,8 @@ class Updates(Iterator[Update]):
         before = self._noise()
         try:
             self._progress, update = next(self._updates)
+        except StopIteration:
+            raise
         except BaseException:
             self._drawn = before  # the window that failed may have drawn its length
             raise

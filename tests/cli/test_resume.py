@@ -238,7 +238,7 @@ def test_a_full_disk_leaves_the_checkpoints_that_were_there(train, bptt_, folder
 def test_a_mutated_checkpoint_loads_equal_or_fails_in_a_line(tmp_path, count):
     """Flipped, cut, stretched, swapped, and JSON that was made to fit its hash again."""
     state = {"model": {"w": torch.randn(3, 4), "n": torch.tensor(7)}, "run": (1, [2.5, float("inf"), None], "x")}
-    checkpoint.fill(tmp_path, 4, state)
+    checkpoint.keep(tmp_path, 4, state)
     whole, draw = contents(tmp_path), random.Random(0)
     failed = 0
     for _ in range(count):
@@ -347,3 +347,12 @@ def test_signals_that_were_ignored_before(number, code):
         assert interrupt.code == code
     finally:
         signal.signal(number, before)
+
+
+def test_between_validations_too_only_what_is_finite_is_saved(train, folder, monkeypatch):
+    """A checkpoint after every update; the one of weights that a step has made NaN isn't made."""
+    monkeypatch.setattr("bptt.cli.training.SAVE_SECONDS", -1)
+    at_update(monkeypatch, 23, poison)
+    result = train("--non-finite", "back", "--steps", 40, "--out", "run")
+    assert result.code == 0
+    assert "as they were after update 22" in " ".join(result.out.split())

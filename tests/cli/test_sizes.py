@@ -10,7 +10,6 @@ import bptt
 from bptt.cli import room
 from bptt.cli.model import CELLS, build
 from bptt.cli.printing import UserError, user_errors
-from bptt.data import chunks
 
 COMPARE = ["compare", "--budget", "200", "--seeds", "1", "--hidden", "4", "--draws", "3", "--strategies", "tbptt:4"]
 TRAIN = ["--steps", "1", "--hidden", "4", "--batch", "2"]  # the text of these tests has 810 characters a lane then
@@ -180,13 +179,13 @@ def test_ctrl_c_leaves_a_window_that_is_still_being_read(train, folder, monkeypa
     never = Never(bptt.ConstantLaw(1e12))
     monkeypatch.setattr("bptt.cli.reading.parse_strategy", lambda *words: never)
 
-    def stream(*args):
-        for number, chunk in enumerate(chunks(*args)):
+    def ten(stream):
+        for number, chunk in enumerate(stream):
             if number == 10:
                 os.kill(os.getpid(), signal.SIGINT)
             yield chunk
 
-    monkeypatch.setattr("bptt.cli.reading.chunks", stream)
+    monkeypatch.setattr("bptt.cli.reading.continuous", ten)
     result = train("--strategy", "artbp:4", "--out", "run")
     assert result.code == 130
     assert "Interrupted after 0 updates" in result.out

@@ -25,13 +25,6 @@ _PART, _GONE = ".part", ".gone"
 _DAMAGE = (OSError, KeyError, ValueError, TypeError, IndexError, RecursionError, safetensors.SafetensorError)
 
 
-def fill(path: Path, step: int, state: Any) -> Path:
-    """Write a state into the new folder `path / FOLDER` as its first checkpoint."""
-    (path / FOLDER).mkdir()
-    keep(path, step, state)
-    return path / FOLDER
-
-
 def keep(path: Path, step: int, state: Any) -> None:
     """Save a state as the checkpoint of update `step` of the run in `path`, and let go of all but the last KEPT.
 
@@ -40,6 +33,7 @@ def keep(path: Path, step: int, state: Any) -> None:
     """
     checkpoints = path / FOLDER
     part, target, gone = checkpoints / _PART, checkpoints / f"{step:010}", checkpoints / _GONE
+    checkpoints.mkdir(exist_ok=True)
     for left in (part, gone):
         shutil.rmtree(left, ignore_errors=True)
     tensors: dict[str, torch.Tensor] = {}
@@ -106,7 +100,7 @@ def _read(folder: Path) -> Any:
 def _told(error: BaseException) -> str:
     if isinstance(error, OSError):
         return f"{Path(error.filename or '').name}: {error.strerror}"
-    return one_line(str(error)) if type(error) is ValueError else f"{HASHES} can't be read"
+    return one_line(str(error)) if type(error) is ValueError else "its files can't be read"
 
 
 def _plain(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

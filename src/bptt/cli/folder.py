@@ -78,6 +78,7 @@ class RunFolder:
         self.published = self.resumed = resume
         self._began = time.time()
         self._events: Events | None = None
+        self._kept: int | None = None
 
     def _find(self, overwrite: bool) -> list[str]:
         """The files of the run that the folder holds; what a killed process left is finished, or thrown away."""
@@ -123,23 +124,29 @@ class RunFolder:
             if hashlib.sha256(data).hexdigest() != mark["sha256"]:
                 raise UserError(f"the lines of {METRICS} up to update {found.step:,} aren't those that were written")
         except OSError as error:
-            raise UserError(f"--resume {self.path}: {METRICS} cannot be read ({error.strerror})") from None
+            raise UserError(f"{self.path}: {METRICS} cannot be read ({error.strerror})") from None
         except UserError as error:
-            raise UserError(f"--resume {self.path}: {error}") from None
+            raise UserError(f"{self.path}: {error}") from None
         return found
 
-    def go_on(self, config: TrainConfig, metrics: int) -> list[dict[str, Any]]:
-        """Let the metrics end after so many bytes, and add to them; the records that they hold."""
-        os.truncate(self.path / METRICS, metrics)
+    def go_on(self, config: TrainConfig, found: checkpoint.Found) -> list[dict[str, Any]]:
+        """Let the metrics end where the checkpoint was saved, to add to them; the records that they hold."""
+        os.truncate(self.path / METRICS, found.state["metrics"]["bytes"])
+        self._kept = found.step
         settings = yaml.safe_dump(config.recorded(), sort_keys=False)
         write(self.path / CONFIG, settings)
         self._publish_events(settings)
         return [json.loads(line) for line in (self.path / METRICS).read_text(encoding="utf-8").splitlines()]
 
     def keep(self, step: int, state: dict[str, Any]) -> None:
-        """Save a checkpoint, with the place in the metrics that belongs to it."""
-        to_disk(self.path / METRICS)
-        checkpoint.keep(self.path, step, {**state, "metrics": self._mark(METRICS)})
+        """Save a checkpoint, with the place in the metrics that belongs to it.
+
+        One of the same update serves as it is, whether its validation is in it or is made again.
+        """
+        if step != self._kept:
+            to_disk(self.path / METRICS)
+            checkpoint.keep(self.path, step, {**state, "metrics": self._mark(METRICS)})
+            self._kept = step
 
     def _mark(self, name: str) -> dict[str, Any]:
         data = (self.path / name).read_bytes()
@@ -150,35 +157,25 @@ class RunFolder:
         config: TrainConfig,
         vocabulary: Vocabulary,
         step: int,
-        state: dict[str, Any] | None,
+        state: dict[str, Any],
         weights: bytes | None = None,
     ) -> None:
-        """Make this the run that the folder holds: its files and nothing of the run before, all at once or not at all.
-
-        Once it is, a checkpoint is added and the weights are replaced.
-        """
-        if not self.published:
-            settings = yaml.safe_dump(config.recorded(), sort_keys=False)
-            with exchange.exchange(self.path) as new:
-                if weights is not None:
-                    replace(new / WEIGHTS, lambda path: path.write_bytes(weights))
-                write(new / CONFIG, settings)
-                write(new / VOCABULARY, json.dumps(vocabulary.characters) + "\n")
-                assert state is not None  # nothing was saved before
-                checkpoint.fill(new, step, {**state, "metrics": self._mark(PART)})
-                for name in self.held:
-                    if name != METRICS and not (new / name).exists():
-                        exchange.remove(new, name)
-                self._metrics.close()
-                os.replace(self.path / PART, new / METRICS)
-            self.published = True
-            self._metrics = Lines(self.path / METRICS, "a")
-            self._publish_events(settings)
-            return
-        if state is not None:
-            self.keep(step, state)
-        if weights is not None:
-            self.replace(WEIGHTS, lambda path: path.write_bytes(weights))
+        """Make this the run that the folder holds: its files and none of the run before, all at once or not at all."""
+        settings = yaml.safe_dump(config.recorded(), sort_keys=False)
+        with exchange.exchange(self.path) as new:
+            if weights is not None:
+                replace(new / WEIGHTS, lambda path: path.write_bytes(weights))
+            write(new / CONFIG, settings)
+            write(new / VOCABULARY, json.dumps(vocabulary.characters) + "\n")
+            checkpoint.keep(new, step, {**state, "metrics": self._mark(PART)})
+            for name in self.held:
+                if name != METRICS and not (new / name).exists():
+                    exchange.remove(new, name)
+            self._metrics.close()
+            os.replace(self.path / PART, new / METRICS)
+        self.published, self._kept = True, step
+        self._metrics = Lines(self.path / METRICS, "a")
+        self._publish_events(settings)
 
     def _publish_events(self, settings: str) -> None:
         """Events from here on, and of what the metrics hold already: no file of them lies about before."""
@@ -188,15 +185,17 @@ class RunFolder:
             for line in (self.path / METRICS).read_text(encoding="utf-8").splitlines():
                 self._events.add(json.loads(line))
 
-    def save_weights(
-        self, model: CharModel, config: TrainConfig, vocabulary: Vocabulary, step: int, state: dict[str, Any] | None
-    ) -> bool:
-        """Save the model's weights, and `state` as a checkpoint; False, and nothing done, if one isn't finite."""
-        weights = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
-        if not all(torch.isfinite(t).all() for t in weights.values()):
-            return False
-        self.publish(config, vocabulary, step, state, save(weights, {"vocabulary": digest(vocabulary)}))
-        return True
+    def save(
+        self, model: CharModel, config: TrainConfig, vocabulary: Vocabulary, step: int, state: dict[str, Any]
+    ) -> None:
+        """Save `state` as a checkpoint and the model's weights for who reads them; the first time, publish both."""
+        tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
+        weights = save(tensors, {"vocabulary": digest(vocabulary)})
+        if not self.published:
+            self.publish(config, vocabulary, step, state, weights)
+            return
+        self.keep(step, state)
+        self.replace(WEIGHTS, lambda path: path.write_bytes(weights))
 
     def write(self, name: str, text: str) -> None:
         """Write a text file."""
@@ -292,6 +291,9 @@ def _vocabulary(found: Any) -> Vocabulary:
     return Vocabulary(found)
 
 
-def digest(vocabulary: Vocabulary) -> str:
-    """What ties weights to the vocabulary that they were trained with."""
-    return hashlib.sha256(vocabulary.characters.encode("utf-8", "surrogatepass")).hexdigest()
+def digest(vocabulary: Vocabulary, *lanes: torch.Tensor) -> str:
+    """What tells a vocabulary, or with its ids a text, from another one."""
+    known = hashlib.sha256(vocabulary.characters.encode("utf-8", "surrogatepass"))
+    for each in lanes:
+        known.update(each.numpy().tobytes())
+    return known.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -73,19 +72,17 @@ class Text:
         self, lanes: torch.Tensor, length: int, epochs: int | None, device: torch.device, stopping: Callable[[], bool]
     ) -> None:
         self._chunks = chunks(lanes, length, epochs)
-        self._device, self._stopping, self._read = device, stopping, 0
+        self._device, self._stopping = device, stopping
+        self.state_dict, self.load_state_dict = self._chunks.state_dict, self._chunks.load_state_dict
 
     def __iter__(self) -> Iterator[Chunk]:
-        for chunk in continuous(itertools.islice(self._chunks, self._read, None)):
-            if self._stopping():
-                raise Stopping
-            self._read += 1
+        for chunk in continuous(self._until_asked()):
             yield Chunk(*(None if t is None else t.to(self._device, non_blocking=True) for t in chunk))
 
-    def state_dict(self) -> dict[str, Any]:
-        """How many chunks were read."""
-        return {"read": self._read}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after them."""
-        self._read = state["read"]
+    def _until_asked(self) -> Iterator[Chunk]:
+        while not self._stopping():
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+        raise Stopping

@@ -109,10 +109,10 @@ def _begin(training: Training, saved: Found | None, display: Display) -> None:
     for wrong in saved.wrong:
         display.say(f"going on    {wrong}; from the one before it")
     with damaged(folder.path):
-        differs = must_be(saved.state, training.state()["text"])
+        differs = must_be(saved.state, training.text)
         if differs is not None:
             display.say(f"going on    {differs}")
-        training.load(saved.state, folder.go_on(config, saved.state["metrics"]["bytes"]))
+        training.load(saved.state, folder.go_on(config, saved))
     display.say(f"going on    after update {training.history.step:,}")
 
 

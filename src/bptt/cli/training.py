@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 import bptt
-from bptt.cli.folder import RunFolder
+from bptt.cli.folder import RunFolder, digest
 from bptt.cli.history import History, Validation
 from bptt.cli.interrupt import Interrupt
 from bptt.cli.model import CharModel, loss
 from bptt.cli.printing import bits, brief, fields, quantity, user_errors
 from bptt.cli.progress import Display
 from bptt.cli.reading import Reading, Stopping, Text
-from bptt.cli.resuming import digest, noise, set_noise, versions
+from bptt.cli.resuming import noise, set_noise, versions
 from bptt.cli.train_config import TrainConfig
 from bptt.data import Vocabulary
 
@@ -63,7 +63,8 @@ class Training:
         self.device = self.model.decoder.weight.device
         self.optimizer = OPTIMIZERS[config.optimizer](parameters, lr=config.lr)  # pyright: ignore[reportCallIssue]
         self.saved_step: int | None = None
-        self._validated, self._before, self._checkpoint, self.began = 0, 0.0, -1, 0.0
+        self.text = digest(self.vocabulary, self.lanes, self.validation)
+        self._validated, self._before, self.began = 0, 0.0, 0.0
         self._loaded: dict[str, Any] = {}
         self._updates: Any = None
         self._in_a_row = 0
@@ -77,7 +78,7 @@ class Training:
             )
         return {
             "config": self.config.recorded(),
-            "text": digest(self.vocabulary, (self.lanes, self.validation)),
+            "text": self.text,
             "versions": versions(),
             "seconds": self.seconds(),
             "validated": self._validated,
@@ -95,7 +96,6 @@ class Training:
         set_noise(state["noise"], self.device)
         self.history.restore(records)
         self._validated, self._before, self._loaded = state["validated"], state["seconds"], state
-        self._checkpoint = self.history.step
         if self.history.validations:
             self.saved_step = self.history.validations[-1].step
         if self.saved_step == self.history.step:  # the run may have been killed before it had written them
@@ -104,7 +104,6 @@ class Training:
     def begin(self) -> None:
         """Make the folder that of this run, with a checkpoint of its start."""
         self.folder.publish(self.config, self.vocabulary, 0, self.state())
-        self._checkpoint = 0
 
     def run(self, display: Display, interrupt: Interrupt) -> None:
         """Train until the end that the configuration sets, or Ctrl-C; validate and save on the way and at the end.
@@ -270,14 +269,15 @@ class Training:
 
     def _save(self) -> None:
         """The weights, for who reads them, and a checkpoint."""
-        step = self.history.step
-        state = None if self._checkpoint == step else self.state()
-        if not self.folder.save_weights(self.model, self.config, self.vocabulary, step, state):
+        if not self._finite():
             raise NonFinite("a weight is not finite")
-        self.saved_step = self._checkpoint = step
+        self.folder.save(self.model, self.config, self.vocabulary, self.history.step, self.state())
+        self.saved_step = self.history.step
 
     def _keep(self) -> None:
-        """A checkpoint alone; one of the update at hand serves, whether its validation is in it or is made again."""
-        if self.folder.published and self._checkpoint != self.history.step:
+        """A checkpoint alone; none of weights that aren't finite, which the next loss will tell of."""
+        if self.folder.published and self._finite():
             self.folder.keep(self.history.step, self.state())
-            self._checkpoint = self.history.step
+
+    def _finite(self) -> bool:
+        return all(bool(torch.isfinite(t).all()) for t in self.model.state_dict().values())
