@@ -52,6 +52,38 @@ def test_chunks_of_several_arrays_are_the_lanes_of_one(batch, steps, rest, lengt
         assert [chunk.is_start for chunk in epoch[1:]] == [None] * (len(epoch) - 1)
 
 
+@given(
+    horizons=st.lists(st.integers(0, 5), min_size=1, max_size=4, unique=True),
+    apart=st.booleans(),
+    length=st.integers(1, 9),
+    batch=st.integers(1, 3),
+    features=st.sampled_from([(), (2,)]),
+)
+def test_several_horizons_are_plain_indexing(horizons, apart, length, batch, features):
+    values = np.random.default_rng(0).normal(size=(batch * 9 + batch - 1, *features))
+    other = np.arange(len(values)) if apart else values
+    horizons = horizons if apart else [h + 1 for h in horizons]
+    stream = Lanes(values, batch, length, targets=other if apart else None, horizon=horizons)
+    first = next(stream).targets
+    state, rest = stream.state_dict(), list(stream)
+    targets = torch.cat([first, *(chunk.targets for chunk in rest)])
+    assert targets.shape == (9 - max(horizons), batch, len(horizons), *other.shape[1:])
+    expected = [
+        [[other[lane * 9 + t + h] for h in horizons] for lane in range(batch)] for t in range(9 - max(horizons))
+    ]
+    np.testing.assert_array_equal(targets.numpy(), np.array(expected))
+    assert state["steps"] == 9 - max(horizons)
+    again = Lanes(values, batch, length, targets=other if apart else None, horizon=horizons)
+    again.load_state_dict(state)
+    assert [chunk.targets.tolist() for chunk in again] == [chunk.targets.tolist() for chunk in rest]
+
+
+def test_a_step_of_which_one_horizon_is_missing_is_masked():
+    series = torch.tensor([0.0, 1.0, 2.0, float("nan"), 4.0, 5.0, 6.0])
+    (chunk,) = Lanes(series, 1, 10, horizon=range(1, 3), missing=True)
+    assert chunk.mask.flatten().tolist() == [True, False, False, True, True]
+
+
 def test_the_defaults_are_those_of_chunks():
     series = torch.randn(53, 2)
     pairs = zip(Lanes(series, 4, 5, epochs=3), chunks(lanes(series, 4), 5, epochs=3), strict=True)
@@ -143,6 +175,11 @@ def test_a_place_of_another_stream_is_refused(state):
         ({"epochs": 0}, r"Lanes\(epochs=0\)"),
         ({"horizon": 0}, r"Lanes\(horizon=0\): must be from 1 to 19"),
         ({"horizon": 20}, r"Lanes\(horizon=20\): must be from 1 to 19: a lane has 20 steps"),
+        ({"horizon": (1, 20)}, r"Lanes\(horizon=\(1, 20\)\): must be from 1 to 19"),
+        ({"horizon": range(3)}, r"Lanes\(horizon=range\(0, 3\)\): must be from 1"),
+        ({"horizon": 1.5}, r"Lanes\(horizon=1.5\): must be from 1"),
+        ({"horizon": ()}, r"Lanes\(horizon=\(\)\): takes one horizon or several"),
+        ({"horizon": [2, 2]}, "none twice"),
         ({"targets": torch.zeros(39)}, "targets has 39 steps and inputs 40"),
         ({"targets": torch.zeros(40), "horizon": -1}, "must be from 0 to 19"),
         ({"inputs": []}, "inputs is an empty list"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -78,15 +78,18 @@ class Lanes(Reading):
         length: steps a chunk; the last one of an epoch holds what is left.
         targets: arrays of N steps in all, as inputs; None for the inputs themselves.
         horizon: how many steps ahead of its input a target lies: that of step t is `targets[t + horizon]`, of the same
-            lane, and the last `horizon` steps of a lane have none. None is 1 for the inputs themselves, else 0.
+            lane, and the last `horizon` steps of a lane have none. None is 1 for the inputs themselves, else 0. Or
+            several, such as range(1, 13): a step then has a target for each, and the longest says which have none.
         epochs: how often the lanes are read; None reads them for ever.
         missing: True masks the steps whose targets hold NaN, by `observed`; otherwise their losses are an error.
 
     Yields `bptt.Chunk(inputs, targets, is_start, mask)`: inputs (length, batch, ...) and targets as copies, in the
         arrays' dtype, uint16 and uint32 as int64 since torch has few operators for them; is_start (length,) in the
-        first chunk of an epoch, else None; mask (length, batch) where targets are missing, else None.
+        first chunk of an epoch, else None; mask (length, batch) where targets are missing, else None. With several
+        horizons targets are (length, batch, horizons, ...), in the order given, and a step of which one is missing is
+        masked.
 
-    Cost: memory of one chunk, whatever N is; pages of a read-only memmap are handed back after each.
+    Cost: memory of one chunk, longer by the longest horizon, whatever N is; pages of a read-only memmap are handed back after each.
 
     Raises: ValueError or TypeError, at the call: for numbers below 1, arrays that don't go together, or lanes too short
         for two steps and the horizon.
@@ -96,6 +99,8 @@ class Lanes(Reading):
     [[5, 6, 7], [8]]
     >>> next(Lanes(torch.arange(10), batch=2, length=3, horizon=2)).targets[:, 1].tolist()
     [7, 8, 9]
+    >>> next(Lanes(torch.arange(10), batch=2, length=3, horizon=(1, 2))).targets[:, 1].tolist()
+    [[6, 7], [7, 8], [8, 9]]
     """
 
     def __init__(
@@ -105,7 +110,7 @@ class Lanes(Reading):
         length: int,
         *,
         targets: Any = None,
-        horizon: int | None = None,
+        horizon: int | Sequence[int] | None = None,
         epochs: int | None = 1,
         missing: bool = False,
     ) -> None:
@@ -119,17 +124,27 @@ class Lanes(Reading):
             )
         steps = lane_steps(given, batch, f"Lanes(batch={batch})")
         least = 1 if targets is None else 0
-        ahead = least if horizon is None else horizon
-        if not least <= ahead < steps:
-            raise ValueError(
-                f"Lanes(horizon={horizon}): must be from {least} to {steps - 1}: a lane has {steps} steps."
-            )
+        several = isinstance(horizon, Iterable)
+        ahead = _ahead(tuple(horizon) if several else (least if horizon is None else horizon,), least, steps, horizon)
+        first, last = min(ahead), max(ahead)
 
         def read(start: int, stop: int) -> tuple[Tensor, Tensor]:
-            return _rows(given, batch, steps, start, stop), _rows(wanted, batch, steps, start + ahead, stop + ahead)
+            rows = _rows(wanted, batch, steps, start + first, stop + last)
+            if several:
+                rows = torch.stack([rows[h - first : h - first + stop - start] for h in ahead], 2)
+            return _rows(given, batch, steps, start, stop), rows
 
-        super().__init__(read, steps - ahead, length, epochs)
+        super().__init__(read, steps - last, length, epochs)
         self._missing = missing
+
+
+def _ahead(horizons: tuple[int, ...], least: int, steps: int, given: Any) -> tuple[int, ...]:
+    """The horizons, each a whole number that leaves a lane a step; ValueError that names what was `given`."""
+    if not all(isinstance(h, int) and not isinstance(h, bool) and least <= h < steps for h in horizons):
+        raise ValueError(f"Lanes(horizon={given}): must be from {least} to {steps - 1}: a lane has {steps} steps.")
+    if not horizons or len(set(horizons)) < len(horizons):
+        raise ValueError(f"Lanes(horizon={given}): takes one horizon or several, and none twice.")
+    return horizons
 
 
 def _rows(series: Series, batch: int, steps: int, start: int, stop: int) -> Tensor:
