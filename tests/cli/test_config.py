@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from bptt.cli.printing import UserError
-from bptt.cli.train_config import TrainConfig, parse_train
+from bptt.cli.train_config import BATCH, TrainConfig, parse_train
 
 
 def config(folder, text, *words):
@@ -19,7 +19,7 @@ def test_flags_before_file_before_defaults(folder):
     assert str(got.out) == "there"
     assert got.overwrite is True
     assert got.clip == TrainConfig.clip
-    assert got.batch == TrainConfig.batch
+    assert got.batch == BATCH
     assert config(folder, "overwrite: false").overwrite is False
 
 
@@ -48,7 +48,7 @@ def test_what_is_not_said_is_recorded_too():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("hiden: 3", r"--config c.yaml: unknown key 'hiden'; the keys are data, cell, hidden, .*overwrite$"),
+        ("hiden: 3", r"--config c.yaml: unknown key 'hiden'; the keys are model, data, read_as, .*overwrite$"),
         ("config: other.yaml", "unknown key 'config'"),
         ("3: 4", "unknown key .3"),
         ("hidden: big", "c.yaml: Error parsing --hidden"),

@@ -166,9 +166,9 @@ def test_sequences_are_asked_for(monkeypatch):
 def test_windows_longer_than_the_text():
     config = TrainConfig(strategy="mine:4")
     for strategy in (Plain(), own(Found, reach=101), own(Plain, reach=100)):
-        _ends(config, Reading(strategy, CHUNK), 100)
+        _ends(config, Reading(strategy, CHUNK), 100, "character")
     with pytest.raises(UserError, match=r"windows of 101 characters, .* give a strategy with windows of that or less"):
-        _ends(config, Reading(own(Plain, reach=101), CHUNK), 100)
+        _ends(config, Reading(own(Plain, reach=101), CHUNK), 100, "character")
 
 
 @pytest.fixture(scope="module")

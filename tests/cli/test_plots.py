@@ -16,8 +16,8 @@ pytestmark = pytest.mark.usefixtures("real_plots")
 
 def history(bpc, norms, validations=(), clip=1.0):
     made = History(clip)
-    made.bpc, made.grad_norm = list(bpc), list(norms)
-    made.chars = [100 * (i + 1) for i in range(len(made.bpc))]
+    made.losses, made.grad_norm = [math.log(2) * each for each in bpc], list(norms)
+    made.read = [100 * (i + 1) for i in range(len(made.losses))]
     made.validations = [Validation(step, 100 * step, bpc * math.log(2), 1.0) for step, bpc in validations]
     made.clipped = sum(norm > clip for norm in norms)
     return made
@@ -66,7 +66,7 @@ def test_loss(axes):
     shown = axes(loss_plot, history([5, 4, 3, 2], [1] * 4, [(2, 4.5), (4, 2.5)]))
     assert shown.get_ylabel() == "bits per character"
     assert shown.get_xlabel() == "characters read in training"
-    assert list(lines(shown)["training, each update"].get_ydata()) == [5, 4, 3, 2]
+    assert list(lines(shown)["training, each update"].get_ydata()) == pytest.approx([5, 4, 3, 2])
     validation = lines(shown)["validation, last 2.500"]
     assert list(validation.get_xdata()) == [200, 400]
     assert list(validation.get_ydata()) == pytest.approx([4.5, 2.5])

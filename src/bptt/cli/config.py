@@ -116,12 +116,19 @@ def _reduce(shown: str) -> str:
     message = sections[0] if sections else "These options can't be read"
     for told, plain in _PLAIN_WORDS:
         message = re.sub(told, plain, message)
+    message = re.sub(r"Expected one of \(.*?\)", _choices, message)
     message = message.rstrip(".!") + "."
     meant = re.search(r"Perhaps you meant:\W*(--[\w-]+)", " ".join(sections))
     return f"{message} Did you mean {meant[1]}?" if meant else message
 
 
+def _choices(told: re.Match[str]) -> str:
+    """What can be chosen; tyro lists a set in any order, with a None that nobody may give."""
+    return "Expected one of " + ", ".join(sorted({*re.findall("'([^']*)'", told[0])} - {"None"}))
+
+
 _PLAIN_WORDS = (
+    (r"no type matching .* could be instantiated from .*Got errors: - <class '\w+'>: ", ""),
     (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number"),
     (r"Exceeds the limit .*", "this is not a whole number that anything has room for"),
     (r"could not convert string to float: (.*)", r"\1 is not a number"),

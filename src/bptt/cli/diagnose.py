@@ -15,12 +15,13 @@ from bptt.cli.config import PLAIN, at_least_one, can_be_written, flag, parse
 from bptt.cli.diagnosis import Measured, ladder, show, truncates
 from bptt.cli.files import data_text
 from bptt.cli.folder import CONFIG, load
+from bptt.cli.jobs.texts import named as model_named
 from bptt.cli.model import CharModel, build, loss
 from bptt.cli.plots import diagnosis_plot
 from bptt.cli.printing import UserError, one_line, user_errors
 from bptt.cli.reading import reading
 from bptt.cli.screen import Screen
-from bptt.cli.train import describe, device_of, parameters
+from bptt.cli.train import described, device_of
 from bptt.cli.train_config import TrainConfig, parse_train
 from bptt.cli.writing import replace
 from bptt.data import PYTHON_DOCS, Vocabulary, lanes, split
@@ -104,7 +105,7 @@ def run(words: Sequence[str]) -> int:
     chunk, validation = _sequence(config, subject)
     steps, rows = chunk.inputs.shape
     screen = Screen()
-    screen.say(f"model       {subject.title}, {parameters(model):,} parameters, on {device}")
+    screen.say(f"model       {subject.title}, {sum(p.numel() for p in model.parameters()):,} parameters, on {device}")
     if config.run is not None:
         screen.say(f"run folder  {one_line(str(config.run))}")
     screen.say(f"text        {one_line(subject.source)}, the last {validation:,} characters, kept for validation")
@@ -127,25 +128,23 @@ def _fresh(config: DiagnoseConfig) -> Subject:
     """The model that `bptt train` with these options and its default seed would begin with."""
     text, source = _text(config.data or PYTHON_DOCS)
     vocabulary = Vocabulary.of(text)
-    begun = TrainConfig(
-        cell=config.cell or TrainConfig.cell,
-        hidden=config.hidden or TrainConfig.hidden,
-        layers=config.layers or TrainConfig.layers,
-    )
+    begun = TrainConfig(cell=config.cell, hidden=config.hidden, layers=config.layers).resolved()
+    shape = (begun.cell or "", begun.hidden or 1, begun.layers or 1)
     torch.manual_seed(begun.seed)
-    model = build(len(vocabulary), begun.cell, begun.hidden, begun.layers)
-    title = describe(begun).split(",")[0] + " before training"
+    model = build(len(vocabulary), *shape)
+    title = model_named(*shape) + " before training"
     return Subject(model, vocabulary, vocabulary.encode(text), title, source, None)
 
 
 def _trained(config: DiagnoseConfig, folder: Path) -> Subject:
     model, vocabulary = load(folder)
     trained = parse_train([f"--config={folder / CONFIG}"])
-    text, source = _text(config.data or trained.data)
+    text, source = _text(config.data or trained.data or PYTHON_DOCS)
     with user_errors(prefix=f"--data {source}: "):
         ids = vocabulary.encode(text)
+    name = model_named(trained.cell or "", trained.hidden or 1, trained.layers or 1)
     # Layers of cuDNN have a backward pass in training mode only; for this model the two modes are otherwise the same.
-    return Subject(model.train(), vocabulary, ids, describe(trained), source, trained)
+    return Subject(model.train(), vocabulary, ids, described(name, trained), source, trained)
 
 
 def _text(data: str) -> tuple[str, str]:

@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save
 from bptt.cli import checkpoint, exchange
 from bptt.cli.events import Events
 from bptt.cli.files import read_settings, small_text
+from bptt.cli.jobs.job import Job
 from bptt.cli.lock import Lock
-from bptt.cli.model import CELLS, CharModel, build
+from bptt.cli.model import CELLS, CharModel, build, digest
 from bptt.cli.printing import UserError, block, one_line
 from bptt.cli.train_config import TrainConfig
 from bptt.cli.writing import Lines, jsonable, replace, temporary, to_disk, write
@@ -34,6 +35,10 @@ METRICS, LOSS_PLOT, NORM_PLOT, REPORT = "metrics.jsonl", "loss.png", "gradient_n
 EVENTS = "events.out.tfevents.bptt"
 """For TensorBoard, which knows its files by the middle of this name; missing where TensorBoard isn't installed."""
 FILES = (WEIGHTS, CONFIG, VOCABULARY, METRICS, EVENTS, LOSS_PLOT, NORM_PLOT, REPORT, checkpoint.FOLDER)
+"""Of a run on a text."""
+SERIES, FORECAST, FORECAST_PLOT = "series.json", "forecast.json", "forecast.png"
+"""Of a run on numbers: columns and horizons, errors by horizon, and both drawn."""
+ALL_FILES = (*FILES, SERIES, FORECAST, FORECAST_PLOT)
 PART = METRICS + ".part"
 VOCABULARY_MOST = 2**26
 """Bytes; all of Unicode, each character as an escape, needs a fifth of it."""
@@ -83,11 +88,11 @@ class RunFolder:
     def _find(self, overwrite: bool) -> list[str]:
         """The files of the run that the folder holds; what a killed process left is finished, or thrown away."""
         exchange.settle(self.path)
-        held = [name for name in FILES if (self.path / name).exists()]
+        held = [name for name in ALL_FILES if (self.path / name).exists()]
         if held and not overwrite:
             raise UserError(f"{self.path} already holds a run. Choose another --out, or give --overwrite")
         exchange.discard(self.path)
-        for name in FILES:
+        for name in ALL_FILES:
             temporary(self.path / name).unlink(missing_ok=True)
         return held
 
@@ -153,12 +158,7 @@ class RunFolder:
         return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
     def publish(
-        self,
-        config: TrainConfig,
-        vocabulary: Vocabulary,
-        step: int,
-        state: dict[str, Any],
-        weights: bytes | None = None,
+        self, config: TrainConfig, job: Job, step: int, state: dict[str, Any], weights: bytes | None = None
     ) -> None:
         """Make this the run that the folder holds: its files and none of the run before, all at once or not at all."""
         settings = yaml.safe_dump(config.recorded(), sort_keys=False)
@@ -166,7 +166,8 @@ class RunFolder:
             if weights is not None:
                 replace(new / WEIGHTS, lambda path: path.write_bytes(weights))
             write(new / CONFIG, settings)
-            write(new / VOCABULARY, json.dumps(vocabulary.characters) + "\n")
+            for name, text in job.files.items():
+                write(new / name, text)
             checkpoint.keep(new, step, {**state, "metrics": self._mark(PART)})
             for name in self.held:
                 if name != METRICS and not (new / name).exists():
@@ -185,14 +186,12 @@ class RunFolder:
             for line in (self.path / METRICS).read_text(encoding="utf-8").splitlines():
                 self._events.add(json.loads(line))
 
-    def save(
-        self, model: CharModel, config: TrainConfig, vocabulary: Vocabulary, step: int, state: dict[str, Any]
-    ) -> None:
+    def save(self, config: TrainConfig, job: Job, step: int, state: dict[str, Any]) -> None:
         """Save `state` as a checkpoint and the model's weights for who reads them; the first time, publish both."""
-        tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
-        weights = save(tensors, {"vocabulary": digest(vocabulary)})
+        tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in job.model.state_dict().items()}
+        weights = save(tensors, dict(job.stamp))
         if not self.published:
-            self.publish(config, vocabulary, step, state, weights)
+            self.publish(config, job, step, state, weights)
             return
         self.keep(step, state)
         self.replace(WEIGHTS, lambda path: path.write_bytes(weights))
@@ -219,7 +218,7 @@ class RunFolder:
     def discard(self) -> None:
         """Take back what was made: the run never began. A run that was here, and anything else here, stays."""
         self._close_files()
-        for path in (self.path / name for name in ((PART,) if self.held or self.resumed else (PART, *FILES))):
+        for path in (self.path / name for name in ((PART,) if self.held or self.resumed else (PART, *ALL_FILES))):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         self._lock.release()
         with contextlib.suppress(OSError):
@@ -289,11 +288,3 @@ def _vocabulary(found: Any) -> Vocabulary:
     if not isinstance(found, str):
         raise UserError(f"{VOCABULARY}: must be one string of all characters, not {type(found).__name__}")
     return Vocabulary(found)
-
-
-def digest(vocabulary: Vocabulary, *lanes: torch.Tensor) -> str:
-    """What tells a vocabulary, or with its ids a text, from another one."""
-    known = hashlib.sha256(vocabulary.characters.encode("utf-8", "surrogatepass"))
-    for each in lanes:
-        known.update(each.numpy().tobytes())
-    return known.hexdigest()

@@ -9,31 +9,63 @@ from typing import Any
 
 from bptt.cli.printing import bits, quantity, size
 
-LN2 = math.log(2)
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """What a run's losses are shown as.
+
+    unit: what a step of one lane is called. key: the name in the metrics of how many were read.
+    per: what is shown, in words. factor: of it to the loss.
+    """
+
+    unit: str
+    key: str
+    per: str
+    factor: float
+
+    @property
+    def in_bits(self) -> bool:
+        """Whether losses are shown as bits."""
+        return self.factor != 1
+
+    def text(self, loss: float) -> str:
+        """A loss as it is shown, with what it is.
+
+        >>> BITS.text(math.log(2)), LOSS.text(0.25)
+        ('1.000 bits per character', 'loss 0.25')
+        """
+        return f"{self.number(loss)} {self.per}" if self.in_bits else f"{self.per} {self.number(loss)}"
+
+    def number(self, loss: float) -> str:
+        """A loss as it is shown, the number alone."""
+        return bits(loss * self.factor) if self.in_bits else f"{loss:.4g}"
+
+    def record(self, loss: float) -> dict[str, float]:
+        """A loss as the metrics hold it."""
+        return {"loss": loss, "bpc": loss * self.factor} if self.in_bits else {"loss": loss}
+
+
+BITS = Measure("character", "chars", "bits per character", 1 / math.log(2))
+LOSS = Measure("step", "read", "loss", 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """A validation: after `step` updates and `chars` characters, loss in nats and in bits a character."""
+    """A validation: after `step` updates and `read` characters, or steps of a lane, the mean loss."""
 
     step: int
-    chars: int
+    read: int
     loss: float
     seconds: float
-
-    @property
-    def bpc(self) -> float:
-        """Bits per character."""
-        return self.loss / LN2
 
 
 class History:
     """Everything measured so far. Loss, speed and memory of the bar are averages over the last 50 or so updates."""
 
-    def __init__(self, clip: float) -> None:
-        self.clip = clip
-        self.chars: list[int] = []
-        self.bpc: list[float] = []
+    def __init__(self, clip: float, measure: Measure = BITS) -> None:
+        self.clip, self.measure = clip, measure
+        self.read: list[int] = []
+        self.losses: list[float] = []
         self.grad_norm: list[float] = []
         self.validations: list[Validation] = []
         self.clipped = self.left_out = 0
@@ -45,38 +77,37 @@ class History:
         for record in records:
             if record["kind"] == "train":
                 self.clipped += record["clipped"]
-                self.chars.append(record["chars"])
-                self.bpc.append(record["bpc"])
+                self.read.append(record[self.measure.key])
+                self.losses.append(record["loss"])
                 self.grad_norm.append(record["grad_norm"])
             elif record["kind"] == "left_out":
                 self.left_out += 1
             else:
-                point = Validation(record["step"], record["chars"], record["loss"], record["elapsed"])
+                point = Validation(record["step"], record[self.measure.key], record["loss"], record["elapsed"])
                 self.validations.append(point)
 
     @property
     def step(self) -> int:
         """Updates so far."""
-        return len(self.chars)
+        return len(self.read)
 
     @property
-    def total_chars(self) -> int:
-        """Characters trained on so far."""
-        return self.chars[-1] if self.chars else 0
+    def total(self) -> int:
+        """Characters, or steps of a lane, trained on so far."""
+        return self.read[-1] if self.read else 0
 
-    def update(self, update: Any, chars: int, loss: float, grad_norm: float, cotangent_norm: float) -> dict[str, Any]:
-        """Take in a `bptt.Update` over `chars` characters; its record for the metrics file."""
+    def update(self, update: Any, read: int, loss: float, grad_norm: float, cotangent_norm: float) -> dict[str, Any]:
+        """Take in a `bptt.Update` over `read` characters or steps; its record for the metrics file."""
         clipped = 0 < self.clip < grad_norm
         self.clipped += clipped
-        self.chars.append(self.total_chars + chars)
-        self.bpc.append(loss / LN2)
+        self.read.append(self.total + read)
+        self.losses.append(loss)
         self.grad_norm.append(grad_norm)
         return {
             "kind": "train",
             "step": self.step,
-            "chars": self.total_chars,
-            "loss": loss,
-            "bpc": loss / LN2,
+            self.measure.key: self.total,
+            **self.measure.record(loss),
             "grad_norm": grad_norm,
             "clipped": clipped,
             "cotangent_norm": cotangent_norm,
@@ -85,21 +116,22 @@ class History:
             "memory_bytes": update.memory_bytes,
         }
 
-    def numbers(self, record: dict[str, Any], chars: int, seconds: float) -> str:
-        """What the bar shows after an update of `chars` characters that took `seconds`."""
+    def numbers(self, record: dict[str, Any], read: int, seconds: float) -> str:
+        """What the bar shows after an update of `read` characters or steps that took `seconds`."""
         self._shown += 1
         weight = min(0.98, 1 - 1 / self._shown)  # the first updates are averaged evenly
-        now = {"loss": record["loss"], "chars": chars, "seconds": seconds, "memory": record["memory_bytes"]}
+        now = {"loss": record["loss"], "read": read, "seconds": seconds, "memory": record["memory_bytes"]}
         for name, value in now.items():
             self._smooth[name] = weight * self._smooth.get(name, 0.0) + (1 - weight) * value
         smooth = self._smooth
-        speed = quantity(smooth["chars"] / max(smooth["seconds"], 1e-9), "char/s")
+        speed = quantity(smooth["read"] / max(smooth["seconds"], 1e-9), "char/s" if self.measure.in_bits else "steps/s")
+        loss = f"{bits(smooth['loss'] * self.measure.factor)} bits/char  " if self.measure.in_bits else ""
         return (
-            f"loss {bits(smooth['loss'])}  {bits(smooth['loss'] / LN2)} bits/char  {speed}  gradient "
+            f"loss {bits(smooth['loss'])}  {loss}{speed}  gradient "
             f"{record['grad_norm']:.2g}, {self.clipped / self.step:.0%} clipped  {size(smooth['memory'])}"
         )
 
-    def recent_bpc(self) -> float:
-        """Mean bits per character of the last 50 updates."""
-        last = self.bpc[-50:]
+    def recent(self) -> float:
+        """Mean loss of the last 50 updates."""
+        last = self.losses[-50:]
         return sum(last) / max(1, len(last))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,6 +76,14 @@ def build(characters: int, cell: str, hidden: int, layers: int, copies: int = 1)
         if not no_memory(error):
             raise
         raise UserError(f"{named}: no memory for a model of this size") from None
+
+
+def digest(vocabulary: Vocabulary, *lanes: torch.Tensor) -> str:
+    """What tells a vocabulary, or with its ids a text, from another one."""
+    known = hashlib.sha256(vocabulary.characters.encode("utf-8", "surrogatepass"))
+    for each in lanes:
+        known.update(each.numpy().tobytes())
+    return known.hexdigest()
 
 
 loss = bptt.per_step(nn.CrossEntropyLoss())

@@ -13,11 +13,12 @@ import tyro
 import bptt
 from bptt.cli.config import at_least_one, at_most, flag, parse
 from bptt.cli.files import data_text
+from bptt.cli.jobs.texts import named as model_named
 from bptt.cli.model import build, loss
 from bptt.cli.printing import UserError, duration, one_line, size, user_errors
 from bptt.cli.screen import Screen
 from bptt.cli.strategies import labelled, parse_strategies
-from bptt.cli.train import describe, device_of, parameters
+from bptt.cli.train import device_of
 from bptt.cli.train_config import TrainConfig
 from bptt.data import PYTHON_DOCS, Vocabulary, lanes
 from bptt.strategies import says
@@ -104,8 +105,8 @@ def run(words: Sequence[str]) -> int:
                 f"--memory {config.memory!r}: no strategy fits. The least that would is --memory {error.least}, for "
                 f"{error.strategy}. Give that much, or use smaller batches."
             ) from None
-    title = describe(TrainConfig(cell=config.cell, hidden=config.hidden, layers=config.layers)).split(",")[0]
-    screen.say(f"model     {title}, {parameters(model):,} parameters, on {device}")
+    title = model_named(config.cell, config.hidden, config.layers)
+    screen.say(f"model     {title}, {sum(p.numel() for p in model.parameters()):,} parameters, on {device}")
     screen.say(f"sequence  {config.batch} x {config.steps:,} characters of {one_line(config.data)}")
     screen.say(f"budget    {config.memory or 'none'}\n")
     _show(screen, found)

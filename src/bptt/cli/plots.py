@@ -11,42 +11,42 @@ from matplotlib.ticker import EngFormatter, PercentFormatter, ScalarFormatter
 
 from bptt.cli.diagnosis import Measured
 from bptt.cli.history import History
-from bptt.cli.printing import bits
 
 BLUE, PALE, ORANGE, GREY = "#1f5fa8", "#a9c4e4", "#d2601a", "#666666"
 
 
 def loss_plot(history: History, title: str, path: Path) -> None:
-    """Training and validation bits per character over the characters read."""
-    figure, axes = _axes(title, "bits per character")
-    if history.bpc:
-        bpc = np.asarray(history.bpc)
-        axes.plot(history.chars, bpc, color=PALE, linewidth=0.8, label="training, each update")
-        axes.plot(history.chars, _smooth(bpc), color=BLUE, linewidth=1.6, label="training, running mean")
-        shown = bpc[len(bpc) // 50 :]  # the first steep drop would flatten all that follows
-        points = [v.bpc for v in history.validations]
+    """Training and validation losses, of a text in bits per character, over what was read."""
+    measure = history.measure
+    figure, axes = _axes(title, measure.per, measure.unit)
+    points = [v.loss * measure.factor for v in history.validations]
+    if history.losses:
+        losses = np.asarray(history.losses) * measure.factor
+        axes.plot(history.read, losses, color=PALE, linewidth=0.8, label="training, each update")
+        axes.plot(history.read, _smooth(losses), color=BLUE, linewidth=1.6, label="training, running mean")
+        shown = losses[len(losses) // 50 :]  # the first steep drop would flatten all that follows
         low, high = min([shown.min(), *points]), max([shown.max(), *points])
         margin = 0.06 * (high - low) or 0.5
-        axes.set_ylim(max(0.0, low - margin), high + margin)
+        axes.set_ylim(max(0.0, low - margin) if low >= 0 else low - margin, high + margin)
     if history.validations:
         last = history.validations[-1]
-        chars, points = [v.chars for v in history.validations], [v.bpc for v in history.validations]
-        label = f"validation, last {bits(last.bpc)}"
-        axes.plot(chars, points, "o-", color=ORANGE, markersize=5, linewidth=1, label=label)
+        read = [v.read for v in history.validations]
+        label = f"validation, last {measure.number(last.loss)}"
+        axes.plot(read, points, "o-", color=ORANGE, markersize=5, linewidth=1, label=label)
     _finish(figure, axes, path)
 
 
 def norm_plot(history: History, title: str, path: Path) -> None:
-    """The norm of the gradient before clipping, over the characters read."""
-    figure, axes = _axes(title, "gradient norm before clipping")
+    """The norm of the gradient before clipping, over what was read."""
+    figure, axes = _axes(title, "gradient norm before clipping", history.measure.unit)
     norms = np.asarray(history.grad_norm)
     norms = np.where(norms > np.finfo(np.float32).tiny, norms, np.nan)  # zero has no place on a logarithmic axis
     if not np.isnan(norms).all():
         low, high = np.nanmin(norms), np.nanmax(norms)
         axes.set_yscale("log")
         axes.set_ylim(low / 1.3, max(high, history.clip if high > history.clip / 10 else 0) * 1.3)
-        axes.plot(history.chars, norms, color=PALE, linewidth=0.8, label="each update")
-        axes.plot(history.chars, np.exp(_smooth(np.log(norms))), color=BLUE, linewidth=1.6, label="running mean")
+        axes.plot(history.read, norms, color=PALE, linewidth=0.8, label="each update")
+        axes.plot(history.read, np.exp(_smooth(np.log(norms))), color=BLUE, linewidth=1.6, label="running mean")
         if high < 100 * low:  # within a decade or two, plain numbers read better
             axes.yaxis.set_major_formatter(ScalarFormatter())
             axes.yaxis.set_minor_formatter(ScalarFormatter())
@@ -105,11 +105,11 @@ def diagnosis_plot(measured: Measured, title: str, path: Path) -> None:
     figure.savefig(path)
 
 
-def _axes(title: str, label: str) -> tuple[Figure, Axes]:
+def _axes(title: str, label: str, unit: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, fontsize=11, loc="left", parse_math=False)
-    style(axes, "characters read in training", label)
+    style(axes, f"{unit}s read in training", label)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     return figure, axes
 

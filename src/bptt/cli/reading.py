@@ -1,24 +1,23 @@
-"""How a training run reads its text: by which strategy, and in which pieces."""
+"""How a training run reads its data: by which strategy, and in which pieces."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from bptt import Chunk
 from bptt.cli.config import flag
 from bptt.cli.printing import UserError
 from bptt.cli.strategies import LAWFUL, first, parse_strategy
 from bptt.cli.train_config import TrainConfig
-from bptt.data import chunks, continuous
 from bptt.strategies import says
 
 CHUNK = 64
-"""Characters read at once where nobody knows how many losses an update will have."""
+"""Steps read at once where nobody knows how many losses an update will have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,28 +60,53 @@ class Stopping(Exception):
     """The run is to end before the window that is being read: it is read again when the run goes on."""
 
 
-class Text:
-    """Lanes of ids as chunks on a device, at a place that can be saved.
+class Read:
+    """A stream of chunks on a device, at a place that can be saved.
 
-    lanes, length, epochs: as `bptt.data.chunks` takes them.
+    stream: an iterator of chunks. One without `state_dict` and `load_state_dict` is read again up to its place.
     stopping: asked before each chunk; True raises Stopping.
     """
 
-    def __init__(
-        self, lanes: torch.Tensor, length: int, epochs: int | None, device: torch.device, stopping: Callable[[], bool]
-    ) -> None:
-        self._chunks = chunks(lanes, length, epochs)
-        self._device, self._stopping = device, stopping
-        self.state_dict, self.load_state_dict = self._chunks.state_dict, self._chunks.load_state_dict
+    def __init__(self, stream: Any, device: torch.device, stopping: Callable[[], bool]) -> None:
+        self._stream, self._device, self._stopping = stream, device, stopping
+        self._iterator: Any = None
+        self._count = 0
 
-    def __iter__(self) -> Iterator[Chunk]:
-        for chunk in continuous(self._until_asked()):
-            yield Chunk(*(None if t is None else t.to(self._device, non_blocking=True) for t in chunk))
+    def state_dict(self) -> dict[str, Any]:
+        """The place of the next chunk."""
+        state = self._stream.state_dict() if hasattr(self._stream, "state_dict") else None
+        return {"chunks": self._count, "stream": state}
 
-    def _until_asked(self) -> Iterator[Chunk]:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a place that `state_dict` gave."""
+        self._count = state["chunks"]
+        if state["stream"] is not None:
+            self._stream.load_state_dict(state["stream"])
+        else:
+            self._iterator = itertools.islice(iter(self._stream), self._count, None)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (moved(chunk, self._device) for chunk in self._until_asked())
+
+    def _until_asked(self) -> Iterator[Any]:
+        if self._iterator is None:
+            self._iterator = iter(self._stream)
         while not self._stopping():
-            chunk = next(self._chunks, None)
+            chunk = next(self._iterator, None)
             if chunk is None:
                 return
+            self._count += 1
             yield chunk
         raise Stopping
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """What a chunk holds, its tensors on a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {name: moved(each, device) for name, each in value.items()}
+    if isinstance(value, tuple | list):
+        values = [moved(each, device) for each in value]
+        return type(value)(*values) if hasattr(value, "_fields") else type(value)(values)
+    return value

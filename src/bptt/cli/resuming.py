@@ -44,14 +44,17 @@ def resumed(asked: TrainConfig, saved: dict[str, Any], settings: Path) -> TrainC
     return config
 
 
-def must_be(saved: dict[str, Any], text: str) -> str | None:
+def must_be(saved: dict[str, Any], data: str, code: str) -> str | None:
     """What differs from when the run was saved and changes its last bits, in a line; None if nothing does.
 
-    Raises: UserError if its text isn't the same any more.
+    data, code: digests of what is read, and of the user's own file.
+
+    Raises: UserError if either isn't the same any more.
     """
-    if saved["text"] != text:
-        source = one_line(str(saved["config"]["data"]))
-        raise UserError(f"--resume: --data {source} was changed since the run began. Put it back, or start a new run")
+    for name, now, option in (("data", data, "--data "), ("code", code, "")):
+        if saved[name] != now:
+            source = option + one_line(str(saved["config"]["data" if name == "data" else "model"]))
+            raise UserError(f"--resume: {source} was changed since the run began. Put it back, or start a new run")
     changed = {name: (saved["versions"].get(name), now) for name, now in versions().items()}
     told = [f"{name} {now}, was {before}" for name, (before, now) in changed.items() if before != now]
     return f"not as it was: {'; '.join(told)}. The last bits may differ" if told else None

@@ -14,10 +14,13 @@ from bptt.cli.printing import fields, fitted, printable
 
 
 class Screen:
-    """Where a command prints what it found."""
+    """Where a command prints what it found.
 
-    def __init__(self) -> None:
-        self.console = Console(markup=False, highlight=False, emoji=False)
+    console: None for standard output as it is.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(markup=False, highlight=False, emoji=False)
 
     def say(self, text: str) -> None:
         """Print text, control characters escaped, its lines broken between words where they are too wide."""

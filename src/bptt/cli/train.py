@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
 import sys
 import time
@@ -15,25 +16,24 @@ import torch
 
 import bptt
 from bptt.cli.checkpoint import Found
-from bptt.cli.files import data_text
 from bptt.cli.folder import CONFIG, EVENTS, LOSS_PLOT, NORM_PLOT, PART, REPORT, RunFolder
 from bptt.cli.interrupt import Interrupt
-from bptt.cli.model import CharModel, build, write
+from bptt.cli.jobs.job import Job, Results
+from bptt.cli.jobs.make import make_job
+from bptt.cli.jobs.texts import SAMPLE_TEMPERATURE
 from bptt.cli.plots import loss_plot, norm_plot
-from bptt.cli.printing import UserError, bits, block, command, duration, one_line, user_errors
+from bptt.cli.printing import UserError, block, command, duration, one_line
 from bptt.cli.progress import Display
 from bptt.cli.reading import Reading, reading
 from bptt.cli.report import report
 from bptt.cli.resuming import must_be, resumed
-from bptt.cli.room import ADAM, FLOAT, must_have_room, numbers_of_window
+from bptt.cli.room import FLOAT, must_have_room
+from bptt.cli.screen import Screen
 from bptt.cli.strategies import labelled, long_by, parse_strategy
 from bptt.cli.streams import lost
 from bptt.cli.train_config import TrainConfig, parse_train
 from bptt.cli.training import NonFinite, Training
-from bptt.data import PYTHON_DOCS, Vocabulary, lanes, split
 from bptt.strategies import says
-
-SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 400, 0.6
 
 
 def run(words: Sequence[str]) -> int:
@@ -71,32 +71,21 @@ def run(words: Sequence[str]) -> int:
 
 
 def _prepare(config: TrainConfig, read: Reading, device: torch.device, folder: RunFolder, display: Display) -> Training:
-    text = data_text(config.data)
-    vocabulary = Vocabulary.of(text)
-    with user_errors(prefix=f"--batch {config.batch}: "):
-        train_ids, validation_ids = split(vocabulary.encode(text))
-        train = lanes(train_ids, config.batch)
-    # Each lane starts from the zero state, so lanes of validation are few enough for that not to count.
-    validation = lanes(validation_ids, max(1, min(config.batch, len(validation_ids) // 1000)))
-    if config.sequence_length is not None and config.sequence_length > len(train) - 1:
+    job = make_job(config, device)
+    config = job.config
+    source = job.source
+    if source.steps is not None:
+        _ends(config, read, source.steps, source.unit)
+    elif config.epochs is not None:
         raise UserError(
-            f"--sequence-length {config.sequence_length}: with --batch {config.batch} a lane of this text has only "
-            f"{len(train) - 1} characters to predict; give that or less"
+            f"--epochs {config.epochs}: the stream of {config.model} is read once; give --steps or --minutes"
         )
-    _ends(config, read, len(train) - 1)
-    torch.manual_seed(config.seed)
-    with user_errors():
-        copies = ADAM if config.optimizer.startswith("adam") else 2
-        model = build(len(vocabulary), config.cell, config.hidden, config.layers, copies).to(device)
-    _fits(config, read, len(train) - 1, len(vocabulary))
-    source = "Python documentation" if config.data == PYTHON_DOCS else config.data
-    display.say(f"text        {one_line(source)}, {len(text):,} characters, {len(vocabulary)} of them distinct")
-    display.say(
-        f"validation  the last {len(validation_ids):,} characters, in {validation.shape[1]} lanes, state carried"
-    )
-    display.say(f"model       {describe(config)}, {parameters(model):,} parameters, on {device}")
+    _fits(config, read, job)
+    for name, told in job.told.items():
+        display.say(f"{name:<12}{told}")
+    display.say(f"model       {described(job.name, config)}, {job.parameters:,} parameters, on {device}")
     display.say(f"run folder  {one_line(str(folder.path))}")
-    return Training(config, read, model, vocabulary, train, validation, folder)
+    return Training(config, read, job, device, folder)
 
 
 def _begin(training: Training, saved: Found | None, display: Display) -> None:
@@ -109,7 +98,7 @@ def _begin(training: Training, saved: Found | None, display: Display) -> None:
     for wrong in saved.wrong:
         display.say(f"going on    {wrong}; from the one before it")
     with damaged(folder.path):
-        differs = must_be(saved.state, training.text)
+        differs = must_be(saved.state, training.job.source.digest, training.job.code)
         if differs is not None:
             display.say(f"going on    {differs}")
         training.load(saved.state, folder.go_on(config, saved))
@@ -126,25 +115,25 @@ def damaged(path: Path) -> Iterator[None]:
         raise UserError(f"--resume {path}: its checkpoint isn't one of bptt {bptt.__version__} ({told})") from None
 
 
-def _ends(config: TrainConfig, read: Reading, lane: int) -> None:
-    """Raise UserError for windows longer than the text: it is read again and again, and no update comes of it."""
+def _ends(config: TrainConfig, read: Reading, lane: int, unit: str) -> None:
+    """Raise UserError for windows longer than the data: they are read again and again, and no update comes of it."""
+    of = f"with --batch {config.batch} a lane of this {'text' if unit == 'character' else 'series'} has only {lane:,}"
+    if config.sequence_length is not None and config.sequence_length > lane:
+        raise UserError(f"--sequence-length {config.sequence_length}: {of} {unit}s to predict; give that or less")
     steps = says(read.strategy, "reach") or 0
     if steps > lane and not read.sequences and says(read.strategy, "lengths_known"):
         what = long_by(config.strategy, config.every)
-        named = f"--strategy {config.strategy}" + (f" --every {config.every}" if what == "--every" else "")
-        raise UserError(
-            f"{named}: windows of {steps:,.0f} characters, but with --batch {config.batch} a lane of this text has "
-            f"only {lane:,} to predict; give {what} of that or less"
-        )
+        given = f"--strategy {config.strategy}" + (f" --every {config.every}" if what == "--every" else "")
+        raise UserError(f"{given}: windows of {steps:,.0f} {unit}s, but {of} to predict; give {what} of that or less")
 
 
-def _fits(config: TrainConfig, read: Reading, lane: int, characters: int) -> None:
+def _fits(config: TrainConfig, read: Reading, job: Job) -> None:
     """Raise UserError for windows that memory has no room for."""
-    steps = min(config.sequence_length or says(read.strategy, "reach") or 0, lane)
-    if config.memory is None:
-        window = numbers_of_window(steps, config.batch, config.cell, config.hidden, config.layers, characters)
-        named = f"--strategy {config.strategy} --hidden {config.hidden}"
-        must_have_room(FLOAT * window, named, f"a window of {steps:,.0f} characters", "Give --memory, or smaller sizes")
+    steps = min(config.sequence_length or says(read.strategy, "reach") or 0, job.source.steps or math.inf)
+    if config.memory is None and math.isfinite(steps):
+        given = f"--strategy {config.strategy}" + (f" --hidden {config.hidden}" if config.hidden else "")
+        what = f"a window of {steps:,.0f} {job.source.unit}s"
+        must_have_room(FLOAT * steps * job.kept, given, what, "Give --memory, or smaller sizes")
 
 
 def _train(training: Training, display: Display, interrupt: Interrupt) -> int:
@@ -158,26 +147,38 @@ def _train(training: Training, display: Display, interrupt: Interrupt) -> int:
     folder = training.folder
     path = one_line(str(folder.path))
     ended = _ended(training, failure, interrupt.asked, path)
-    sample = "" if failure else _sample(training)
+    results = Results() if failure or not folder.published else training.job.results(folder)
     seconds = time.monotonic() - began
     if folder.published:
-        _write_results(training, _ended(training, failure, interrupt.asked, "this folder"), sample, seconds)
+        _write_results(training, _ended(training, failure, interrupt.asked, "this folder"), results, seconds)
     if failure:
         raise UserError(f"{ended} A lower --lr or --clip may help", 1)
-    display.say(f"\nsample at temperature {SAMPLE_TEMPERATURE}:\n\n{sample}\n", fit=False)
+    _show(results, display)
     display.say(f"{ended} Took {duration(seconds)}.")
     display.say(f"Weights, report.md, plots and metrics are in {path}")
     quoted = one_line(shlex.quote(str(folder.path)))
     if (folder.path / EVENTS).exists():
         display.say(command("Curves:", ["tensorboard", f"--logdir {quoted}"], display.width), fit=False)
-    more = ["bptt sample", quoted, f"--temperature {SAMPLE_TEMPERATURE}"]
-    display.say(command("More text:", more, display.width), fit=False)
+    if results.more:
+        name, what, *options = results.more
+        display.say(command(name, [what, quoted, *options], display.width), fit=False)
     go_on = f"bptt train --resume {quoted}"
     if interrupt.asked and lost(sys.stdout):  # with `| tee`, Ctrl-C ends tee first
         raise UserError(f"{ended} Weights, report.md, plots and metrics are in {path}. Go on: {go_on}", interrupt.code)
     if interrupt.asked:
         display.say(command("Go on:", ["bptt train", f"--resume {quoted}"], display.width), fit=False)
     return interrupt.code
+
+
+def _show(results: Results, display: Display) -> None:
+    if results.text:
+        display.say(f"\nsample at temperature {SAMPLE_TEMPERATURE}:\n\n{results.text}\n", fit=False)
+    if results.table is not None:
+        display.say(f"\n{results.title}")
+        Screen(display.console).table(*results.table)
+        display.say("")
+        for note in results.notes:
+            display.say(note)
 
 
 def _ended(training: Training, failure: str | None, interrupted: bool, path: str) -> str:
@@ -188,9 +189,11 @@ def _ended(training: Training, failure: str | None, interrupted: bool, path: str
         how = "Interrupted" if interrupted else "Finished"
         points = history.validations
         updates += f", {history.left_out:,} more left out as not finite" * bool(history.left_out)
-        return f"{how} {updates}: " + (
-            f"validation {bits(points[-1].bpc)} bits per character." if points else "not validated yet."
-        )
+        if points:
+            return f"{how} {updates}: validation {history.measure.text(points[-1].loss)}."
+        held_out = training.job.source.held_out() is not None
+        told = "not validated yet" if held_out else f"training {history.measure.text(history.recent())}"
+        return f"{how} {updates}: {told}."
     if not folder.published:
         return f"Stopped {updates}: {failure}. {path} still holds the run before it, and {PART} of this one."
     if training.saved_step is None:
@@ -198,42 +201,25 @@ def _ended(training: Training, failure: str | None, interrupted: bool, path: str
     return f"Stopped {updates}: {failure}. The weights of update {training.saved_step:,} are in {path}."
 
 
-def _write_results(training: Training, ended: str, sample: str, seconds: float) -> None:
-    config, history, folder = training.config, training.history, training.folder
-    title = describe(config)
+def _write_results(training: Training, ended: str, results: Results, seconds: float) -> None:
+    config, history, folder, job = training.config, training.history, training.folder, training.job
+    title = described(job.name, config)
     folder.replace(LOSS_PLOT, partial(loss_plot, history, title))
     folder.replace(NORM_PLOT, partial(norm_plot, history, title))
     facts = {
-        "model": f"{title}, {parameters(training.model):,} parameters",
-        "alphabet": f"{len(training.vocabulary)} characters, those of the validation text included",
+        "model": f"{title}, {job.parameters:,} parameters",
+        **job.facts,
         "versions": f"bptt {bptt.__version__}, torch {torch.__version__}",
     }
-    folder.write(REPORT, report(config, history, ended, facts, sample, seconds))
-    if sample:
-        folder.note("sample", block(sample), history.step)
+    folder.write(REPORT, report(config, history, ended, facts, results, seconds))
+    if results.text:
+        folder.note("sample", block(results.text), history.step)
 
 
-def _sample(training: Training) -> str:
-    """What the model makes of "The ", or of nothing where the alphabet is another one."""
-    model, vocabulary = training.model, training.vocabulary
-    prompt = "The " if set("The ") <= set(vocabulary.characters) else ""
-    generator = torch.Generator().manual_seed(training.config.seed)
-    written = [prompt]
-    with contextlib.suppress(ValueError):  # what was trained is kept, whatever it can't write
-        written.extend(write(model, vocabulary, prompt, SAMPLE_LENGTH, SAMPLE_TEMPERATURE, generator))
-    return "".join(written)
-
-
-def describe(config: TrainConfig) -> str:
+def described(name: str, config: TrainConfig) -> str:
     """The model and how it is trained, in one phrase."""
-    layers = f"{config.layers} layers of " if config.layers > 1 else ""
     strategy = labelled(config.strategy, parse_strategy(config.strategy, "--strategy"))
-    return f"{config.cell} of {layers}{config.hidden} units, {strategy}, {config.optimizer} {config.lr:g}"
-
-
-def parameters(model: CharModel) -> int:
-    """How many numbers are learned."""
-    return sum(p.numel() for p in model.parameters())
+    return f"{name}, {strategy}, {config.optimizer} {config.lr:g}"
 
 
 def device_of(name: str) -> torch.device:

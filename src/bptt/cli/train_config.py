@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,34 +15,55 @@ from bptt.cli.config import PLAIN, at_least_one, flag, is_seed, parse
 from bptt.cli.files import read_settings
 from bptt.cli.printing import UserError
 from bptt.cli.strategies import LAWFUL
+from bptt.data import PYTHON_DOCS
 
 HOW_LONG = ("steps", "epochs", "minutes")
+OWN = tyro.conf.arg(metavar="FILE.py:NAME", help_behavior_hint="")
+BUILT_IN = ("cell", "hidden", "layers", "season")
+"""Options of the models that come with bptt."""
+NUMBERS = (".csv", ".tsv", ".parquet", ".npy", ".wav")
+"""Endings of files that hold numbers in order."""
+BATCH = 32
 _HOW_LONG = tyro.conf.create_mutex_group(required=False, title="how long (one of them; 1500 updates if none is given)")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Train a character model on a text by back-propagation through time, and write a run folder.
+    """Train by back-propagation through time: a character model on a text, a forecaster on numbers in order, or a model
+    of your own on either. A run folder keeps everything.
 
-    The folder gets weights.safetensors, config.yaml, vocabulary.json, metrics.jsonl, loss.png, gradient_norm.png,
-    report.md, and events that TensorBoard shows. The last tenth of the text is kept for validation; weights are saved
-
-    at each validation, with a checkpoint that --resume goes on from.
+    The folder gets weights.safetensors, config.yaml, metrics.jsonl, loss.png, gradient_norm.png, report.md, what the
+    data need beside them (vocabulary.json, or series.json, forecast.json and forecast.png), and events that TensorBoard
+    shows. The last tenth of a text, and the last fifth of a series, is kept for validation; weights are saved at each
+    validation, with a checkpoint that --resume goes on from.
 
     Exit codes: 0 done; 1 a loss or gradient became non-finite, or something cannot be written (the last good weights
     stay); 2 wrong use; 130, 143 or 129 stopped by Ctrl-C, SIGTERM or SIGHUP, everything saved.
     """
 
+    model: Annotated[tyro.conf.Positional[str | None], OWN] = None
+    """A model of your own: NAME() in FILE.py returns a module, or (module, loss), or (module, loss, stream). The file
+    is run as it is. Without it the model is --layers of --cell."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """YAML file with any of these options as keys; flags go before it. A run's own config.yaml will do."""
-    data: Annotated[str, tyro.conf.arg(metavar="FILE|python-docs")] = "python-docs"
-    """UTF-8 text file, or Python's own documentation (about 465,000 characters)."""
-    cell: Literal["rnn", "gru", "lstm"] = "lstm"
-    """Kind of recurrent layer."""
-    hidden: int = 256
-    """Units of a recurrent layer."""
-    layers: int = 1
-    """Recurrent layers, one on top of the other."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="FILE|python-docs", help_behavior_hint="")] = None
+    """UTF-8 text file; or numbers in order, a row a step: .csv, .parquet, .npy or .wav. Python's own documentation
+    (about 465,000 characters) if not given."""
+    read_as: Annotated[Literal["text", "numbers"] | None, PLAIN] = None
+    """What a file is where its name or its first lines leave it open, as those of a .csv do."""
+    targets: Annotated[str | None, tyro.conf.arg(metavar="COLUMNS|FILE", help_behavior_hint="")] = None
+    """Numbers: the columns to forecast, by commas; or a second file with a row for each of --data, such as a filter's
+    output. All columns if not given."""
+    horizon: Annotated[int | None, PLAIN] = None
+    """Numbers: forecast each of the next so many steps. 1 if not given; the same step for a second file."""
+    season: Annotated[int | None, PLAIN] = None
+    """Numbers: steps of a season; forecasts are compared with the last one again. Looked for if not given."""
+    cell: Annotated[Literal["rnn", "gru", "lstm"] | None, PLAIN] = None
+    """Kind of recurrent layer. lstm if not given."""
+    hidden: Annotated[int | None, PLAIN] = None
+    """Units of a recurrent layer. 256 for a text, 64 for numbers, if not given."""
+    layers: Annotated[int | None, PLAIN] = None
+    """Recurrent layers, one on top of the other. 1 if not given."""
     strategy: Annotated[str, tyro.conf.arg(metavar="tbptt:K1[:K2[:N]]|artbp:L|full|...")] = "tbptt:64"
     """Which gradient.
     tbptt:K1[:K2[:N]] updates every K1 characters, through the last K2 (truncated), after a burn-in of N.
@@ -59,12 +81,12 @@ class TrainConfig:
     """full: characters a sequence; each starts from the zero state."""
     memory: Annotated[str | None, tyro.conf.arg(metavar="SIZE", help_behavior_hint="")] = None
     """Memory budget for what the backward pass needs, such as 512MiB: same gradient, more time."""
-    batch: int = 32
-    """The text is cut into this many lanes that are read side by side."""
+    batch: Annotated[int | None, PLAIN] = None
+    """The data are cut into this many lanes that are read side by side. 32 if not given, fewer for a short series."""
     steps: Annotated[int | None, _HOW_LONG, PLAIN] = None
     """Stop after this many updates of the weights."""
     epochs: Annotated[int | None, _HOW_LONG, PLAIN] = None
-    """Stop after reading the training text this many times."""
+    """Stop after reading the training data this many times."""
     minutes: Annotated[float | None, _HOW_LONG, PLAIN] = None
     """Stop after this many minutes, validation included."""
     optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
@@ -91,7 +113,13 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise `UserError` for a number that no run can have."""
-        at_least_one(self, "hidden", "layers", "batch", "steps", "epochs", "every", "sequence_length")
+        at_least_one(self, "hidden", "layers", "batch", "steps", "epochs", "every", "sequence_length", "horizon")
+        at_least_one(self, "season")
+        if self.model is not None and not re.fullmatch(r".*\.py(:\w+)?", self.model, re.DOTALL):
+            raise UserError(f"{self.model}: takes the form FILE.py:NAME, a function in a file that makes your model")
+        for name in BUILT_IN if self.model is not None else ():
+            if getattr(self, name) is not None:
+                raise UserError(f"{flag(name)} is of the models that come with bptt, not of {self.model}. Leave it out")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise UserError(f"--minutes {self.minutes}: must be a positive number")
         if not 0 < self.lr <= 1e30:  # beyond that an optimizer's step has no place in a float32
@@ -105,12 +133,26 @@ class TrainConfig:
         values: dict[str, Any] = {}
         if self.steps is None and self.epochs is None and self.minutes is None:
             values["steps"] = 1500
+        if self.model is None:
+            values["data"] = self.data or PYTHON_DOCS
+            defaults = {"cell": "lstm", "hidden": 256 if self.kind == "text" else 64, "layers": 1}
+            values |= {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        if self.batch is None and self.kind == "text":
+            values["batch"] = BATCH
         if self.strategy.split(":")[0] in LAWFUL:
             values["law"] = self.law or "polynomial"
             values["every"] = 1 if self.every is None else self.every
             if values["law"] == "polynomial":
                 values["alpha"] = 3.0 if self.alpha is None else self.alpha
         return dataclasses.replace(self, **values)
+
+    @property
+    def kind(self) -> str:
+        """What the data are, by name or as was said: "text", "numbers", or "own" for a stream of the user's."""
+        if self.data is None:
+            return "own" if self.model is not None else "text"
+        numbers = Path(self.data).suffix.lower() in NUMBERS and self.data != PYTHON_DOCS
+        return self.read_as or ("numbers" if numbers else "text")
 
     def recorded(self) -> dict[str, Any]:
         """What a run folder keeps: every option that has a value, but where the run is written to."""
@@ -139,6 +181,9 @@ def parse_train(words: Sequence[str]) -> TrainConfig:
             parse(TrainConfig, _words(values), prog)
         except UserError as error:
             raise UserError(f"{config.config}: {error}") from None
+        if config.model is not None:
+            given.add("model")
+            values.pop("model", None)
         config = parse(TrainConfig, [*_words(_overruled(values, given)), *words], prog)
     config.check()
     return config.resolved()
@@ -148,6 +193,8 @@ def _overruled(values: dict[str, Any], given: set[str]) -> dict[str, Any]:
     """The file's values without those that a flag makes pointless: `--minutes` sets aside the file's steps."""
     sets_aside = {
         **dict.fromkeys(HOW_LONG, HOW_LONG),
+        "model": BUILT_IN,
+        "data": ("read_as", "targets", "horizon", "season"),
         "strategy": ("law", "alpha", "every", "sequence_length"),
         "law": ("alpha",),
     }
@@ -174,6 +221,8 @@ def _words(values: dict[str, Any]) -> list[str]:
     for name, value in values.items():
         if name in switches and isinstance(value, bool):
             words += [flag(name)] * value
+        elif name == "model" and value is not None:
+            words.append(str(value))
         elif value is not None:
             words.append(f"{flag(name)}={value}")
     return words

@@ -11,19 +11,17 @@ from typing import Any
 import torch
 
 import bptt
-from bptt.cli.folder import RunFolder, digest
+from bptt.cli.folder import RunFolder
 from bptt.cli.history import History, Validation
 from bptt.cli.interrupt import Interrupt
-from bptt.cli.model import CharModel, loss
-from bptt.cli.printing import bits, brief, fields, quantity, user_errors
+from bptt.cli.jobs.job import Job
+from bptt.cli.printing import brief, fields, quantity, user_errors
 from bptt.cli.progress import Display
-from bptt.cli.reading import Reading, Stopping, Text
+from bptt.cli.reading import Read, Reading, Stopping
 from bptt.cli.resuming import noise, set_noise, versions
 from bptt.cli.train_config import TrainConfig
-from bptt.data import Vocabulary
 
 VALIDATIONS = 8
-VALIDATION_CHUNK = 256
 IN_A_ROW = 20
 """So many windows that aren't finite, one after the other, end any run."""
 SAVE_SECONDS = 300
@@ -45,25 +43,21 @@ class Training:
     """One run.
 
     Arguments:
-        lanes, validation: lanes (T, B) of ids, on the CPU.
-        model: on the device to train on.
+        job: its model on the device to train on.
     """
 
     config: TrainConfig
     reading: Reading
-    model: CharModel
-    vocabulary: Vocabulary
-    lanes: torch.Tensor
-    validation: torch.Tensor
+    job: Job
+    device: torch.device
     folder: RunFolder
 
     def __post_init__(self) -> None:
-        config, parameters = self.config, self.model.parameters()
-        self.history = History(config.clip)
-        self.device = self.model.decoder.weight.device
+        config, self.model = self.config, self.job.model
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.history = History(config.clip, self.job.measure)
         self.optimizer = OPTIMIZERS[config.optimizer](parameters, lr=config.lr)  # pyright: ignore[reportCallIssue]
         self.saved_step: int | None = None
-        self.text = digest(self.vocabulary, self.lanes, self.validation)
         self._validated, self._before, self.began = 0, 0.0, 0.0
         self._loaded: dict[str, Any] = {}
         self._updates: Any = None
@@ -74,11 +68,12 @@ class Training:
         stream, run = self._loaded.get("stream"), self._loaded.get("run")
         if self._updates is not None:
             stream, run = (
-                (self._text.state_dict(), None) if self.reading.sequences else (None, self._updates.state_dict())
+                (self._read.state_dict(), None) if self.reading.sequences else (None, self._updates.state_dict())
             )
         return {
             "config": self.config.recorded(),
-            "text": self.text,
+            "data": self.job.source.digest,
+            "code": self.job.code,
             "versions": versions(),
             "seconds": self.seconds(),
             "validated": self._validated,
@@ -103,7 +98,7 @@ class Training:
 
     def begin(self) -> None:
         """Make the folder that of this run, with a checkpoint of its start."""
-        self.folder.publish(self.config, self.vocabulary, 0, self.state())
+        self.folder.publish(self.config, self.job, 0, self.state())
 
     def run(self, display: Display, interrupt: Interrupt) -> None:
         """Train until the end that the configuration sets, or Ctrl-C; validate and save on the way and at the end.
@@ -121,12 +116,12 @@ class Training:
             if update is None:
                 break
             try:
-                record, chars = self._step(update)
+                record, read = self._step(update)
             except NonFinite as error:
                 self._leave_out(error)
                 continue
             self._in_a_row = 0
-            display.show(self._fraction(), self.history.numbers(record, chars, time.monotonic() - before))
+            display.show(self._fraction(), self.history.numbers(record, read, time.monotonic() - before))
             if self._fraction() < 1 and not interrupt.asked:
                 self._validate_if_due(display, interrupt)
             if time.monotonic() - saved > SAVE_SECONDS:
@@ -154,17 +149,17 @@ class Training:
         options: dict[str, Any] = {
             "strategy": self.reading.strategy,
             "memory": self.config.memory,
-            "initial_state": self.model.initial_state(self.lanes.shape[1]),
+            "initial_state": self.job.start(self.job.source.rows),
             "generator": torch.Generator().manual_seed(self.config.seed),
         }
         length, epochs = self.reading.chunk_length, self.config.epochs
-        self._text = Text(self.lanes, length, epochs, self.device, lambda: interrupt.asked)
+        self._read = Read(self.job.source.stream(length, epochs), self.device, lambda: interrupt.asked)
         if self.reading.sequences and self._loaded.get("stream"):
-            self._text.load_state_dict(self._loaded["stream"])
+            self._read.load_state_dict(self._loaded["stream"])
         saved = self._loaded.get("run")
         with user_errors():
             for sequence in self._sequences():
-                self._updates = bptt.unroll(self.model, loss, sequence, **options)
+                self._updates = bptt.unroll(self.model, self.job.loss, sequence, **options)
                 if saved is not None:
                     self._updates.load_state_dict(saved)
                     saved = None
@@ -175,15 +170,15 @@ class Training:
                     self._leave_out(error)
 
     def _sequences(self) -> Iterator[Any]:
-        """What is unrolled one after the other: the text, and the rest of it wherever a stretch was left out."""
+        """What is unrolled one after the other: the data, and the rest of it wherever a stretch was left out."""
         if self.reading.sequences:
             # It starts from the initial state as it is; marking that as a reset would cut its last cotangent off.
-            yield from ([chunk._replace(is_start=None)] for chunk in self._text)
+            yield from ([chunk._replace(is_start=None)] for chunk in self._read)
             return
         known = -1
         while known < self.history.left_out:
             known = self.history.left_out
-            yield self._text
+            yield self._read
 
     def _leave_out(self, error: NonFinite) -> None:
         """Go on behind what isn't finite, as `--non-finite` says; the state starts afresh there. Raises `error`."""
@@ -199,7 +194,7 @@ class Training:
             self.optimizer.load_state_dict(found.state["optimizer"])
             told = f"left out, weights and optimizer as they were after update {found.step:,}"
         history = self.history
-        record = {"kind": "left_out", "step": history.step, "chars": history.total_chars, "reason": str(error)}
+        record = {"kind": "left_out", "step": history.step, history.measure.key: history.total, "reason": str(error)}
         self.folder.log({**record, "elapsed": round(self.seconds(), 3)})
         history.left_out += 1
         self._say(f"update {history.step + 1:>5,}  {str(error).rstrip('.')}: {told}")
@@ -223,55 +218,70 @@ class Training:
             raise NonFinite(f"the gradient of steps {update.t0} to {update.t1 - 1} is not finite (norm {grad_norm})")
         self.optimizer.step()
         self.optimizer.zero_grad()
-        chars = update.steps * self.lanes.shape[1]
-        record = history.update(update, chars, mean_loss, grad_norm, cotangent_norm)
+        read = update.steps * self.job.source.rows
+        record = history.update(update, read, mean_loss, grad_norm, cotangent_norm)
         self.folder.log({**record, "elapsed": round(self.seconds(), 3)})
-        return record, chars
+        return record, read
 
     def _fraction(self) -> float:
         """How much of the run is done, 1 at its end."""
-        config, history = self.config, self.history
+        config, history, source = self.config, self.history, self.job.source
         if config.minutes is not None:
             return min(1.0, self.seconds() / (60 * config.minutes))
         if config.epochs is not None:
-            return history.total_chars / (config.epochs * (len(self.lanes) - 1) * self.lanes.shape[1])
+            return history.total / (config.epochs * source.steps * source.rows)
         return history.step / config.steps if config.steps else 0.0
 
     def _validate(self, display: Display, interrupt: Interrupt, number: int) -> None:
-        """Measure the validation text with the state carried through each of its lanes, and save the weights."""
-
-        text = Text(self.validation, VALIDATION_CHUNK, 1, self.device, lambda: interrupt.asked)
-        try:
-            result = bptt.evaluate(
-                self.model, loss, text, initial_state=self.model.initial_state(self.validation.shape[1])
-            )
-        except Stopping:
-            return
-        except bptt.NonFiniteLossError as error:
-            raise NonFinite(f"in validation, {error}") from error
-        history = self.history
-        point = Validation(history.step, history.total_chars, result.mean_loss.item(), self.seconds())
-        if not math.isfinite(point.loss):
-            raise NonFinite(f"the validation loss is not finite ({point.loss})")
-        history.validations.append(point)
-        record = {"kind": "valid", "step": point.step, "chars": point.chars, "loss": point.loss, "bpc": point.bpc}
-        self.folder.log({**record, "elapsed": round(point.seconds, 3)})
+        """Measure what is held out with the state carried through each of its lanes, and save the weights."""
+        history, held_out = self.history, self.job.source.held_out()
+        if held_out is not None:
+            loss = self._held_out_loss(Read(held_out, self.device, lambda: interrupt.asked))
+            if loss is None:
+                return
+            point = Validation(history.step, history.total, loss, self.seconds())
+            history.validations.append(point)
+            record = {"kind": "valid", "step": point.step, history.measure.key: point.read}
+            record |= history.measure.record(loss)
+            self.folder.log({**record, "elapsed": round(point.seconds, 3)})
         self._validated = number
         self._save()
-        shown = [
-            f"update {point.step:>5,}",
-            f"validation {bits(point.bpc)} bits/char",
-            f"training {bits(history.recent_bpc())}",
-            f"{quantity(point.chars)} chars",
-            brief(point.seconds),
-        ]
-        display.say(fields(shown, display.width), fit=False)
+        display.say(fields(self._line(), display.width), fit=False)
+
+    def _line(self) -> list[str]:
+        """What is shown at a validation."""
+        history = self.history
+        measure = history.measure
+        unit = " bits/char" if measure.in_bits else ""
+        shown = [f"update {history.step:>5,}"]
+        if self.job.source.held_out() is not None:
+            shown.append(f"validation {measure.number(history.validations[-1].loss)}{unit}")
+        of = "chars" if measure.in_bits else "steps"
+        read = f"{quantity(history.total)} {of}"
+        return [*shown, f"training {measure.number(history.recent())}", read, brief(self.seconds())]
+
+    def _held_out_loss(self, read: Read) -> float | None:
+        """Mean loss of a step; None where the run is to stop first."""
+        rows = self.job.source.held_out_rows
+        mode = self.model.training
+        try:
+            result = bptt.evaluate(self.model.eval(), self.job.loss, read, initial_state=self.job.start(rows))
+        except Stopping:
+            return None
+        except bptt.NonFiniteLossError as error:
+            raise NonFinite(f"in validation, {error}") from error
+        finally:
+            self.model.train(mode)
+        loss = result.mean_loss.item()
+        if not math.isfinite(loss):
+            raise NonFinite(f"the validation loss is not finite ({loss})")
+        return loss
 
     def _save(self) -> None:
         """The weights, for who reads them, and a checkpoint."""
         if not self._finite():
             raise NonFinite("a weight is not finite")
-        self.folder.save(self.model, self.config, self.vocabulary, self.history.step, self.state())
+        self.folder.save(self.config, self.job, self.history.step, self.state())
         self.saved_step = self.history.step
 
     def _keep(self) -> None:
@@ -280,4 +290,4 @@ class Training:
             self.folder.keep(self.history.step, self.state())
 
     def _finite(self) -> bool:
-        return all(bool(torch.isfinite(t).all()) for t in self.model.state_dict().values())
+        return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())

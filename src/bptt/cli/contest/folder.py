@@ -19,7 +19,7 @@ from bptt.cli.contest.config import CompareConfig
 from bptt.cli.contest.parts import is_gradient, run_of
 from bptt.cli.contest.runner import Run
 from bptt.cli.files import read_settings, small_text
-from bptt.cli.folder import FILES as RUN_FILES
+from bptt.cli.folder import ALL_FILES as RUN_FILES
 from bptt.cli.folder import RUNS, dated
 from bptt.cli.lock import Lock
 from bptt.cli.printing import UserError

@@ -1,0 +1,57 @@
+"""Forecasts that need no training, to compare with: nothing changes, and the last season comes again."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+LOOKED_AT = 1 << 15
+"""Steps of the training part, its last ones, in which a season is looked for."""
+LONGEST = 10_000
+CLEAR, NEAR = 0.2, 0.9
+"""Least autocorrelation at a season's length; and its share of the largest one, which may lie at a multiple."""
+
+
+def last_value(values: np.ndarray, at: np.ndarray, horizons: np.ndarray) -> np.ndarray:
+    """Forecasts (len(at), horizons, columns) that each horizon will be as step `at` is."""
+    return np.repeat(values[at][:, None], len(horizons), 1)
+
+
+def last_season(values: np.ndarray, at: np.ndarray, horizons: np.ndarray, season: int) -> np.ndarray:
+    """Forecasts that each horizon will be as it was one season before, or as many as are needed to be known at `at`."""
+    back = horizons - season * np.ceil(horizons / season).astype(int)
+    return values[at[:, None] + back]
+
+
+def season_of(values: Any, split: int, places: list[int]) -> int | None:
+    """Steps of a season, None without any.
+
+    That is the first peak of the autocorrelation, beyond its first fall below zero, that is near the largest one. Taken
+    is the mean over the columns' autocorrelations, each without its linear trend, on the end of the training part.
+    """
+    start = max(0, split - LOOKED_AT)
+    known = np.asarray(values[start:split], np.float64)[:, places]
+    known = np.where(np.isnan(known), np.nanmean(known, 0), known)
+    steps = len(known)
+    most = min(LONGEST, steps // 3)
+    if most < 3:
+        return None
+    time = np.arange(steps) - (steps - 1) / 2
+    apart = known - known.mean(0)
+    apart = apart - np.outer(time, time @ apart / (time @ time))
+    size = 1 << math.ceil(math.log2(2 * steps))
+    spectrum = np.fft.rfft(apart, size, axis=0)
+    products = np.fft.irfft(np.abs(spectrum) ** 2, size, axis=0)[: most + 1] / (steps - np.arange(most + 1))[:, None]
+    moving = products[0] > 1e-12 * np.maximum(known.mean(0) ** 2, 1e-300)
+    if not moving.any():
+        return None
+    correlation = (products[:, moving] / products[0, moving]).mean(1)
+    below = np.flatnonzero(correlation < 0)
+    if not len(below) or below[0] >= most:
+        return None
+    beyond = correlation[below[0] : -1]
+    peaks = below[0] + np.flatnonzero((beyond[1:-1] >= beyond[:-2]) & (beyond[1:-1] >= beyond[2:])) + 1
+    clear = [int(lag) for lag in peaks if correlation[lag] >= max(CLEAR, NEAR * beyond.max())]
+    return clear[0] if clear else None

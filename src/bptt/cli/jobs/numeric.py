@@ -1,0 +1,197 @@
+"""The forecaster on numbers in order, as a job."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import torch
+
+from bptt.cli.folder import FORECAST, FORECAST_PLOT, SERIES
+from bptt.cli.forecast_plot import forecast_plot
+from bptt.cli.history import LOSS
+from bptt.cli.jobs.baselines import season_of
+from bptt.cli.jobs.forecaster import Forecaster
+from bptt.cli.jobs.forecasts import LEVEL, Forecasts, as_json, forecasts, shown
+from bptt.cli.jobs.job import Job, Results
+from bptt.cli.jobs.series import Numbers, SeriesSource, lanes_of, numbers, scale
+from bptt.cli.jobs.texts import named
+from bptt.cli.printing import UserError, one_line, user_errors
+from bptt.cli.room import ADAM, FLOAT, must_have_room, numbers_of_layers, numbers_of_window
+from bptt.cli.train_config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class NumericJob(Job):
+    """A `Forecaster` on a series.
+
+    season: steps of one; None where there is none.
+    """
+
+    season: int | None = None
+
+    def start(self, rows: int) -> Any:
+        """Zeros."""
+        return self.model.initial_state(rows)  # pyright: ignore[reportCallIssue]
+
+    def results(self, folder: Any) -> Results:
+        """Errors by horizon beside the baselines', with a plot."""
+        numbers = self.source.found
+        found = forecasts(self.model.eval(), self.source, self.season)
+        folder.write(FORECAST, json.dumps(as_json(found, numbers, self.season), indent=1) + "\n")
+        target = one_line(numbers.targets[0])
+        folder.replace(FORECAST_PLOT, lambda path: forecast_plot(found, target, self.name, path))
+        title = f"error on {len(found.at):,} held-out steps (root mean square)"
+        options = ("--data", "NEW.csv")
+        return Results(
+            title=title,
+            table=_paired(found, numbers) if numbers.paired else _by_horizon(found),
+            notes=(*_verdict(found, numbers), _interval(found)),
+            more=("Forecast:", "bptt forecast", *options),
+            plots={FORECAST_PLOT: "forecasts, truth and errors"},
+        )
+
+
+def _by_horizon(found: Forecasts) -> tuple[list[str], list[list[str]]]:
+    errors = {"model": found.made, **found.baselines}
+    columns = {name: found.error(each) for name, each in errors.items()}
+    rows = [[str(found.horizons[i]), *(f"{c[i]:.4g}" for c in columns.values())] for i in shown(found.horizons)]
+    return ["steps ahead", *columns], rows
+
+
+def _paired(found: Forecasts, numbers: Numbers) -> tuple[list[str], list[list[str]]]:
+    errors = np.sqrt(np.nanmean((found.made - found.truth) ** 2, (0, 1)))
+    each = zip(numbers.targets, errors, found.energy, strict=True)
+    return ["target", "error", "of its energy"], [[one_line(n), f"{e:.4g}", f"{share:.2%}"] for n, e, share in each]
+
+
+def _verdict(found: Forecasts, numbers: Numbers) -> list[str]:
+    if numbers.paired:
+        return []
+    own = found.error(found.made)
+    best = np.min([found.error(each) for each in found.baselines.values()], 0)
+    behind = found.horizons[own >= best]
+    names = " and ".join(found.baselines)
+    if not len(behind):
+        return [f"Better than {names} at every horizon."]
+    told = ", ".join(map(str, behind[:5])) + (", ..." if len(behind) > 5 else "")
+    return [f"Not better than {names} at {told} step{'s' * (behind.tolist() != [1])} ahead."]
+
+
+def _interval(found: Forecasts) -> str:
+    return f"The {LEVEL:.0%} interval, of the first half's errors, holds {found.held:.0%} of the second half."
+
+
+def numeric_job(config: TrainConfig, device: torch.device) -> NumericJob:
+    """The forecaster that `config` names, on a device.
+
+    Raises: UserError for files, columns, horizons or sizes that can't be.
+    """
+    asked(config)
+    found = numbers(config)
+    config = dataclasses.replace(config, batch=lanes_of(config, found))
+    own = found.table.values.dtype
+    dtype = torch.float64 if own == np.float64 or own.kind in "iu" else torch.float32
+    of_inputs = scale(found.table.values, found.split, f"--data {config.data}")
+    of_targets = of_inputs
+    if found.paired:
+        of_targets = scale(found.wanted.values, found.split, f"--targets {config.targets}")
+    flat = [name for name, i in zip(found.targets, found.places, strict=True) if of_targets.constant[i]]
+    if flat:
+        raise UserError(
+            f"--data {config.data}: column {one_line(flat[0])} never changes in the training part, so there is nothing "
+            f"to learn. Give the others with --targets"
+        )
+    source = SeriesSource(found, config.batch or 1, lambda values: values.to(dtype))
+    season = _season(config, found)
+    cell, hidden, layers = config.cell or "", config.hidden or 1, config.layers or 1
+    columns, targets, horizons = len(found.table.columns), len(found.targets), len(found.horizons)
+    outputs = targets * horizons
+    count = numbers_of_layers(cell, columns, hidden, layers) + (hidden + 1) * outputs
+    given = f"--hidden {hidden} --layers {layers}" + f" --horizon {horizons}" * (horizons > 1)
+    must_have_room(ADAM * FLOAT * count, given, f"no memory for a model of this size: its {count:,} parameters")
+    torch.manual_seed(config.seed)
+    with user_errors():
+        places = None if found.paired else found.places
+        model = Forecaster(columns, places, targets, horizons, cell, hidden, layers, dtype)
+    for name, each, which in (("", of_inputs, range(columns)), ("target_", of_targets, found.places)):
+        mean, deviation = each.mean[list(which)], each.deviation[list(which)]
+        getattr(model, f"{name}mean").copy_(torch.from_numpy(mean))
+        getattr(model, f"{name}deviation").copy_(torch.from_numpy(np.where(deviation > 0, deviation, 1.0)))
+    return NumericJob(
+        name=named(cell, hidden, layers),
+        model=model.to(device),
+        loss=model.loss,
+        source=source,
+        measure=LOSS,
+        config=config,
+        told=_told(config, found, source, season, of_inputs.constant),
+        facts={"loss": "mean squared error, in units of the targets' variances"},
+        files={SERIES: json.dumps(described(found, season, dtype), indent=1) + "\n"},
+        stamp={"series": ",".join(found.targets)},
+        kept=numbers_of_window(1, source.rows, cell, hidden, layers, outputs),
+        seed=config.seed,
+        season=season,
+    )
+
+
+def asked(config: TrainConfig) -> None:
+    """Raise UserError where a table may as well be a text, or numbers may be ids: what is wanted must be said."""
+    if config.horizon is None and config.targets is None and config.read_as is None:
+        if (config.data or "").lower().endswith((".csv", ".tsv")):
+            raise UserError(
+                f"--data {config.data}: a table. To forecast its numbers, give --horizon 1, or more; to read it as "
+                f"characters, --read-as text"
+            )
+        found = numbers(config)
+        if found.table.values.dtype.kind in "iu":
+            raise UserError(
+                f"--data {config.data}: whole numbers. To forecast them, give --horizon 1, or more; ids of tokens take "
+                f"a model of your own, bptt train my.py:make --data {config.data}"
+            )
+
+
+def _season(config: TrainConfig, found: Numbers) -> int | None:
+    if config.season is None or found.paired:
+        return None if found.paired else season_of(found.table.values, found.split, list(found.places))
+    if config.season >= found.split:
+        raise UserError(f"--season {config.season}: the training part has only {found.split:,} steps; give less")
+    return config.season
+
+
+def _told(
+    config: TrainConfig, found: Numbers, source: SeriesSource, season: int | None, constant: np.ndarray
+) -> dict[str, str]:
+    table = found.table
+    columns = f"{len(table.columns)} column{'s' * (len(table.columns) > 1)}"
+    of = "" if found.paired or len(found.targets) == len(table.columns) else f" {', '.join(found.targets)}"
+    last = found.horizons[-1]
+    what = f"{one_line(str(config.targets))}, the same step" if found.paired and not last else f"{last} steps ahead{of}"
+    told = {
+        "series": f"{one_line(str(config.data))}, {found.steps:,} steps of {columns}",
+        "targets": one_line(what if last != 1 else what.replace("1 steps", "1 step")),
+        "validation": f"the last {found.steps - found.split:,} steps, in {source.held_out_rows} "
+        f"lane{'s' * (source.held_out_rows > 1)}, after {source.context} steps that don't count",
+        "lanes": f"{source.rows} of {source.steps:,} steps, normalised by the training part's mean and deviation",
+    }
+    if not found.paired:
+        none = "none found; --season names one" if season is None else f"{season} steps"
+        told["season"] = none + (" (found)" if config.season is None and season is not None else "")
+    notes = [*table.notes, *(found.wanted.notes if found.paired else ())]
+    flat = [one_line(name) for name, each in zip(table.columns, constant, strict=True) if each]
+    notes += [f"column {name} never changes in the training part: it tells nothing" for name in flat]
+    return told | {f"note {i + 1}" if len(notes) > 1 else "note": one_line(note) for i, note in enumerate(notes)}
+
+
+def described(found: Numbers, season: int | None, dtype: torch.dtype) -> dict[str, Any]:
+    """What tells a run's series: as `series.json` holds it."""
+    return {
+        "columns": list(found.table.columns),
+        "targets": list(found.targets),
+        "paired": found.paired,
+        "horizons": list(found.horizons),
+        "season": season,
+        "dtype": str(dtype).removeprefix("torch."),
+    }

@@ -1,0 +1,120 @@
+"""Characters of a text, read in lanes: the source of every model of a text, and the model that comes with bptt."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from typing import Any
+
+import torch
+
+from bptt.cli.files import data_text
+from bptt.cli.folder import VOCABULARY
+from bptt.cli.history import BITS
+from bptt.cli.jobs.job import Job, Results
+from bptt.cli.model import build, digest, loss, write
+from bptt.cli.printing import one_line, user_errors
+from bptt.cli.room import ADAM, numbers_of_window
+from bptt.cli.train_config import TrainConfig
+from bptt.data import PYTHON_DOCS, Vocabulary, chunks, lanes, split
+
+SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 400, 0.6
+VALIDATION_CHUNK = 256
+
+
+class TextSource:
+    """The characters of a text as ids, its last tenth held out.
+
+    rows: lanes that the training part is cut into.
+    """
+
+    unit = "character"
+
+    def __init__(self, data: str, rows: int) -> None:
+        text = data_text(data)
+        self.vocabulary, self.rows, self.data = Vocabulary.of(text), rows, data
+        with user_errors(prefix=f"--batch {rows}: "):
+            train, validation = split(self.vocabulary.encode(text))
+            self._train = lanes(train, rows)
+        # Each lane starts from the zero state, so lanes of validation are few enough for that not to count.
+        self._held_out = lanes(validation, max(1, min(rows, len(validation) // 1000)))
+        self.steps, self.held_out_rows = len(self._train) - 1, self._held_out.shape[1]
+        self.digest = digest(self.vocabulary, self._train, self._held_out)
+        source = "Python documentation" if data == PYTHON_DOCS else data
+        count = len(self.vocabulary)
+        self.told = {
+            "text": f"{one_line(source)}, {len(text):,} characters, {count} of them distinct",
+            "validation": f"the last {len(validation):,} characters, in {self.held_out_rows} lanes, state carried",
+        }
+
+    def stream(self, length: int, epochs: int | None) -> Any:
+        """Chunks of the training part."""
+        return chunks(self._train, length, epochs)
+
+    def held_out(self) -> Any:
+        """Chunks of what is held out."""
+        return chunks(self._held_out, VALIDATION_CHUNK)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """What a run folder gets for it."""
+        return {VOCABULARY: json.dumps(self.vocabulary.characters) + "\n"}
+
+
+@dataclasses.dataclass(frozen=True)
+class TextJob(Job):
+    """The character model on a text."""
+
+    def start(self, rows: int) -> Any:
+        """Zeros."""
+        return self.model.initial_state(rows)  # pyright: ignore[reportCallIssue]
+
+    def results(self, folder: Any) -> Results:
+        """What the model makes of "The ", or of nothing where the alphabet is another one."""
+        vocabulary = self.source.vocabulary
+        prompt = "The " if set("The ") <= set(vocabulary.characters) else ""
+        generator = torch.Generator().manual_seed(self.seed)
+        written = [prompt]
+        with contextlib.suppress(ValueError):  # what was trained is kept, whatever it can't write
+            model: Any = self.model
+            written.extend(write(model, vocabulary, prompt, SAMPLE_LENGTH, SAMPLE_TEMPERATURE, generator))
+        more = ("More text:", "bptt sample", f"--temperature {SAMPLE_TEMPERATURE}")
+        return Results(text="".join(written), more=more)
+
+
+def text_job(config: TrainConfig, device: torch.device) -> TextJob:
+    """The character model that `config` names, on a device.
+
+    Raises: UserError for a text or a size that can't be.
+    """
+    cell, hidden, layers = config.cell or "", config.hidden or 1, config.layers or 1
+    source = TextSource(config.data or PYTHON_DOCS, config.batch or 1)
+    torch.manual_seed(config.seed)
+    with user_errors():
+        copies = ADAM if config.optimizer.startswith("adam") else 2
+        model = build(len(source.vocabulary), cell, hidden, layers, copies).to(device)
+    count = len(source.vocabulary)
+    return TextJob(
+        name=named(cell, hidden, layers),
+        model=model,
+        loss=loss,
+        source=source,
+        measure=BITS,
+        config=config,
+        told=source.told,
+        facts={"alphabet": f"{count} characters, those of the validation text included"},
+        files=source.files,
+        stamp={"vocabulary": digest(source.vocabulary)},
+        kept=numbers_of_window(1, source.rows, cell, hidden, layers, count),
+        seed=config.seed,
+    )
+
+
+def named(cell: str, hidden: int, layers: int) -> str:
+    """A model in a phrase.
+
+    >>> named("lstm", 64, 2)
+    'lstm of 2 layers of 64 units'
+    """
+    return f"{cell} of {f'{layers} layers of ' if layers > 1 else ''}{hidden} units"
