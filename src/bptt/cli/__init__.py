@@ -16,6 +16,7 @@ COMMANDS = {
     "compare": "train the same model by several strategies: a report of what each one costs and misses",
     "plan": "predict time and memory of each strategy, and name the one to take",
     "diagnose": "how far back a model's credit reaches, and what truncation drops",
+    "verify": "ask of a model of your own what back-propagation through time relies on",
     "explain": "a worked example: every number of the gradients of a small network",
     "doctor": "versions, threads, devices, and what is missing",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,9 +12,13 @@ import tyro
 
 import bptt
 from bptt.cli.config import PLAIN, at_least_one, can_be_written, flag, parse
+from bptt.cli.data_options import DataOptions, is_own
 from bptt.cli.diagnosis import Measured, ladder, show, truncates
 from bptt.cli.files import data_text
-from bptt.cli.folder import CONFIG, load
+from bptt.cli.folder import load
+from bptt.cli.jobs.make import saved_job
+from bptt.cli.jobs.own import loss_of, make, rows_of, source_of, tried
+from bptt.cli.jobs.texts import first_steps
 from bptt.cli.jobs.texts import named as model_named
 from bptt.cli.model import CharModel, build, loss
 from bptt.cli.plots import diagnosis_plot
@@ -22,36 +26,37 @@ from bptt.cli.printing import UserError, one_line, user_errors
 from bptt.cli.reading import reading
 from bptt.cli.screen import Screen
 from bptt.cli.train import described, device_of
-from bptt.cli.train_config import TrainConfig, parse_train
+from bptt.cli.train_config import TrainConfig
 from bptt.cli.writing import replace
-from bptt.data import PYTHON_DOCS, Vocabulary, lanes, split
+from bptt.data import PYTHON_DOCS, Vocabulary, split
 
 PLOT = "diagnosis.png"
-LENGTH, LANES = 200, 8
+EITHER = tyro.conf.arg(metavar="DIR|FILE.py:NAME", help_behavior_hint="")
 CHAINS = {1: 1024, 10: 1024, 100: 256}
 """Lags of the products of Jacobians -> up to how many numbers of state they are taken; beyond, it takes minutes."""
 
 
 @dataclasses.dataclass(frozen=True)
-class DiagnoseConfig:
-    """Measure how far back a character model's credit reaches, whether it fades or grows, and what truncation drops.
+class DiagnoseConfig(DataOptions):
+    """Measure how far back a model's credit reaches, whether it fades or grows, and what truncation drops.
 
-    The model is that of a run folder, or one with --cell as it is before training. It reads the end of the text, which
-    training keeps for validation, from the zero state. The plot is diagnosis.png in the run folder.
+    The model is that of a run folder, one of your own, or a character model of --cell as it is before training. It
+    reads what training keeps for validation, from the zero state. The plot is diagnosis.png in the run folder.
 
     Exit codes: 0 done; 1 the loss is not finite or something cannot be written; 2 wrong use.
     """
 
-    run: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Run folder that `bptt train` wrote; or else give --cell."""
+    model: Annotated[tyro.conf.Positional[str | None], EITHER] = None
+    """Run folder that `bptt train` wrote; or NAME() in FILE.py, which returns a module, or (module, loss), or (module,
+    loss, stream); or else give --cell."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="FILE|python-docs", help_behavior_hint="")] = None
+    """Text or numbers to read. The run's own if not given; with --cell, Python's own documentation."""
     cell: Annotated[Literal["rnn", "gru", "lstm"] | None, PLAIN] = None
     """Without DIR: kind of recurrent layer of a model with its first weights."""
     hidden: Annotated[int | None, PLAIN] = None
     """With --cell: units of a layer. 256 if not given."""
     layers: Annotated[int | None, PLAIN] = None
     """With --cell: recurrent layers, one on top of the other. 1 if not given."""
-    data: Annotated[str | None, tyro.conf.arg(metavar="FILE|python-docs", help_behavior_hint="")] = None
-    """Text to read. The run's own if not given; with --cell, Python's own documentation."""
     length: Annotated[int | None, PLAIN] = None
     """Characters of the sequence; lags up to half of it are measured. 200, or what the text has, if not given."""
     batch: Annotated[int | None, PLAIN] = None
@@ -61,13 +66,28 @@ class DiagnoseConfig:
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png", help_behavior_hint="")] = None
     """Where to draw the plot instead, a new file. With --cell there is no plot if not given."""
 
+    @property
+    def own(self) -> bool:
+        """Whether the model is the user's."""
+        return self.model is not None and is_own(self.model)
+
+    @property
+    def run(self) -> Path | None:
+        """The run folder."""
+        return None if self.model is None or self.own else Path(self.model)
+
     def check(self) -> None:
         """Raise `UserError` for options that don't go together, and for a number or file that cannot be."""
-        if (self.run is None) == (self.cell is None):
-            raise UserError("give a run folder, or --cell for a model before training: one of the two")
+        if (self.model is None) == (self.cell is None):
+            raise UserError("give a run folder or a model of your own, or --cell for one before training: one of them")
+        if self.own:
+            self.check_data()
+        for name in ("read_as", "targets", "horizon") if not self.own else ():
+            if getattr(self, name) is not None:
+                raise UserError(f"{flag(name)} applies only to a model of your own, FILE.py:NAME")
         for name in ("hidden", "layers"):
-            if self.run is not None and getattr(self, name) is not None:
-                raise UserError(f"{flag(name)} applies only to --cell: {self.run} has a model")
+            if self.model is not None and getattr(self, name) is not None:
+                raise UserError(f"{flag(name)} applies only to --cell: {self.model} has a model")
         at_least_one(self, "hidden", "layers", "length", "batch")
         if self.out is not None:
             if self.out.suffix != ".png":
@@ -84,13 +104,19 @@ class DiagnoseConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What is diagnosed. trained: how it was trained; None for first weights."""
+    """What is diagnosed.
 
-    model: CharModel
-    vocabulary: Vocabulary
-    ids: torch.Tensor
+    chunk: what is read. told: of the data, by name. start: rows -> the state before it. rows_at: `state_batch_dim=`.
+    trained: how it was trained; None for first weights.
+    """
+
+    model: Any
+    loss: Any
+    chunk: bptt.Chunk
     title: str
-    source: str
+    told: dict[str, str]
+    start: Callable[[int], Any]
+    rows_at: Any
     trained: TrainConfig | None
 
 
@@ -99,20 +125,21 @@ def run(words: Sequence[str]) -> int:
     config = parse(DiagnoseConfig, words, "bptt diagnose")
     config.check()
     device = device_of(config.device)
-    subject = _fresh(config) if config.run is None else _trained(config, config.run)
+    subject = _own(config) if config.own else _fresh(config) if config.run is None else _trained(config, config.run)
     with user_errors():  # too little memory there
         model = subject.model.to(device)
-    chunk, validation = _sequence(config, subject)
-    steps, rows = chunk.inputs.shape
+    steps, rows = subject.chunk.inputs.shape[:2]
     screen = Screen()
     screen.say(f"model       {subject.title}, {sum(p.numel() for p in model.parameters()):,} parameters, on {device}")
     if config.run is not None:
         screen.say(f"run folder  {one_line(str(config.run))}")
-    screen.say(f"text        {one_line(subject.source)}, the last {validation:,} characters, kept for validation")
-    screen.say(f"sequence    {_lanes(rows)} of {steps} characters, from the zero state\n")
+    for name, told in subject.told.items():
+        screen.say(f"{name:<12}{told}")
+    unit = "characters" if "text" in subject.told else "steps"
+    screen.say(f"sequence    {'1 lane' if rows == 1 else f'{rows} lanes'} of {steps} {unit}, from the zero state\n")
     with screen.waiting("measuring credit, exponents and truncations"):
-        chunk = bptt.Chunk(chunk.inputs.to(device), chunk.targets.to(device))
-        measured = _measure(model, chunk, subject.trained)
+        chunk = bptt.Chunk(*(None if each is None else each.to(device) for each in subject.chunk))
+        measured = _measure(subject, chunk)
     show(screen, measured)
     out = config.out if config.run is None or config.out is not None else config.run / PLOT
     if out is not None:
@@ -124,6 +151,19 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
+def _own(config: DiagnoseConfig) -> Subject:
+    """A model of the user's, as it is made."""
+    made = make(config.model or "", TrainConfig.seed)
+    source = source_of(config, made, config.batch)
+    loss = loss_of(made, source)
+    tried(made, loss, source, torch.device("cpu"))
+    chunk = source.measured(config.length, config.batch)
+    name = one_line(made.named)
+    what = f"{one_line(config.data)}, what is kept for validation" if config.data else f"the first chunk of {name}"
+    told = {"text" if config.kind == "text" else "data": what}
+    return Subject(made.model, loss, chunk, name, told, lambda rows: None, rows_of(made.model, chunk.inputs), None)
+
+
 def _fresh(config: DiagnoseConfig) -> Subject:
     """The model that `bptt train` with these options and its default seed would begin with."""
     text, source = _text(config.data or PYTHON_DOCS)
@@ -132,61 +172,56 @@ def _fresh(config: DiagnoseConfig) -> Subject:
     shape = (begun.cell or "", begun.hidden or 1, begun.layers or 1)
     torch.manual_seed(begun.seed)
     model = build(len(vocabulary), *shape)
-    title = model_named(*shape) + " before training"
-    return Subject(model, vocabulary, vocabulary.encode(text), title, source, None)
+    return _of_text(config, model, vocabulary.encode(text), model_named(*shape) + " before training", source, None)
 
 
 def _trained(config: DiagnoseConfig, folder: Path) -> Subject:
+    trained, job = saved_job(folder)
+    if job is not None:
+        if config.data is not None:
+            raise UserError(f"--data {config.data}: {folder} is a run on its own numbers or model. Leave it out")
+        chunk = job.source.measured(config.length, config.batch)
+        told = {"data": one_line(str(trained.data or trained.model)) + ", what is kept for validation"}
+        rows_at = 1 if trained.model is None else rows_of(job.model, chunk.inputs)
+        return Subject(job.model, job.loss, chunk, described(job.name, trained), told, job.start, rows_at, trained)
     model, vocabulary = load(folder)
-    trained = parse_train([f"--config={folder / CONFIG}"])
     text, source = _text(config.data or trained.data or PYTHON_DOCS)
     with user_errors(prefix=f"--data {source}: "):
         ids = vocabulary.encode(text)
     name = model_named(trained.cell or "", trained.hidden or 1, trained.layers or 1)
     # Layers of cuDNN have a backward pass in training mode only; for this model the two modes are otherwise the same.
-    return Subject(model.train(), vocabulary, ids, described(name, trained), source, trained)
+    return _of_text(config, model.train(), ids, described(name, trained), source, trained)
+
+
+def _of_text(
+    config: DiagnoseConfig, model: CharModel, ids: torch.Tensor, title: str, source: str, trained: TrainConfig | None
+) -> Subject:
+    with user_errors(prefix="--data "):
+        _, ids = split(ids)
+    chunk = first_steps(ids, config.length, config.batch)
+    told = {"text": f"{one_line(source)}, the last {len(ids):,} characters, kept for validation"}
+    return Subject(model, loss, chunk, title, told, model.initial_state, 1, trained)
 
 
 def _text(data: str) -> tuple[str, str]:
     return data_text(data), "Python documentation" if data == PYTHON_DOCS else data
 
 
-def _sequence(config: DiagnoseConfig, subject: Subject) -> tuple[bptt.Chunk, int]:
-    """The first steps of the lanes of the validation text, and how many characters that text has."""
-    with user_errors(prefix="--data "):
-        _, ids = split(subject.ids)
-    count = len(ids)
-    batch = config.batch or max(1, min(LANES, count // ((config.length or LENGTH) + 1)))
-    with user_errors(prefix=f"--batch {batch}: "):
-        read = lanes(ids, batch)
-    most = len(read) - 1
-    length = min(LENGTH, most) if config.length is None else config.length
-    if length > most:
-        raise UserError(
-            f"--length {length}: the {count:,} characters kept for validation make {_lanes(batch)} of only {most:,} to "
-            f"predict; give that or less"
-        )
-    return bptt.Chunk(read[:length], read[1 : length + 1]), count
-
-
-def _lanes(count: int) -> str:
-    return "1 lane" if count == 1 else f"{count} lanes"
-
-
-def _measure(model: CharModel, chunk: bptt.Chunk, trained: TrainConfig | None) -> Measured:
-    steps, rows = chunk.inputs.shape
-    state = model.initial_state(rows)
-    size = sum(leaf[:, 0].numel() for leaf in (state if isinstance(state, tuple) else (state,)))
+def _measure(subject: Subject, chunk: bptt.Chunk) -> Measured:
+    steps, rows = chunk.inputs.shape[:2]
+    model, trained, state = subject.model, subject.trained, subject.start(rows)
+    begin = {"state_batch_dim": subject.rows_at}
+    size = _size(model, chunk, state) // rows
     most = max(1, steps // 2)  # every lag is then seen by half of the losses or more
     taus = ladder(most)
     try:
         with user_errors():
             found = bptt.diagnose(
                 model,
-                loss,
+                subject.loss,
                 chunk,
                 state,
-                state_batch_dim=1,
+                **begin,
                 max_lag=most,
                 truncations=taus,
                 singular_lags=[k for k, largest in CHAINS.items() if k <= most and size <= largest],
@@ -195,7 +230,7 @@ def _measure(model: CharModel, chunk: bptt.Chunk, trained: TrainConfig | None) -
             own = None if trained is None else reading(trained).strategy
             if own is not None and truncates(own):
                 strategies.append(own)
-            shares = _dropped(model, chunk, state, strategies)
+            shares = _dropped(subject, chunk, state, strategies)
     except UserError as error:
         cause = error.__cause__
         if isinstance(cause, bptt.NonFiniteLossError):
@@ -207,12 +242,26 @@ def _measure(model: CharModel, chunk: bptt.Chunk, trained: TrainConfig | None) -
     return Measured(found, windows, own, shares[-1], None if trained is None else trained.strategy)
 
 
-def _dropped(model: CharModel, chunk: bptt.Chunk, state: Any, strategies: Sequence[Any]) -> list[float]:
+def _size(model: Any, chunk: bptt.Chunk, state: Any) -> int:
+    """Numbers of the state of all rows."""
+    if state is None:
+        with torch.no_grad():
+            state = model(chunk.inputs[:1], None)[1]
+    if isinstance(state, torch.Tensor):
+        return state.numel()
+    leaves = state.values() if isinstance(state, dict) else state or ()
+    return sum(_size(model, chunk, leaf) for leaf in leaves if leaf is not None)
+
+
+def _dropped(subject: Subject, chunk: bptt.Chunk, state: Any, strategies: Sequence[Any]) -> list[float]:
     """‖g - g_S‖ / ‖g‖ of each strategy S, g being the full gradient of the summed loss; NaN where g is zero."""
+
+    model = subject.model
 
     def gradient(strategy: Any) -> torch.Tensor:
         model.zero_grad()
-        bptt.backward(model, loss, chunk, state, strategy=strategy, reduction="sum")
+        begin = {"state_batch_dim": subject.rows_at}
+        bptt.backward(model, subject.loss, chunk, state, strategy=strategy, reduction="sum", **begin)
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double()
 
     full = gradient(bptt.FullBPTT())

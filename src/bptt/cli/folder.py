@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,9 @@ FILES = (WEIGHTS, CONFIG, VOCABULARY, METRICS, EVENTS, LOSS_PLOT, NORM_PLOT, REP
 """Of a run on a text."""
 SERIES, FORECAST, FORECAST_PLOT = "series.json", "forecast.json", "forecast.png"
 """Of a run on numbers: columns and horizons, errors by horizon, and both drawn."""
-ALL_FILES = (*FILES, SERIES, FORECAST, FORECAST_PLOT)
+MODEL = "model.json"
+"""Of a run of the user's own model: its file, and the digest of that."""
+ALL_FILES = (*FILES, SERIES, FORECAST, FORECAST_PLOT, MODEL)
 PART = METRICS + ".part"
 VOCABULARY_MOST = 2**26
 """Bytes; all of Unicode, each character as an escape, needs a fifth of it."""
@@ -252,24 +254,48 @@ def load(path: Path) -> tuple[CharModel, Vocabulary]:
     try:
         shape = _shape(read_settings(path / CONFIG))
         vocabulary = _vocabulary(json.loads(small_text(path / VOCABULARY, VOCABULARY_MOST)))
-        weights = load_file(path / WEIGHTS)
-        with safetensors.safe_open(path / WEIGHTS, "pt") as file:
-            known = (file.metadata() or {}).get("vocabulary", digest(vocabulary))
-    except (OSError, ValueError, RecursionError, UserError, safetensors.SafetensorError) as error:
-        told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: damaged run folder ({told})") from error
+    except (OSError, ValueError, RecursionError, UserError) as error:
+        raise _damaged(path, error) from error
     try:
         model = build(len(vocabulary), *shape)
+    except UserError:  # a size that nothing has
+        raise UserError(f"{path}: damaged run folder ({WEIGHTS} doesn't fit {CONFIG} and {VOCABULARY})") from None
+    load_weights(path, model, {"vocabulary": digest(vocabulary)}, f"{CONFIG} and {VOCABULARY}")
+    return model.eval(), vocabulary
+
+
+def load_weights(path: Path, model: Any, stamp: Mapping[str, str], of: str = CONFIG) -> None:
+    """Put the weights of a run folder into a model.
+
+    Arguments:
+        stamp: what the file of weights says of the run, where it says anything. of: the files that the model is of.
+
+    Raises: UserError if they don't fit, or aren't numbers.
+    """
+    try:
+        weights = load_file(path / WEIGHTS)
+        with safetensors.safe_open(path / WEIGHTS, "pt") as file:
+            known = {**stamp, **(file.metadata() or {})}
+    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+        raise _damaged(path, error) from error
+    try:
         own = model.state_dict()
-        if known != digest(vocabulary) or any(weights[name].dtype != t.dtype for name, t in own.items()):
+        if any(known[name] != value for name, value in stamp.items()):
+            raise KeyError
+        if any(weights[name].dtype != t.dtype for name, t in own.items()):
             raise KeyError
         model.load_state_dict(weights)
-    except (KeyError, RuntimeError, UserError):  # another name, dtype or shape, or a size that nothing has
-        raise UserError(f"{path}: damaged run folder ({WEIGHTS} doesn't fit {CONFIG} and {VOCABULARY})") from None
-    broken = next((name for name, t in weights.items() if not torch.isfinite(t).all()), None)
+    except (KeyError, RuntimeError):  # another name, dtype or shape
+        raise UserError(f"{path}: damaged run folder ({WEIGHTS} doesn't fit {of})") from None
+    parameters = dict(model.named_parameters())
+    broken = next((name for name in parameters if not torch.isfinite(weights[name]).all()), None)
     if broken is not None:
         raise UserError(f"{path}: damaged run folder ({WEIGHTS} holds NaN or infinity, in {broken})")
-    return model.eval(), vocabulary
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return UserError(f"{path}: damaged run folder ({told})")
 
 
 def _shape(config: dict[str, Any]) -> tuple[str, int, int]:

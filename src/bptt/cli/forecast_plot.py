@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from bptt.cli.jobs.forecasts import LEVEL, Forecasts
 from bptt.cli.plots import BLUE, GREY, ORANGE, PALE, style
@@ -67,5 +68,5 @@ def _errors(axes: Axes, found: Forecasts) -> None:
     for (name, made), dashes in zip(found.baselines.items(), DASHES, strict=False):
         axes.plot(found.horizons, found.error(made), color=ORANGE, linestyle=dashes, label=name)
     axes.set_ylim(bottom=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=9)

@@ -11,8 +11,10 @@ import torch
 import tyro
 
 import bptt
-from bptt.cli.config import at_least_one, at_most, flag, parse
+from bptt.cli.config import PLAIN, at_least_one, at_most, flag, parse
+from bptt.cli.data_options import DataOptions
 from bptt.cli.files import data_text
+from bptt.cli.jobs.own import loss_of, make, rows_of, source_of, tried
 from bptt.cli.jobs.texts import named as model_named
 from bptt.cli.model import build, loss
 from bptt.cli.printing import UserError, duration, one_line, size, user_errors
@@ -30,8 +32,9 @@ PROBE = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class PlanConfig:
-    """Predict time and memory of each strategy for a character model, from a short probe, and name the one to take.
+class PlanConfig(DataOptions):
+    """Predict time and memory of each strategy for a character model, or one of your own, from a short probe, and name
+    the one to take.
 
     That is the fastest exact one that fits the budget, else the fastest unbiased one, else the least biased.
 
@@ -39,16 +42,14 @@ class PlanConfig:
     reads it any more.
     """
 
-    cell: Literal["rnn", "gru", "lstm"] = "lstm"
-    """Kind of recurrent layer."""
-    hidden: int = 256
-    """Units of a recurrent layer."""
-    layers: int = 1
-    """Recurrent layers, one on top of the other."""
-    data: Annotated[str, tyro.conf.arg(metavar="FILE|python-docs")] = PYTHON_DOCS
-    """UTF-8 text file, or Python's own documentation."""
-    batch: int = 32
-    """Lanes of the text that are read side by side."""
+    cell: Annotated[Literal["rnn", "gru", "lstm"] | None, PLAIN] = None
+    """Kind of recurrent layer. lstm if not given."""
+    hidden: Annotated[int | None, PLAIN] = None
+    """Units of a recurrent layer. 256 if not given."""
+    layers: Annotated[int | None, PLAIN] = None
+    """Recurrent layers, one on top of the other. 1 if not given."""
+    batch: Annotated[int | None, PLAIN] = None
+    """Lanes of the data that are read side by side. 32 if not given, fewer for a short series."""
     steps: int = 1000
     """Characters of a sequence, in each lane."""
     memory: Annotated[str | None, tyro.conf.arg(metavar="SIZE", help_behavior_hint="")] = None
@@ -60,6 +61,12 @@ class PlanConfig:
 
     def check(self) -> None:
         """Raise `UserError` for a number that cannot be."""
+        self.check_data()
+        for name in ("cell", "hidden", "layers") if self.model is not None else ():
+            if getattr(self, name) is not None:
+                raise UserError(f"{flag(name)} is of the models that come with bptt, not of {self.model}. Leave it out")
+        if self.model is None and self.kind == "numbers":
+            raise UserError(f"--data {self.data}: bptt plan reads a text, or numbers for a model of your own")
         at_least_one(self, "hidden", "layers", "batch", "steps")
         at_most(self, steps=STEPS_MOST)
         try:  # the library knows which texts are sizes
@@ -80,40 +87,76 @@ def run(words: Sequence[str]) -> int:
             f"the K that you expect, such as tbptt:20:39"
         )
     device = device_of(config.device)
-    text = data_text(config.data)
-    vocabulary = Vocabulary.of(text)
-    with user_errors(prefix=f"--batch {config.batch}: "):
-        ids = lanes(vocabulary.encode(text), config.batch)[: PROBE + 1].to(device)
-    torch.manual_seed(TrainConfig.seed)
+    subject = _subject(config, device)
+    chunk, rows, unit = subject.chunk, subject.chunk.inputs.shape[1], subject.unit
     screen = Screen()
     with user_errors():
-        model = build(len(vocabulary), config.cell, config.hidden, config.layers).to(device)
         try:
             with screen.waiting("measuring short windows"):
                 found = bptt.plan(
-                    model,
-                    loss,
-                    bptt.Chunk(ids[:-1], ids[1:]),
-                    model.initial_state(config.batch),
+                    subject.model,
+                    subject.loss,
+                    chunk,
+                    subject.state,
                     steps=config.steps,
                     memory=config.memory,
                     strategies=None if wanted is None else list(wanted.values()),
-                    state_batch_dim=1,
+                    state_batch_dim=subject.rows_at,
                 )
         except bptt.BudgetError as error:
             raise UserError(
                 f"--memory {config.memory!r}: no strategy fits. The least that would is --memory {error.least}, for "
                 f"{error.strategy}. Give that much, or use smaller batches."
             ) from None
-    title = model_named(config.cell, config.hidden, config.layers)
-    screen.say(f"model     {title}, {sum(p.numel() for p in model.parameters()):,} parameters, on {device}")
-    screen.say(f"sequence  {config.batch} x {config.steps:,} characters of {one_line(config.data)}")
+    count = sum(p.numel() for p in subject.model.parameters())
+    screen.say(f"model     {subject.title}, {count:,} parameters, on {device}")
+    screen.say(f"sequence  {rows} x {config.steps:,} {unit}s of {one_line(subject.data)}")
     screen.say(f"budget    {config.memory or 'none'}\n")
-    _show(screen, found)
+    _show(screen, found, unit)
     return 0
 
 
-def _show(screen: Screen, found: bptt.Plan) -> None:
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is measured: a model, its loss, the first steps of its data, and the state before them."""
+
+    model: Any
+    loss: Any
+    chunk: bptt.Chunk
+    state: Any
+    rows_at: Any
+    title: str
+    data: str
+    unit: str
+
+
+def _subject(config: PlanConfig, device: torch.device) -> Subject:
+    if config.model is not None:
+        made = make(config.model, TrainConfig.seed)
+        source = source_of(config, made, config.batch)
+        loss_ = loss_of(made, source)
+        made.model.to(device)
+        tried(made, loss_, source, device)
+        first = source.measured(None, None) if source.steps is None else next(source.stream(PROBE, 1))
+        chunk = bptt.Chunk(*(None if each is None or i == 2 else each.to(device) for i, each in enumerate(first)))
+        data = config.data or f"the stream of {config.model}"
+        rows_at = rows_of(made.model, chunk.inputs)
+        return Subject(made.model, loss_, chunk, None, rows_at, one_line(made.named), data, source.unit)
+    begun = TrainConfig(cell=config.cell, hidden=config.hidden, layers=config.layers, batch=config.batch).resolved()
+    shape, batch = (begun.cell or "", begun.hidden or 1, begun.layers or 1), begun.batch or 1
+    data = config.data or PYTHON_DOCS
+    text = data_text(data)
+    vocabulary = Vocabulary.of(text)
+    with user_errors(prefix=f"--batch {batch}: "):
+        ids = lanes(vocabulary.encode(text), batch)[: PROBE + 1].to(device)
+    torch.manual_seed(TrainConfig.seed)
+    with user_errors():
+        model = build(len(vocabulary), *shape).to(device)
+    chunk = bptt.Chunk(ids[:-1], ids[1:])
+    return Subject(model, loss, chunk, model.initial_state(batch), 1, model_named(*shape), data, "character")
+
+
+def _show(screen: Screen, found: bptt.Plan, unit: str) -> None:
     names = ("strategy", "kept", "gradient", "reach", "time", "memory", "")
     rows = [
         (
@@ -130,10 +173,10 @@ def _show(screen: Screen, found: bptt.Plan) -> None:
     screen.table(names, rows, words=3)
     screen.say("\nkept    all that is needed, or so many states x segments of steps that run again")
     screen.say("reach   steps that a loss is differentiated through, its own included: the mean\n")
-    screen.say(textwrap.fill(reason(found), screen.console.width))
+    screen.say(textwrap.fill(reason(found, unit), screen.console.width))
 
 
-def reason(found: bptt.Plan) -> str:
+def reason(found: bptt.Plan, unit: str = "character") -> str:
     """The best row, and why it is."""
     best, memory = found.best, found.best.memory
     kept = "all kept" if memory is None else f"{memory.slots} states kept, segments of {memory.segment} steps"
@@ -141,7 +184,7 @@ def reason(found: bptt.Plan) -> str:
     within = "" if found.budget is None else f" that fits {size(found.budget)}"
     return (
         f"{named(best.strategy)}, {kept}, is the {what} gradient{within}: {took(best.seconds)} and "
-        f"{size(best.memory_bytes)} for {found.steps:,} characters a lane."
+        f"{size(best.memory_bytes)} for {found.steps:,} {unit}s a lane."
     )
 
 

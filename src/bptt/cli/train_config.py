@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,23 +11,21 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from bptt.cli.config import PLAIN, at_least_one, flag, is_seed, parse
+from bptt.cli.data_options import DataOptions
 from bptt.cli.files import read_settings
 from bptt.cli.printing import UserError
 from bptt.cli.strategies import LAWFUL
 from bptt.data import PYTHON_DOCS
 
 HOW_LONG = ("steps", "epochs", "minutes")
-OWN = tyro.conf.arg(metavar="FILE.py:NAME", help_behavior_hint="")
 BUILT_IN = ("cell", "hidden", "layers", "season")
 """Options of the models that come with bptt."""
-NUMBERS = (".csv", ".tsv", ".parquet", ".npy", ".wav")
-"""Endings of files that hold numbers in order."""
 BATCH = 32
 _HOW_LONG = tyro.conf.create_mutex_group(required=False, title="how long (one of them; 1500 updates if none is given)")
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(DataOptions):
     """Train by back-propagation through time: a character model on a text, a forecaster on numbers in order, or a model
     of your own on either. A run folder keeps everything.
 
@@ -41,21 +38,8 @@ class TrainConfig:
     stay); 2 wrong use; 130, 143 or 129 stopped by Ctrl-C, SIGTERM or SIGHUP, everything saved.
     """
 
-    model: Annotated[tyro.conf.Positional[str | None], OWN] = None
-    """A model of your own: NAME() in FILE.py returns a module, or (module, loss), or (module, loss, stream). The file
-    is run as it is. Without it the model is --layers of --cell."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """YAML file with any of these options as keys; flags go before it. A run's own config.yaml will do."""
-    data: Annotated[str | None, tyro.conf.arg(metavar="FILE|python-docs", help_behavior_hint="")] = None
-    """UTF-8 text file; or numbers in order, a row a step: .csv, .parquet, .npy or .wav. Python's own documentation
-    (about 465,000 characters) if not given."""
-    read_as: Annotated[Literal["text", "numbers"] | None, PLAIN] = None
-    """What a file is where its name or its first lines leave it open, as those of a .csv do."""
-    targets: Annotated[str | None, tyro.conf.arg(metavar="COLUMNS|FILE", help_behavior_hint="")] = None
-    """Numbers: the columns to forecast, by commas; or a second file with a row for each of --data, such as a filter's
-    output. All columns if not given."""
-    horizon: Annotated[int | None, PLAIN] = None
-    """Numbers: forecast each of the next so many steps. 1 if not given; the same step for a second file."""
     season: Annotated[int | None, PLAIN] = None
     """Numbers: steps of a season; forecasts are compared with the last one again. Looked for if not given."""
     cell: Annotated[Literal["rnn", "gru", "lstm"] | None, PLAIN] = None
@@ -113,10 +97,9 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise `UserError` for a number that no run can have."""
-        at_least_one(self, "hidden", "layers", "batch", "steps", "epochs", "every", "sequence_length", "horizon")
+        at_least_one(self, "hidden", "layers", "batch", "steps", "epochs", "every", "sequence_length")
         at_least_one(self, "season")
-        if self.model is not None and not re.fullmatch(r".*\.py(:\w+)?", self.model, re.DOTALL):
-            raise UserError(f"{self.model}: takes the form FILE.py:NAME, a function in a file that makes your model")
+        self.check_data()
         for name in BUILT_IN if self.model is not None else ():
             if getattr(self, name) is not None:
                 raise UserError(f"{flag(name)} is of the models that come with bptt, not of {self.model}. Leave it out")
@@ -145,14 +128,6 @@ class TrainConfig:
             if values["law"] == "polynomial":
                 values["alpha"] = 3.0 if self.alpha is None else self.alpha
         return dataclasses.replace(self, **values)
-
-    @property
-    def kind(self) -> str:
-        """What the data are, by name or as was said: "text", "numbers", or "own" for a stream of the user's."""
-        if self.data is None:
-            return "own" if self.model is not None else "text"
-        numbers = Path(self.data).suffix.lower() in NUMBERS and self.data != PYTHON_DOCS
-        return self.read_as or ("numbers" if numbers else "text")
 
     def recorded(self) -> dict[str, Any]:
         """What a run folder keeps: every option that has a value, but where the run is written to."""

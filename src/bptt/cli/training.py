@@ -15,7 +15,8 @@ from bptt.cli.folder import RunFolder
 from bptt.cli.history import History, Validation
 from bptt.cli.interrupt import Interrupt
 from bptt.cli.jobs.job import Job
-from bptt.cli.printing import brief, fields, quantity, user_errors
+from bptt.cli.jobs.own import said
+from bptt.cli.printing import UserError, brief, fields, no_memory, quantity, user_errors
 from bptt.cli.progress import Display
 from bptt.cli.reading import Read, Reading, Stopping
 from bptt.cli.resuming import noise, set_noise, versions
@@ -206,6 +207,13 @@ class Training:
             return None
         except bptt.NonFiniteError as error:
             raise NonFinite(str(error)) from error
+        except (UserError, bptt.BudgetError):
+            raise
+        except Exception as error:  # whatever the user's model stumbles over
+            if not self.job.code or no_memory(error):
+                raise
+            told = f"{self.job.name}: failed at update {self.history.step + 1:,} ({said(error)})"
+            raise UserError(told, 1 if self.history.step else 2) from error
 
     def _step(self, update: Any) -> tuple[dict[str, Any], int]:
         config, history = self.config, self.history

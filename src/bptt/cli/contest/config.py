@@ -11,12 +11,16 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from bptt.cli.config import PLAIN, at_least_one, at_most, flag
+from bptt.cli.data_options import DataOptions
 from bptt.cli.printing import UserError, duration
 
 UNTIL = {"": 1, "s": 1, "min": 60, "h": 3600}
+OWN = "own"
+"""A model of the user's own, in the place of a task."""
 NETWORK = ("text", "copy", "delayed", "adding", "bernoulli")
 BELONGS = {
-    "data": ("text",),
+    "data": ("text", OWN),
+    **dict.fromkeys(("read_as", "targets", "horizon"), (OWN,)),
     "delay": ("copy", "delayed"),
     "length": ("copy", "adding"),
     "symbols": ("copy", "delayed"),
@@ -24,8 +28,9 @@ BELONGS = {
     "t2": ("bernoulli",),
     "size": ("influence",),
     "positive": ("influence",),
-    "sequence_length": ("text", "delayed", "bernoulli", "influence"),
-    **dict.fromkeys(("cell", "hidden", "batch", "clip"), NETWORK),
+    "sequence_length": ("text", "delayed", "bernoulli", "influence", OWN),
+    **dict.fromkeys(("cell", "hidden"), NETWORK),
+    **dict.fromkeys(("batch", "clip"), (*NETWORK, OWN)),
 }
 """Option -> the tasks that have it; options that are not listed belong to all."""
 
@@ -52,6 +57,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "data": "python-docs",
         "hidden": 64,
         "batch": 32,
+    },
+    OWN: {
+        "strategies": "full,tbptt:5,tbptt:50,artbp:50,adaptive:0.5",
+        "budget": "10000",
+        "sequence_length": 200,
+        "clip": 1.0,
     },
     "influence": {
         "strategies": "full,tbptt:10,tbptt:100,tbptt:200,artbp:50",
@@ -82,7 +93,7 @@ class Budget:
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(DataOptions):
     """Train the same model from the same start by several strategies, on equal budgets, and report what each one gets.
 
     The folder gets report.html (one page that needs no network), results.json (all numbers), loss.png, gradients.png,
@@ -93,8 +104,9 @@ class CompareConfig:
     SIGHUP, finished runs kept.
     """
 
-    task: Literal["text", "copy", "delayed", "adding", "bernoulli", "influence"] = "delayed"
-    """What is learned. delayed: repeat each input after --delay steps.
+    task: Annotated[Literal["text", "copy", "delayed", "adding", "bernoulli", "influence"] | None, PLAIN] = None
+    """What is learned, unless it is a model of your own. delayed if not given.
+    delayed: repeat each input after --delay steps.
     copy: repeat --length symbols after --delay steps.
     adding: add two marked numbers of --length.
     bernoulli: coins that depend on those of --t1 and --t2 steps ago.
@@ -125,8 +137,6 @@ class CompareConfig:
     """influence: length of the chain. 23 if not given."""
     positive: Annotated[int | None, PLAIN] = None
     """influence: how many places the parameter drives up; the others it drives down. 10 if not given."""
-    data: Annotated[str | None, tyro.conf.arg(metavar="FILE|python-docs", help_behavior_hint="")] = None
-    """text: a UTF-8 file. Python's own documentation if not given."""
     sequence_length: Annotated[int | None, PLAIN] = None
     """Steps of the sequences that full takes of data without an end; the others read it as it comes. 50 for delayed,
     100 for bernoulli, 200 for text, 1000 for influence, if not given."""
@@ -150,9 +160,16 @@ class CompareConfig:
 
     def check(self) -> None:
         """Raise `UserError` for options that the task doesn't have, and for numbers that cannot be."""
+        if self.model is not None and self.task is not None:
+            raise UserError(f"--task {self.task}: {self.model} is compared on its own data. Leave one of them out")
         for name, tasks in BELONGS.items():
-            if self.task not in tasks and getattr(self, name) is not None:
-                raise UserError(f"{flag(name)} applies only to --task {', '.join(tasks)}, not to {self.task}")
+            if self.learned not in tasks and getattr(self, name) is not None:
+                where = (
+                    f"--task {', '.join(t for t in tasks if t != OWN)}" if tasks != (OWN,) else "a model of your own"
+                )
+                raise UserError(f"{flag(name)} applies only to {where}, not to {self.learned}")
+        if self.task != "text":
+            self.check_data()
         at_least_one(self, "seeds", "sequence_length", "hidden", "batch")
         at_most(self, seeds=10_000, draws=1_000_000)
         if self.draws is not None and self.draws < 3:
@@ -164,10 +181,16 @@ class CompareConfig:
         if self.budget is not None:
             parse_budget(self.budget)
 
+    @property
+    def learned(self) -> str:
+        """The task, OWN for a model of the user's."""
+        return OWN if self.model is not None else self.task or "delayed"
+
     def resolved(self) -> CompareConfig:
         """With the task's defaults filled in, so that a record of the comparison names them."""
-        network = COMMON if self.task in NETWORK else {}
-        defaults = {"seeds": 3, "lr": 3e-3, "draws": 60, **network, **DEFAULTS[self.task]}
+        network = COMMON if self.learned in NETWORK else {}
+        task = {} if self.model is not None else {"task": self.learned}
+        defaults = {"seeds": 3, "lr": 3e-3, "draws": 60, **network, **DEFAULTS[self.learned], **task}
         return dataclasses.replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
 
     def recorded(self) -> dict[str, Any]:

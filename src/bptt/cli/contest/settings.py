@@ -15,6 +15,7 @@ import bptt
 from bptt.cli import model as text_model
 from bptt.cli.contest.config import CompareConfig
 from bptt.cli.files import data_text
+from bptt.cli.jobs.own import Chunks, loss_of, make, rows_of, source_of, tried
 from bptt.cli.printing import one_line, user_errors
 from bptt.cli.room import ADAM, FLOAT, must_have_room, numbers_of_layers, numbers_of_window
 from bptt.data import PYTHON_DOCS, Vocabulary, chunks, lanes, split
@@ -23,6 +24,7 @@ from bptt.data.tasks import SPAN, Adding, BernoulliAdd, CopyMemory, DelayedCopy,
 
 TASKS: dict[str, Any] = {"copy": CopyMemory, "delayed": DelayedCopy, "adding": Adding, "bernoulli": BernoulliAdd}
 TITLES = {"copy": "copy memory", "delayed": "delayed copy", "adding": "adding", "bernoulli": "Bernoulli add"}
+MOST, VALIDATION_CHUNKS = 10**9, 4
 HELD_OUT = 10**9
 """Seed of the data that nothing is trained on."""
 CHUNK = 64
@@ -64,7 +66,7 @@ class Setting:
     parameter: str | None = None
     optimum: float | None = None
     lost: float | None = None
-    state_batch_dim: int | None = 1
+    state_batch_dim: Any = 1
     digest: str = ""
     whole: int | None = None
     kept: float = 1.0
@@ -111,14 +113,16 @@ def setting(config: CompareConfig) -> Setting:
 
     Raises: UserError for a task's parameter out of range, and for a text that cannot be.
     """
+    if config.model is not None:
+        return _of_own(config)
     if config.task == "text":
         return _of_text(config)
     if config.task == "influence":
         return _of_influence(config)
-    fields = {field.name for field in dataclasses.fields(TASKS[config.task])}
+    fields = {field.name for field in dataclasses.fields(TASKS[config.learned])}
     given = {name: value for name in fields if (value := getattr(config, name)) is not None}
     with user_errors(prefix=f"--task {config.task}: "):
-        return _of_task(config, TASKS[config.task](**given))
+        return _of_task(config, TASKS[config.learned](**given))
 
 
 def _of_task(config: CompareConfig, task: Task) -> Setting:
@@ -134,7 +138,7 @@ def _of_task(config: CompareConfig, task: Task) -> Setting:
     count = max(1, VALIDATION_STEPS // sequence)
     described = _described(task)
     return Setting(
-        title=f"{TITLES[config.task]} ({described})",
+        title=f"{TITLES[config.learned]} ({described})",
         facts={
             "task": f"{type(task).__name__}({described})",
             "dependencies": f"reach back {task.lag} steps at most",
@@ -194,6 +198,48 @@ def _of_text(config: CompareConfig) -> Setting:
         digest=digest,
         whole=len(read) - 1,
         kept=numbers_of_window(1, rows, config.cell or "", config.hidden or 1, 1, len(vocabulary)),
+    )
+
+
+def _of_own(config: CompareConfig) -> Setting:
+    made = make(config.model or "", 0)
+    source = source_of(config, made, config.batch)
+    loss = loss_of(made, source)
+    tried(made, loss, source, torch.device("cpu"))
+    sequence = min(config.sequence_length or 1, source.steps or MOST)
+    endless = source.steps is None
+    measured = source.measured(min(sequence, len(source.measured(None, None).inputs)) if endless else None, None)
+
+    def stream(seed: int) -> Iterator[bptt.Chunk]:
+        """The lanes over and over, each seed from another place; a stream of the user's as it comes."""
+        if endless:
+            return iter(Chunks(make(made.named, seed)))
+        read = source.stream(sequence, None)
+        begin = torch.randint(source.steps, (), generator=torch.Generator().manual_seed(seed))
+        read.load_state_dict({**read.state_dict(), "step": int(begin)})
+        return read
+
+    held_out = source.held_out()
+    return Setting(
+        title=one_line(made.named),
+        facts={
+            "model": f"{one_line(made.named)}, SHA-256 {made.digest[:12]}...",
+            "data": one_line(config.data or "its own stream") + ", nothing held out" * (held_out is None),
+            "dependencies": "of unknown length",
+            "optimizer": f"Adam, learning rate {config.lr:g}, {_clipping(config)}",
+        },
+        build=lambda: make(made.named).model,
+        loss=loss,
+        stream=stream,
+        start=lambda model, rows: None,
+        rows=source.rows,
+        validation=[measured] if held_out is None else list(itertools.islice(held_out, VALIDATION_CHUNKS)),
+        measured=measured,
+        sequence=sequence,
+        unit=source.unit,
+        state_batch_dim=rows_of(made.model, measured.inputs),
+        digest=source.digest + made.digest,
+        whole=source.steps,
     )
 
 

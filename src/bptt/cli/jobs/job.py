@@ -31,6 +31,13 @@ class Source(Protocol):
         """Chunks of so many steps of the training data, for ever if `epochs` is None."""
         ...
 
+    def measured(self, steps: int | None, rows: int | None) -> Chunk:
+        """The first steps of some lanes of what is held out, or else of what is trained on, to look at a gradient.
+
+        Raises: UserError where there are fewer.
+        """
+        ...
+
     def held_out(self) -> Iterable[Chunk] | None:
         """Chunks of the data that nothing is trained on, from its start; None where there are none."""
         ...

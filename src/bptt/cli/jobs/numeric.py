@@ -91,7 +91,7 @@ def numeric_job(config: TrainConfig, device: torch.device) -> NumericJob:
     """
     asked(config)
     found = numbers(config)
-    config = dataclasses.replace(config, batch=lanes_of(config, found))
+    config = dataclasses.replace(config, batch=lanes_of(config.batch, found))
     own = found.table.values.dtype
     dtype = torch.float64 if own == np.float64 or own.kind in "iu" else torch.float32
     of_inputs = scale(found.table.values, found.split, f"--data {config.data}")

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from bptt import Chunk
+from bptt.cli.data_options import DataOptions, is_numbers
 from bptt.cli.printing import UserError, one_line, user_errors
-from bptt.cli.train_config import BATCH, NUMBERS, TrainConfig
+from bptt.cli.train_config import BATCH
 from bptt.data import Lanes, Table, load_series, observed
 
 PART = 5
@@ -24,6 +25,8 @@ CONTEXT = 256
 LANE_LEAST = 256
 """Steps of a training lane, at the least, where `--batch` isn't given."""
 CHUNK = 256
+MEASURED = 200, 8
+"""Steps and lanes that are looked at where nothing is said."""
 ROWS = 1 << 16
 
 
@@ -86,7 +89,7 @@ class Numbers:
         return self.table.sha256 + (self.wanted.sha256 if self.paired else "")
 
 
-def numbers(config: TrainConfig, several: bool = True) -> Numbers:
+def numbers(config: DataOptions, several: bool = True) -> Numbers:
     """Read the files that the options name.
 
     several: whether all horizons up to the last are targets, or the last one alone.
@@ -128,7 +131,7 @@ def read(path: str, option: str) -> Table:
 
 
 def _is_file(text: str) -> bool:
-    return Path(text).suffix.lower() in NUMBERS or Path(text).is_file()
+    return is_numbers(text) or Path(text).is_file()
 
 
 def _places(text: str, table: Table) -> tuple[int, ...]:
@@ -143,9 +146,9 @@ def _places(text: str, table: Table) -> tuple[int, ...]:
     return tuple(table.columns.index(name) for name in names)
 
 
-def lanes_of(config: TrainConfig, found: Numbers) -> int:
+def lanes_of(batch: int | None, found: Numbers) -> int:
     """Lanes to read side by side: as many as are asked for, or 32, or so many that none is short."""
-    return config.batch or max(1, min(BATCH, found.split // LANE_LEAST))
+    return batch or max(1, min(BATCH, found.split // LANE_LEAST))
 
 
 class SeriesSource:
@@ -187,19 +190,35 @@ class SeriesSource:
 
     def stream(self, length: int, epochs: int | None) -> Converted:
         """Chunks of the training part."""
+        return self._lanes(0, self.found.split, self.rows, length, epochs)
+
+    def _lanes(self, start: int, stop: int, rows: int, length: int, epochs: int | None) -> Converted:
         found = self.found
-        horizon = found.horizons if self._several else found.horizons[0]
-        with user_errors(prefix=f"--batch {self.rows}: "):
+        with user_errors(prefix=f"--batch {rows}: "):
             lanes = Lanes(
-                self._part(found.table, 0, found.split),
-                self.rows,
+                self._part(found.table, start, stop),
+                rows,
                 length,
-                targets=self._part(found.wanted, 0, found.split, found.places),
-                horizon=horizon,
+                targets=self._part(found.wanted, start, stop, found.places),
+                horizon=found.horizons if self._several else found.horizons[0],
                 epochs=epochs,
                 missing=True,
             )
         return Converted(lanes, self._convert)
+
+    def measured(self, steps: int | None, rows: int | None) -> Chunk:
+        """The first steps of lanes of what is held out."""
+        found = self.found
+        count = found.steps - found.split - self._ahead
+        batch = rows or max(1, min(MEASURED[1], count // (steps or MEASURED[0])))
+        most = (found.steps - found.split) // batch - self._ahead
+        length = min(MEASURED[0], most) if steps is None else steps
+        if not 1 <= length <= most:
+            raise UserError(
+                f"--length {length}: the {found.steps - found.split:,} steps kept for validation make {batch} "
+                f"lane{'s' * (batch > 1)} of only {max(0, most):,} to predict; give that or less"
+            )
+        return next(self._lanes(found.split, found.steps, batch, length, 1))._replace(is_start=None)
 
     def held_out(self) -> Iterator[Chunk]:
         """Chunks of the held-out lanes, each after some steps that don't count."""

@@ -9,18 +9,21 @@ from typing import Any
 
 import torch
 
+from bptt import Chunk
 from bptt.cli.files import data_text
 from bptt.cli.folder import VOCABULARY
 from bptt.cli.history import BITS
 from bptt.cli.jobs.job import Job, Results
 from bptt.cli.model import build, digest, loss, write
-from bptt.cli.printing import one_line, user_errors
+from bptt.cli.printing import UserError, one_line, user_errors
 from bptt.cli.room import ADAM, numbers_of_window
 from bptt.cli.train_config import TrainConfig
 from bptt.data import PYTHON_DOCS, Vocabulary, chunks, lanes, split
 
 SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 400, 0.6
 VALIDATION_CHUNK = 256
+LENGTH, ROWS = 200, 8
+"""Of what is looked at where nothing is said."""
 
 
 class TextSource:
@@ -38,6 +41,7 @@ class TextSource:
             train, validation = split(self.vocabulary.encode(text))
             self._train = lanes(train, rows)
         # Each lane starts from the zero state, so lanes of validation are few enough for that not to count.
+        self._validation = validation
         self._held_out = lanes(validation, max(1, min(rows, len(validation) // 1000)))
         self.steps, self.held_out_rows = len(self._train) - 1, self._held_out.shape[1]
         self.digest = digest(self.vocabulary, self._train, self._held_out)
@@ -56,10 +60,33 @@ class TextSource:
         """Chunks of what is held out."""
         return chunks(self._held_out, VALIDATION_CHUNK)
 
+    def measured(self, steps: int | None, rows: int | None) -> Chunk:
+        """The first steps of lanes of what is held out."""
+        return first_steps(self._validation, steps, rows)
+
     @property
     def files(self) -> dict[str, str]:
         """What a run folder gets for it."""
         return {VOCABULARY: json.dumps(self.vocabulary.characters) + "\n"}
+
+
+def first_steps(ids: torch.Tensor, steps: int | None, rows: int | None) -> Chunk:
+    """The first `steps` of `rows` lanes of the characters kept for validation, or about LENGTH of ROWS.
+
+    Raises: UserError where they have fewer.
+    """
+    count = len(ids)
+    batch = rows or max(1, min(ROWS, count // ((steps or LENGTH) + 1)))
+    with user_errors(prefix=f"--batch {batch}: "):
+        read = lanes(ids, batch)
+    most = len(read) - 1
+    length = min(LENGTH, most) if steps is None else steps
+    if length > most:
+        raise UserError(
+            f"--length {length}: the {count:,} characters kept for validation make {batch} lane{'s' * (batch > 1)} of "
+            f"only {most:,} to predict; give that or less"
+        )
+    return Chunk(read[:length], read[1 : length + 1])
 
 
 @dataclasses.dataclass(frozen=True)
