@@ -117,6 +117,7 @@ PYTHON_DOCS
 Prefetch(stream, ahead=2)
 Table(values, columns, times=None, notes=())
 Vocabulary(characters)
+WEATHER
 chunks(lanes, length, epochs=1)
 continuous(stream)
 lanes(series, batch)

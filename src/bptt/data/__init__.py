@@ -6,11 +6,12 @@ from bptt.data.missing import observed
 from bptt.data.packing import pack
 from bptt.data.prefetch import Prefetch
 from bptt.data.stream import Lanes
-from bptt.data.table import Table, load_series
+from bptt.data.table import WEATHER, Table, load_series
 from bptt.data.text import PYTHON_DOCS, Vocabulary, load_text, split
 
 __all__ = [
     "PYTHON_DOCS",
+    "WEATHER",
     "Lanes",
     "Prefetch",
     "Table",

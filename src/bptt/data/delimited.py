@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,29 +41,34 @@ def form(path: Path) -> Form:
         text = head.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(_not_text(f"byte {error.start} cannot be decoded")) from None
-    lines = text.replace("\r\n", "\n").split("\n")
     if "\0" in text:
         raise ValueError(_not_text(f"byte {head.index(0)} is zero"))
-    tab = ".tsv" in path.suffixes
-    delimiter = "\t" if tab else _delimiter(lines)
-    rows = csv.reader(lines, delimiter=delimiter)
-    first = next(row for row in rows if row)
-    cells = [cell.strip() for cell in first]
-    numbers = [_plain(cell, delimiter) for cell in cells]
-    header = not all(numbers) or all(map(is_missing, cells))
-    if header and next((row for row in rows if row), None) is None:
+    try:
+        delimiter = "\t" if ".tsv" in path.suffixes else _delimiter(text)
+        first, *rows = _rows(text, delimiter, 2)
+    except csv.Error as error:
+        raise ValueError(f"cannot be read as CSV ({error}).") from None
+    cells = [" ".join(cell.split()) for cell in first]
+    header = not all(_plain(cell, delimiter) for cell in cells)
+    if header and not rows:
         raise ValueError("holds a header and no row of numbers.")
     names = [cell or str(i) for i, cell in enumerate(cells, 1)] if header else [str(i + 1) for i in range(len(cells))]
     return Form(delimiter, names, header, header and not cells[0])
 
 
-def _delimiter(lines: list[str]) -> str:
+def _rows(text: str, delimiter: str, count: int) -> list[list[str]]:
+    """The first rows that aren't empty lines, as lists of cells."""
+    return list(islice(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)), count))
+
+
+def _delimiter(text: str) -> str:
     """The mark that cuts the first rows into equally many cells, more than one; a comma where none does."""
     for mark in "\t;,":
-        counts = [len(row) for row in csv.reader(lines[:20], delimiter=mark) if row]
-        if counts[0] > 1 and len(set(counts[:10])) == 1:
+        counts = {len(row) for row in _rows(text, mark, 10)}
+        if counts != {1} and len(counts) == 1:
             return mark
-    return next((mark for mark in "\t;" if mark in lines[0] and "," not in lines[0]), ",")
+    first = text.strip("\r\n").splitlines()[0]
+    return next((mark for mark in "\t;" if mark in first and "," not in first), ",")
 
 
 def _plain(cell: str, delimiter: str) -> bool:

