@@ -11,8 +11,10 @@ from bptt.cli.printing import NO_MEMORY, UserError, no_memory, one_line, shorten
 from bptt.cli.streams import OutputLost, Streams, lost, tell_terminal
 
 COMMANDS = {
-    "train": "train a character model on a text and write a run folder",
+    "train": "train on a text, on numbers in order, or a model of your own, and write a run folder",
     "sample": "let a trained model write text",
+    "forecast": "let a model that was trained on numbers say what comes next",
+    "export": "write a trained model as ONNX, or in plain torch",
     "compare": "train the same model by several strategies: a report of what each one costs and misses",
     "plan": "predict time and memory of each strategy, and name the one to take",
     "diagnose": "how far back a model's credit reaches, and what truncation drops",

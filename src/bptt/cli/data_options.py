@@ -15,6 +15,9 @@ from bptt.data import PYTHON_DOCS
 
 NUMBERS = (".csv", ".tsv", ".parquet", ".npy", ".wav")
 """Endings of files that hold numbers in order; `.gz` may follow the first two."""
+WEATHER_NAME = "weather"
+"""The series that comes along, `bptt.data.WEATHER`."""
+FROM = tyro.conf.arg(metavar="FILE|python-docs|weather", help_behavior_hint="")
 MODEL = tyro.conf.arg(metavar="FILE.py:NAME", help_behavior_hint="")
 
 
@@ -25,9 +28,9 @@ class DataOptions:
     model: Annotated[tyro.conf.Positional[str | None], MODEL] = None
     """A model of your own: NAME() in FILE.py returns a module, or (module, loss), or (module, loss, stream). The file
     is run as it is. Without it the model is one that comes with bptt."""
-    data: Annotated[str | None, tyro.conf.arg(metavar="FILE|python-docs", help_behavior_hint="")] = None
-    """UTF-8 text file; or numbers in order, a row a step: .csv, .parquet, .npy or .wav. Python's own documentation
-    (about 465,000 characters) if not given."""
+    data: Annotated[str | None, FROM] = None
+    """UTF-8 text file; or numbers in order, a row a step: .csv, .parquet, .npy or .wav. Two come along: python-docs, a
+    text of about 465,000 characters, taken if nothing is given; and weather, a year of hours."""
     read_as: Annotated[Literal["text", "numbers"] | None, PLAIN] = None
     """What a file is where its name or its first lines leave it open, as those of a .csv do."""
     targets: Annotated[str | None, tyro.conf.arg(metavar="COLUMNS|FILE", help_behavior_hint="")] = None
@@ -57,6 +60,8 @@ class DataOptions:
             return "own" if self.model is not None else "text"
         if self.data == PYTHON_DOCS:
             return "text"
+        if self.data == WEATHER_NAME:
+            return "numbers"
         return self.read_as or ("numbers" if is_numbers(self.data) else "text")
 
 

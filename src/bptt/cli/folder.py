@@ -188,15 +188,21 @@ class RunFolder:
             for line in (self.path / METRICS).read_text(encoding="utf-8").splitlines():
                 self._events.add(json.loads(line))
 
-    def save(self, config: TrainConfig, job: Job, step: int, state: dict[str, Any]) -> None:
-        """Save `state` as a checkpoint and the model's weights for who reads them; the first time, publish both."""
+    def save(self, config: TrainConfig, job: Job, step: int, state: dict[str, Any], weights: bool = True) -> None:
+        """Save `state` as a checkpoint and the model's weights for who reads them; the first time, publish both.
+
+        weights: False leaves those that are there.
+        """
+        if not weights and self.published and (self.path / WEIGHTS).exists():
+            self.keep(step, state)
+            return
         tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in job.model.state_dict().items()}
-        weights = save(tensors, dict(job.stamp))
+        data = save(tensors, dict(job.stamp))
         if not self.published:
-            self.publish(config, job, step, state, weights)
+            self.publish(config, job, step, state, data)
             return
         self.keep(step, state)
-        self.replace(WEIGHTS, lambda path: path.write_bytes(weights))
+        self.replace(WEIGHTS, lambda path: path.write_bytes(data))
 
     def write(self, name: str, text: str) -> None:
         """Write a text file."""

@@ -190,6 +190,10 @@ def _ended(training: Training, failure: str | None, interrupted: bool, path: str
         points = history.validations
         updates += f", {history.left_out:,} more left out as not finite" * bool(history.left_out)
         if points:
+            best = min(points, key=lambda point: point.loss)
+            if training.job.keeps_best and best is not points[-1]:
+                lowest = f"{history.measure.text(best.loss)} after update {best.step:,}, whose weights are kept"
+                return f"{how} {updates}: lowest validation {lowest}."
             return f"{how} {updates}: validation {history.measure.text(points[-1].loss)}."
         held_out = training.job.source.held_out() is not None
         told = "not validated yet" if held_out else f"training {history.measure.text(history.recent())}"

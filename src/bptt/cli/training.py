@@ -92,8 +92,9 @@ class Training:
         set_noise(state["noise"], self.device)
         self.history.restore(records)
         self._validated, self._before, self._loaded = state["validated"], state["seconds"], state
-        if self.history.validations:
-            self.saved_step = self.history.validations[-1].step
+        points = self.history.validations
+        if points:
+            self.saved_step = points[-1].step
         if self.saved_step == self.history.step:  # the run may have been killed before it had written them
             self._save()
 
@@ -289,8 +290,14 @@ class Training:
         """The weights, for who reads them, and a checkpoint."""
         if not self._finite():
             raise NonFinite("a weight is not finite")
-        self.folder.save(self.config, self.job, self.history.step, self.state())
-        self.saved_step = self.history.step
+        points = self.history.validations
+        best = min(points, key=lambda point: point.loss, default=None)
+        better = not self.job.keeps_best or best is None or best is points[-1]
+        self.folder.save(self.config, self.job, self.history.step, self.state(), weights=better)
+        if better or best is None:
+            self.saved_step = self.history.step
+        else:
+            self.saved_step = best.step
 
     def _keep(self) -> None:
         """A checkpoint alone; none of weights that aren't finite, which the next loss will tell of."""

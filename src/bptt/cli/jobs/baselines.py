@@ -28,12 +28,17 @@ def last_season(values: np.ndarray, at: np.ndarray, horizons: np.ndarray, season
 def season_of(values: Any, split: int, places: list[int]) -> int | None:
     """Steps of a season, None without any.
 
-    That is the first peak of the autocorrelation, beyond its first fall below zero, that is near the largest one. Taken
-    is the mean over the columns' autocorrelations, each without its linear trend, on the end of the training part.
+    That is the first peak of the autocorrelation, beyond its first fall below zero, that is near the largest one: of
+    the columns, each without its linear trend, on the end of the training part; or else of their changes from step to
+    step, where a season may be hidden by slow drift.
     """
     start = max(0, split - LOOKED_AT)
     known = np.asarray(values[start:split], np.float64)[:, places]
     known = np.where(np.isnan(known), np.nanmean(known, 0), known)
+    return _season(known) or _season(np.diff(known, axis=0))
+
+
+def _season(known: np.ndarray) -> int | None:
     steps = len(known)
     most = min(LONGEST, steps // 3)
     if most < 3:
@@ -49,7 +54,7 @@ def season_of(values: Any, split: int, places: list[int]) -> int | None:
         return None
     correlation = (products[:, moving] / products[0, moving]).mean(1)
     below = np.flatnonzero(correlation < 0)
-    if not len(below) or below[0] >= most:
+    if not len(below) or below[0] >= most - 2:
         return None
     beyond = correlation[below[0] : -1]
     peaks = below[0] + np.flatnonzero((beyond[1:-1] >= beyond[:-2]) & (beyond[1:-1] >= beyond[2:])) + 1

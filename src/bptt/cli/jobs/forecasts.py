@@ -1,4 +1,4 @@
-"""What a trained forecaster is worth on the held-out end: errors by horizon, beside the baselines', and an interval."""
+"""What a trained forecaster is worth on a series' end: errors by horizon, beside the baselines', and an interval."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from bptt.cli.jobs.baselines import last_season, last_value
-from bptt.cli.jobs.series import Numbers, SeriesSource
+from bptt.cli.jobs.series import Numbers, SeriesSource, Stretch
 
 LEVEL = 0.8
 """Share of the errors that the interval is to hold."""
@@ -17,11 +17,11 @@ LEVEL = 0.8
 
 @dataclasses.dataclass(frozen=True)
 class Forecasts:
-    """Held-out forecasts, in the data's units, in the order of time.
+    """Forecasts of the test part, in the data's units, in the order of time.
 
     at: (n,) the steps after which they were made. made, truth: (n, H, K). scale: (K,) deviations of the targets.
     baselines: name -> (n, H, K). low, high: (H, K), what lies between them and a forecast's error is the interval.
-    held: share of the second half's truths inside it; low and high are quantiles of the first half's errors.
+    held: share of the truths inside it; low and high are quantiles of errors before the test part.
     """
 
     at: np.ndarray
@@ -46,39 +46,48 @@ class Forecasts:
 
 
 def forecasts(model: Any, source: SeriesSource, season: int | None) -> Forecasts:
-    """Run the held-out lanes once more; `model` in evaluation mode, on its device."""
-    found, rows = source.found, source.held_out_rows
+    """Forecast the test part; `model` in evaluation mode, on its device. The interval is of errors before that part."""
+    found, test = source.found, source.test
+    before, at = _errors_before(model, source), test.at
+    made, truth = run(model, source, test)
+    horizons = np.array(found.horizons)
+    baselines: dict[str, np.ndarray] = {}
+    if not found.paired:
+        start = max(0, at[0] - (season or 0))
+        values = np.asarray(found.table.values[start : at[-1] + 1], np.float64)[:, list(found.places)]
+        baselines["persistence"] = last_value(values, at - start, horizons)
+        if season is not None:
+            baselines[f"seasonal-naive ({season})"] = last_season(values, at - start, horizons, season)
+    low, high = np.nanquantile(before, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], 0)
+    known = ~np.isnan(truth)
+    inside = (truth >= made + low) & (truth <= made + high)
+    scale = model.target_deviation.cpu().double().numpy()
+    return Forecasts(at, horizons, made, truth, scale, baselines, low, high, float(inside[known].mean()))
+
+
+def _errors_before(model: Any, source: SeriesSource) -> np.ndarray:
+    """Errors (n, H, K) of the part that weights are chosen by."""
+    made, truth = run(model, source, source.validation)
+    return truth - made
+
+
+def run(model: Any, source: SeriesSource, stretch: Stretch) -> tuple[np.ndarray, np.ndarray]:
+    """Forecasts and truth (n, H, K) of a stretch, in the order of time."""
     device = next(model.parameters()).device
-    state, made, truth, counted = model.initial_state(rows), [], [], 0
+    state, made, truth, counted = model.initial_state(stretch.rows), [], [], 0
     with torch.no_grad():
-        for chunk in source.held_out():
+        for chunk in source.over(stretch):
             outputs, state = model(chunk.inputs.to(device), state)
             first = max(0, source.context - counted)
             counted += len(chunk.inputs)
             made.append(outputs[first:].cpu().double().numpy())
             truth.append(chunk.targets[first:].double().numpy())
-    horizons = np.array(found.horizons)
-    at = (source.origins[:, None] + np.arange(source.held_out_steps)).reshape(-1)
 
     def in_time(pieces: list[np.ndarray]) -> np.ndarray:
         table = np.concatenate(pieces)
         return table.swapaxes(0, 1).reshape(-1, *table.shape[2:])
 
-    forecast, real = in_time(made), in_time(truth)
-    baselines: dict[str, np.ndarray] = {}
-    if not found.paired:
-        start = max(0, found.split - (season or 0))
-        values = np.asarray(found.table.values[start : at[-1] + 1], np.float64)[:, list(found.places)]
-        baselines["persistence"] = last_value(values, at - start, horizons)
-        if season is not None:
-            baselines[f"seasonal-naive ({season})"] = last_season(values, at - start, horizons, season)
-    half = len(at) // 2
-    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    low, high = np.nanquantile(real[:half] - forecast[:half], tails, 0)
-    known = ~np.isnan(real[half:])
-    inside = (real[half:] >= forecast[half:] + low) & (real[half:] <= forecast[half:] + high)
-    scale = model.target_deviation.cpu().double().numpy()
-    return Forecasts(at, horizons, forecast, real, scale, baselines, low, high, float(inside[known].mean()))
+    return in_time(made), in_time(truth)
 
 
 def shown(horizons: np.ndarray) -> list[int]:

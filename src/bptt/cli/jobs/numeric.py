@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from bptt.cli.folder import FORECAST, FORECAST_PLOT, SERIES
+from bptt.cli.files import read_settings, small_text
+from bptt.cli.folder import CONFIG, FORECAST, FORECAST_PLOT, SERIES, WEIGHTS, load_weights
 from bptt.cli.forecast_plot import forecast_plot
 from bptt.cli.history import LOSS
 from bptt.cli.jobs.baselines import season_of
 from bptt.cli.jobs.forecaster import Forecaster
 from bptt.cli.jobs.forecasts import LEVEL, Forecasts, as_json, forecasts, shown
 from bptt.cli.jobs.job import Job, Results
-from bptt.cli.jobs.series import Numbers, SeriesSource, lanes_of, numbers, scale
+from bptt.cli.jobs.series import Numbers, SeriesSource, Stretch, lanes_of, numbers, scale
 from bptt.cli.jobs.texts import named
 from bptt.cli.printing import UserError, one_line, user_errors
 from bptt.cli.room import ADAM, FLOAT, must_have_room, numbers_of_layers, numbers_of_window
@@ -39,11 +41,12 @@ class NumericJob(Job):
     def results(self, folder: Any) -> Results:
         """Errors by horizon beside the baselines', with a plot."""
         numbers = self.source.found
+        load_weights(folder.path, self.model, self.stamp)  # the best ones
         found = forecasts(self.model.eval(), self.source, self.season)
         folder.write(FORECAST, json.dumps(as_json(found, numbers, self.season), indent=1) + "\n")
         target = one_line(numbers.targets[0])
         folder.replace(FORECAST_PLOT, lambda path: forecast_plot(found, target, self.name, path))
-        title = f"error on {len(found.at):,} held-out steps (root mean square)"
+        title = f"error on the last {len(found.at):,} steps, held out (root mean square)"
         options = ("--data", "NEW.csv")
         return Results(
             title=title,
@@ -81,7 +84,7 @@ def _verdict(found: Forecasts, numbers: Numbers) -> list[str]:
 
 
 def _interval(found: Forecasts) -> str:
-    return f"The {LEVEL:.0%} interval, of the first half's errors, holds {found.held:.0%} of the second half."
+    return f"The {LEVEL:.0%} interval, of errors on the validation part, holds {found.held:.0%} of these steps."
 
 
 def numeric_job(config: TrainConfig, device: torch.device) -> NumericJob:
@@ -131,10 +134,33 @@ def numeric_job(config: TrainConfig, device: torch.device) -> NumericJob:
         facts={"loss": "mean squared error, in units of the targets' variances"},
         files={SERIES: json.dumps(described(found, season, dtype), indent=1) + "\n"},
         stamp={"series": ",".join(found.targets)},
+        keeps_best=True,
         kept=numbers_of_window(1, source.rows, cell, hidden, layers, outputs),
         seed=config.seed,
         season=season,
     )
+
+
+def saved_forecaster(folder: Path) -> tuple[Forecaster, dict[str, Any]]:
+    """The trained model of a run on numbers, and what its `series.json` says; its data need not be there.
+
+    Raises: UserError for a folder that is none, or damaged.
+    """
+    missing = [name for name in (WEIGHTS, CONFIG, SERIES) if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder} is no run on numbers (no {missing[0]}). Give a DIR of bptt train --data SERIES")
+    try:
+        settings, known = read_settings(folder / CONFIG), json.loads(small_text(folder / SERIES))
+        columns, targets = known["columns"], known["targets"]
+        places = None if known["paired"] else tuple(columns.index(name) for name in targets)
+        shape = (str(settings["cell"]), int(settings["hidden"]), int(settings["layers"]))
+        dtype = {"float32": torch.float32, "float64": torch.float64}[known["dtype"]]
+        model = Forecaster(len(columns), places, len(targets), len(known["horizons"]), *shape, dtype)
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, UserError) as error:
+        told = str(error) if isinstance(error, UserError) else f"{CONFIG} and {SERIES} don't fit"
+        raise UserError(f"{folder}: damaged run folder ({told})") from None
+    load_weights(folder, model, {"series": ",".join(targets)}, f"{CONFIG} and {SERIES}")
+    return model.eval(), known
 
 
 def asked(config: TrainConfig) -> None:
@@ -172,9 +198,9 @@ def _told(
     told = {
         "series": f"{one_line(str(config.data))}, {found.steps:,} steps of {columns}",
         "targets": one_line(what if last != 1 else what.replace("1 steps", "1 step")),
-        "validation": f"the last {found.steps - found.split:,} steps, in {source.held_out_rows} "
-        f"lane{'s' * (source.held_out_rows > 1)}, after {source.context} steps that don't count",
-        "lanes": f"{source.rows} of {source.steps:,} steps, normalised by the training part's mean and deviation",
+        **held_out(source),
+        "training": f"{source.rows} lane{'s' * (source.rows > 1)} of {source.steps:,} steps, normalised by mean and "
+        "deviation",
     }
     if not found.paired:
         none = "none found; --season names one" if season is None else f"{season} steps"
@@ -183,6 +209,17 @@ def _told(
     flat = [one_line(name) for name, each in zip(table.columns, constant, strict=True) if each]
     notes += [f"column {name} never changes in the training part: it tells nothing" for name in flat]
     return told | {f"note {i + 1}" if len(notes) > 1 else "note": one_line(note) for i, note in enumerate(notes)}
+
+
+def held_out(source: SeriesSource) -> dict[str, str]:
+    """What is said of the parts that nothing is trained on."""
+    chosen, test = source.validation, source.test
+
+    def told(stretch: Stretch, what: str) -> str:
+        lanes = f" in {stretch.rows} lanes" if stretch.rows > 1 else ""
+        return f"{stretch.rows * stretch.steps:,} steps from step {stretch.origins[0]:,} on{lanes}, {what}"
+
+    return {"validation": told(chosen, "to choose the weights by"), "test": told(test, "to measure them on")}
 
 
 def described(found: Numbers, season: int | None, dtype: torch.dtype) -> dict[str, Any]:

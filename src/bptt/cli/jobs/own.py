@@ -21,6 +21,7 @@ from bptt.cli.data_options import DataOptions
 from bptt.cli.folder import MODEL
 from bptt.cli.history import BITS, LOSS
 from bptt.cli.jobs.job import Job
+from bptt.cli.jobs.numeric import held_out
 from bptt.cli.jobs.series import SeriesSource, lanes_of, numbers
 from bptt.cli.jobs.texts import TextSource
 from bptt.cli.printing import UserError, no_memory, one_line
@@ -317,6 +318,5 @@ def _told(config: TrainConfig, source: Any) -> dict[str, str]:
         "series": f"{one_line(str(config.data))}, {found.steps:,} steps of {columns} column{'s' * (columns > 1)}, as "
         "they are",
         "targets": f"{', '.join(map(one_line, found.targets))}, {ahead} step{'s' * (ahead != 1)} ahead",
-        "validation": f"the last {found.steps - found.split:,} steps, in {source.held_out_rows} "
-        f"lane{'s' * (source.held_out_rows > 1)}, after {source.context} steps that don't count",
+        "validation": held_out(source)["validation"].split(", ")[0],
     } | {f"note {i + 1}" if len(notes) > 1 else "note": one_line(note) for i, note in enumerate(notes)}

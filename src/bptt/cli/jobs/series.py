@@ -11,15 +11,15 @@ import numpy as np
 import torch
 
 from bptt import Chunk
-from bptt.cli.data_options import DataOptions, is_numbers
+from bptt.cli.data_options import WEATHER_NAME, DataOptions, is_numbers
 from bptt.cli.printing import UserError, one_line, user_errors
 from bptt.cli.train_config import BATCH
-from bptt.data import Lanes, Table, load_series, observed
+from bptt.data import WEATHER, Lanes, Table, load_series, observed
 
 PART = 5
-"""The last fifth is held out."""
+"""The last fifth is held out: its first half to choose the weights by, its second half to measure them on."""
 HELD_OUT_MOST = 1 << 17
-"""Steps of it that are looked at; the first ones."""
+"""Steps of a half that are looked at; the first ones."""
 CONTEXT = 256
 """Steps before the held-out ones that are read first and not counted, so that the state is that of the series."""
 LANE_LEAST = 256
@@ -112,8 +112,8 @@ def numbers(config: DataOptions, several: bool = True) -> Numbers:
     horizons = tuple(range(1, last + 1)) if several and last > 1 else (last,)
     steps = len(table.values)
     split = steps - steps // PART
-    least = 4 * (last + 2)
-    if steps - split < last + 2 or split < least:
+    least = 2 * (last + 2)
+    if steps - split < least or split < 2 * least:
         raise UserError(
             f"--data {config.data}: {steps:,} steps are too few to train on and to hold a fifth of them out"
             + (f" for --horizon {last}" if last > 1 else "")
@@ -125,7 +125,7 @@ def read(path: str, option: str) -> Table:
     """A table out of a file. Raises UserError."""
     try:
         with user_errors(prefix=f"{option} "):
-            return load_series(path)
+            return load_series(WEATHER if path == WEATHER_NAME else path)
     except ModuleNotFoundError as error:
         raise UserError(f"{option} {path}: {error}") from None
 
@@ -149,6 +149,31 @@ def _places(text: str, table: Table) -> tuple[int, ...]:
 def lanes_of(batch: int | None, found: Numbers) -> int:
     """Lanes to read side by side: as many as are asked for, or 32, or so many that none is short."""
     return batch or max(1, min(BATCH, found.split // LANE_LEAST))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+    """A stretch of the series in lanes. origins: the first step of each. steps: of each that are counted."""
+
+    origins: np.ndarray
+    steps: int
+
+    @classmethod
+    def of(cls, start: int, stop: int, rows: int) -> Stretch:
+        """Steps [start, stop), or the first HELD_OUT_MOST of them, in at most `rows` lanes."""
+        count = min(stop - start, HELD_OUT_MOST)
+        rows = max(1, min(rows, count // 1000))
+        return cls(start + count // rows * np.arange(rows), count // rows)
+
+    @property
+    def rows(self) -> int:
+        """Lanes."""
+        return len(self.origins)
+
+    @property
+    def at(self) -> np.ndarray:
+        """All counted steps, in the order of time."""
+        return (self.origins[:, None] + np.arange(self.steps)).reshape(-1)
 
 
 class SeriesSource:
@@ -179,11 +204,10 @@ class SeriesSource:
             )
         self.steps = found.split // rows - self._ahead
         self.context = min(CONTEXT, found.split)
-        counted = min(found.steps - found.split - self._ahead, HELD_OUT_MOST)
-        self.held_out_rows = max(1, min(rows, counted // 1000))
-        self.held_out_steps = counted // self.held_out_rows
-        self.origins = found.split + self.held_out_steps * np.arange(self.held_out_rows)
-        """The first counted step of each held-out lane."""
+        middle = found.split + (found.steps - found.split) // 2
+        self.validation = Stretch.of(found.split, middle - self._ahead, rows)
+        self.test = Stretch.of(middle, found.steps - self._ahead, rows)
+        self.held_out_rows = self.validation.rows
 
     def _part(self, table: Table, start: int, stop: int, columns: Sequence[int] | None = None) -> Part:
         return Part(table.values, start, stop, columns, self._flat)
@@ -221,17 +245,23 @@ class SeriesSource:
         return next(self._lanes(found.split, found.steps, batch, length, 1))._replace(is_start=None)
 
     def held_out(self) -> Iterator[Chunk]:
-        """Chunks of the held-out lanes, each after some steps that don't count."""
-        found, context = self.found, self.context
+        """Chunks of the lanes that weights are chosen by."""
+        return self.over(self.validation)
+
+    def over(self, stretch: Stretch) -> Iterator[Chunk]:
+        """Chunks of the lanes of a stretch, each after some steps that don't count."""
+        found, context, steps = self.found, self.context, self.context + stretch.steps
         inputs = self._part(found.table, 0, found.steps)
         targets = self._part(found.wanted, 0, found.steps, found.places)
 
         def side_by_side(part: Part, start: int, stop: int) -> torch.Tensor:
-            pieces = [torch.from_numpy(np.array(part[o - context + start : o - context + stop])) for o in self.origins]
+            pieces = [
+                torch.from_numpy(np.array(part[o - context + start : o - context + stop])) for o in stretch.origins
+            ]
             return torch.stack(pieces, 1)
 
-        for start in range(0, context + self.held_out_steps, CHUNK):
-            stop = min(start + CHUNK, context + self.held_out_steps)
+        for start in range(0, steps, CHUNK):
+            stop = min(start + CHUNK, steps)
             ahead = [side_by_side(targets, start + h, stop + h) for h in found.horizons]
             wanted = torch.stack(ahead, 2) if self._several else ahead[0]
             mask = observed(wanted)
