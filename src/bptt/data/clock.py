@@ -8,7 +8,15 @@ from bptt.data.spool import ROWS, Spool, needed, stretches
 
 SECOND = 1_000_000  # stamps are whole microseconds
 UNITS = [(86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second")]
-ONCE = {"1 day": "daily", "7 days": "weekly", "1 hour": "hourly", "1 month": "monthly", "12 months": "yearly"}
+ONCE = {
+    "1 second": "every second",
+    "1 minute": "every minute",
+    "1 hour": "hourly",
+    "1 day": "daily",
+    "7 days": "weekly",
+    "1 month": "monthly",
+    "12 months": "yearly",
+}
 WHAT_TO_DO = (
     "Write the rows at one spacing, with empty cells where nothing was measured, or leave the time out of the file if "
     "the rows count as equally spaced."

@@ -137,7 +137,7 @@ def _parquet(path: Path, columns: list[str] | None) -> Table:
     parquet, arrow = needed("pyarrow.parquet", "a .parquet file"), needed("pyarrow", "a .parquet file")
 
     def batches() -> Iterator[list[Any]]:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             for batch in file.iter_batches(ROWS):
                 yield batch.columns
 
