@@ -89,6 +89,14 @@ def test_missing_rows_stand_where_they_belong(start, step, kept, parquet, few):
     assert [note for note in found.notes if f"{missing} missing step" in note] == list(found.notes[1:])
 
 
+def test_an_index_as_pandas_writes_it_is_the_time(tmp_path):
+    columns = {"x": [1.5, 2.5, 4.0], "__index_level_0__": [10, 11, 13]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    found = load_series(tmp_path / "a.parquet")
+    assert (found.columns, found.times) == (("x",), ("10", "13", "every 1"))
+    np.testing.assert_array_equal(found.values[:, 0], [1.5, 2.5, np.nan, 4])
+
+
 def test_gaps_of_months(tmp_path):
     found = table(tmp_path, ["2015-11-30", "2015-12-31", "2016-02-29", "2016-03-31", "2016-07-31", "2016-08-31"])
     expected = [0, 1, np.nan, 2, 3, np.nan, np.nan, np.nan, 4, 5]

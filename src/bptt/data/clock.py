@@ -134,9 +134,9 @@ def _by_month(np: Any, stamps: Any) -> tuple[bool, bool]:
 
 
 def _usual(np: Any, stamps: Any) -> Any:
-    """The spacing that most stamps have; of numbers the median, since they are rounded."""
+    """The spacing that most stamps have; of numbers, which are rounded, the (lower) median."""
     spaces = np.diff(stamps)
     if spaces.dtype.kind == "f":
-        return np.median(spaces)
+        return np.sort(spaces)[(len(spaces) - 1) // 2]
     lengths, counts = np.unique(spaces, return_counts=True)
     return lengths[counts.argmax()]

@@ -32,7 +32,7 @@ time_hour, temp, dewp and wind_speed under other names, the last rounded to four
 """
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Table:
     """Columns of numbers over time, as `load_series` reads them.
 
