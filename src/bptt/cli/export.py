@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
 
 from bptt.cli.config import parse
 from bptt.cli.folder import MODEL, SERIES, load
-from bptt.cli.jobs.numeric import saved_forecaster
+from bptt.cli.jobs.numeric import DTYPES, saved_forecaster
 from bptt.cli.onnx_graph import onnx_model
 from bptt.cli.plain_torch import plain_source
 from bptt.cli.printing import UserError, one_line
@@ -50,10 +50,15 @@ def run(words: Sequence[str]) -> int:
         raise UserError(
             f"{config.run}: its model is your own; its weights are weights.safetensors, for that very module"
         )
-    model: Any = saved_forecaster(config.run)[0] if (config.run / SERIES).is_file() else load(config.run)[0]
+    dtype, model = torch.int64, None
+    if (config.run / SERIES).is_file():
+        model, known = saved_forecaster(config.run)
+        dtype = DTYPES[known["dtype"]]
+    else:
+        model = load(config.run)[0]
     try:
         if config.to == "onnx":
-            data = onnx_model(model)
+            data = onnx_model(model, dtype)
             replace(out, lambda path: path.write_bytes(data))
         else:
             weights = {name: t.detach().clone() for name, t in model.state_dict().items()}

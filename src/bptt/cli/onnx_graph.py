@@ -61,8 +61,10 @@ class Graph:
         return model.SerializeToString()
 
 
-def onnx_model(model: Any) -> bytes:
+def onnx_model(model: Any, dtype: torch.dtype = torch.int64) -> bytes:
     """A character model or a forecaster as ONNX.
+
+    dtype: of the inputs, as the data have them.
 
     Inputs: `inputs`, ids (steps, rows) int64 or numbers (steps, rows, columns), and the state: `h`, for an LSTM also
     `c`, (layers, rows, units). Outputs: `outputs`, and the state after them, `h_after`, `c_after`.
@@ -72,15 +74,16 @@ def onnx_model(model: Any) -> bytes:
     graph, layer = Graph(), model.recurrent
     text = hasattr(model, "embedding")
     if text:
-        dtype, shape = torch.int64, ()
+        shape: tuple[int, ...] = ()
         x = graph.add("Gather", [graph.constant("embedding", model.embedding.weight), "inputs"], "embedded")
     else:
-        dtype, shape = model.mean.dtype, (len(model.mean),)
-        known = graph.add("IsNaN", ["inputs"], "missing")
-        known = graph.add("Where", [known, graph.constant("mean", model.mean), "inputs"], "known")
+        shape, own = (len(model.mean),), model.mean.dtype
+        given = "inputs" if dtype == own else graph.cast("inputs", _named(own))
+        missing = graph.add("IsNaN", [given], "missing")
+        known = graph.add("Where", [missing, graph.constant("mean", model.mean), given], "known")
         apart = graph.add("Sub", [known, "mean"], "apart")
         x = graph.add("Div", [apart, graph.constant("deviation", model.deviation)], "normal")
-        x = graph.cast(x, "float") if dtype == torch.float64 else x
+        x = graph.cast(x, "float") if own == torch.float64 else x
     hidden = _recurrent(graph, layer, x)
     graph.constant("decoder", model.decoder.weight.t())
     scores = graph.add("MatMul", [hidden, "decoder"], "product")
@@ -93,16 +96,20 @@ def onnx_model(model: Any) -> bytes:
     float32 = torch.float32
     inputs = [graph.value("inputs", dtype, "steps", "rows", *shape)]
     inputs += [graph.value(name, float32, layer.num_layers, *rows[1:]) for name in states]
-    outputs = [graph.value("outputs", float32 if text else dtype, "steps", "rows", *out)]
+    outputs = [graph.value("outputs", float32 if text else model.mean.dtype, "steps", "rows", *out)]
     outputs += [graph.value(f"{name}_after", float32, layer.num_layers, *rows[1:]) for name in states]
     return graph.bytes(inputs, outputs)
 
 
+def _named(dtype: torch.dtype) -> str:
+    return {torch.float32: "float", torch.float64: "double"}[dtype]
+
+
 def _forecast(graph: Graph, model: Any, scores: str) -> None:
-    """base + deviation' * scores, for each horizon and target."""
+    """base + unit * scores, for each horizon and target."""
     scores = graph.add("Reshape", [scores, graph.constant("shape", np.array([0, 0, *model.shape]))], "change")
     scores = graph.cast(scores, "double") if model.mean.dtype == torch.float64 else scores
-    change = graph.add("Mul", [scores, graph.constant("target_deviation", model.target_deviation)], "scaled")
+    change = graph.add("Mul", [scores, graph.constant("unit", model.unit)], "scaled")
     if model.places is None:
         base = graph.constant("target_mean", model.target_mean)
     else:

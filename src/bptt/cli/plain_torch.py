@@ -51,7 +51,7 @@ NUMBERS = """        inputs = inputs.to(self.mean.dtype)
         known = torch.where(torch.isnan(inputs), self.mean, inputs)
         hidden, state = self.recurrent(((known - self.mean) / self.deviation).float(), state)
         change = self.decoder(hidden).unflatten(-1, {shape})
-        return {base} + self.target_deviation * change, state
+        return {base} + self.unit * change, state
 
 """
 
@@ -66,9 +66,9 @@ def plain_source(model: Any, name: str) -> str:
     if text:
         parts.append(f"self.embedding = nn.Embedding({model.embedding.num_embeddings}, {size})")
     else:
-        for buffer in ("mean", "target_mean", "deviation", "target_deviation"):
+        for buffer in ("mean", "target_mean", "deviation", "unit"):
             value = getattr(model, buffer)
-            parts.append(f'self.register_buffer("{buffer}", torch.zeros({len(value)}, dtype={value.dtype}))')
+            parts.append(f'self.register_buffer("{buffer}", torch.zeros({tuple(value.shape)}, dtype={value.dtype}))')
     parts.append(f"self.recurrent = nn.{kind}({size}, {layer.hidden_size}, {layer.num_layers})")
     parts.append(f"self.decoder = nn.Linear({layer.hidden_size}, {outputs})")
     if text:

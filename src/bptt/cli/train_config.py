@@ -20,8 +20,9 @@ from bptt.data import PYTHON_DOCS
 HOW_LONG = ("steps", "epochs", "minutes")
 BUILT_IN = ("cell", "hidden", "layers", "season")
 """Options of the models that come with bptt."""
-BATCH = 32
-_HOW_LONG = tyro.conf.create_mutex_group(required=False, title="how long (one of them; 1500 updates if none is given)")
+BATCH, STEPS = 32, 1500
+HOW = "how long (one of them; 1500 updates if none is given, of long windows of numbers fewer)"
+_HOW_LONG = tyro.conf.create_mutex_group(required=False, title=HOW)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +115,8 @@ class TrainConfig(DataOptions):
     def resolved(self) -> TrainConfig:
         """With the defaults that depend on other options filled in, so that a record of the run names them."""
         values: dict[str, Any] = {}
-        if self.steps is None and self.epochs is None and self.minutes is None:
-            values["steps"] = 1500
+        if all(getattr(self, name) is None for name in HOW_LONG) and (self.kind != "numbers" or self.model is not None):
+            values["steps"] = STEPS
         if self.model is None:
             values["data"] = self.data or PYTHON_DOCS
             defaults = {"cell": "lstm", "hidden": 256 if self.kind == "text" else 64, "layers": 1}

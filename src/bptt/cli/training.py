@@ -22,7 +22,6 @@ from bptt.cli.reading import Read, Reading, Stopping
 from bptt.cli.resuming import noise, set_noise, versions
 from bptt.cli.train_config import TrainConfig
 
-VALIDATIONS = 8
 IN_A_ROW = 20
 """So many windows that aren't finite, one after the other, end any run."""
 SAVE_SECONDS = 300
@@ -110,7 +109,8 @@ class Training:
         self.began = saved = time.monotonic()
         self._say = display.say
         updates = self._stream(interrupt)
-        self._validated = min(self._validated, int(self._fraction() * VALIDATIONS))  # it may have been lengthened
+        due = int(self._fraction() * self.job.validations)
+        self._validated = min(self._validated, due)  # the run may have been lengthened
         self._validate_if_due(display, interrupt)  # one that the run before was stopped at
         while self._fraction() < 1 and not interrupt.asked:
             before = time.monotonic()
@@ -129,8 +129,8 @@ class Training:
             if time.monotonic() - saved > SAVE_SECONDS:
                 saved = time.monotonic()
                 self._keep()
-        if not interrupt.asked and self._validated < VALIDATIONS:
-            self._validate(display, interrupt, VALIDATIONS)
+        if not interrupt.asked and self._validated < self.job.validations:
+            self._validate(display, interrupt, self.job.validations)
         if interrupt.asked:
             self._save()
 
@@ -139,7 +139,7 @@ class Training:
         return self._before + (time.monotonic() - self.began if self.began else 0.0)
 
     def _validate_if_due(self, display: Display, interrupt: Interrupt) -> None:
-        due = int(self._fraction() * VALIDATIONS)
+        due = int(self._fraction() * self.job.validations)
         if due > self._validated and self._fraction() < 1:
             self._validate(display, interrupt, due)
 

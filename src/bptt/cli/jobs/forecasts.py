@@ -61,7 +61,7 @@ def forecasts(model: Any, source: SeriesSource, season: int | None) -> Forecasts
     low, high = np.nanquantile(before, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], 0)
     known = ~np.isnan(truth)
     inside = (truth >= made + low) & (truth <= made + high)
-    scale = model.target_deviation.cpu().double().numpy()
+    scale = model.deviation.cpu().double().numpy()[list(found.places)] if not found.paired else np.ones(1)
     return Forecasts(at, horizons, made, truth, scale, baselines, low, high, float(inside[known].mean()))
 
 

@@ -55,6 +55,7 @@ class Job:
     stamp: text that the file of weights carries, to tell weights of one run from those of another.
     code: the digest of the user's own file, "" without one.
     keeps_best: whether the weights of the lowest validation are those that stay, instead of the last ones.
+    validations: how many a run has.
     kept: numbers that a window keeps for its backward pass, at the least, for each of its steps.
     seed: of what is drawn to show.
     """
@@ -71,6 +72,7 @@ class Job:
     stamp: Mapping[str, str] = dataclasses.field(default_factory=dict)
     code: str = ""
     keeps_best: bool = False
+    validations: int = 8
     kept: float = 1.0
     seed: int = 0
 

@@ -18,11 +18,16 @@ from bptt.cli.jobs.baselines import season_of
 from bptt.cli.jobs.forecaster import Forecaster
 from bptt.cli.jobs.forecasts import LEVEL, Forecasts, as_json, forecasts, shown
 from bptt.cli.jobs.job import Job, Results
-from bptt.cli.jobs.series import Numbers, SeriesSource, Stretch, lanes_of, numbers, scale
+from bptt.cli.jobs.series import Numbers, SeriesSource, Stretch, changes, lanes_of, numbers, scale
 from bptt.cli.jobs.texts import named
 from bptt.cli.printing import UserError, one_line, user_errors
+from bptt.cli.reading import reading
 from bptt.cli.room import ADAM, FLOAT, must_have_room, numbers_of_layers, numbers_of_window
-from bptt.cli.train_config import TrainConfig
+from bptt.cli.train_config import HOW_LONG, STEPS, TrainConfig
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+READ, FEWEST = 1 << 24, 100
+"""Steps of all lanes that a run reads, and updates that it makes, where nothing is said of how long."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +99,12 @@ def numeric_job(config: TrainConfig, device: torch.device) -> NumericJob:
     """
     asked(config)
     found = numbers(config)
-    config = dataclasses.replace(config, batch=lanes_of(config.batch, found))
-    own = found.table.values.dtype
-    dtype = torch.float64 if own == np.float64 or own.kind in "iu" else torch.float32
+    rows = lanes_of(config.batch, found)
+    config = dataclasses.replace(config, batch=rows)
+    if all(getattr(config, name) is None for name in HOW_LONG):
+        steps = READ // (rows * reading(config).chunk_length)
+        config = dataclasses.replace(config, steps=max(FEWEST, min(STEPS, steps)))
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # which has no other
     of_inputs = scale(found.table.values, found.split, f"--data {config.data}")
     of_targets = of_inputs
     if found.paired:
@@ -119,10 +127,16 @@ def numeric_job(config: TrainConfig, device: torch.device) -> NumericJob:
     with user_errors():
         places = None if found.paired else found.places
         model = Forecaster(columns, places, targets, horizons, cell, hidden, layers, dtype)
-    for name, each, which in (("", of_inputs, range(columns)), ("target_", of_targets, found.places)):
-        mean, deviation = each.mean[list(which)], each.deviation[list(which)]
-        getattr(model, f"{name}mean").copy_(torch.from_numpy(mean))
-        getattr(model, f"{name}deviation").copy_(torch.from_numpy(np.where(deviation > 0, deviation, 1.0)))
+    deviation = np.where(of_inputs.deviation > 0, of_inputs.deviation, 1.0)
+    at = list(found.places)
+    unit = of_targets.deviation[at][None] if found.paired else changes(found)
+    for name, value in (
+        ("mean", of_inputs.mean),
+        ("deviation", deviation),
+        ("target_mean", of_targets.mean[at]),
+        ("unit", np.broadcast_to(np.where(unit > 0, unit, of_targets.deviation[at]), (horizons, targets))),
+    ):
+        getattr(model, name).copy_(torch.from_numpy(np.array(value)))
     return NumericJob(
         name=named(cell, hidden, layers),
         model=model.to(device),
@@ -131,10 +145,15 @@ def numeric_job(config: TrainConfig, device: torch.device) -> NumericJob:
         measure=LOSS,
         config=config,
         told=_told(config, found, source, season, of_inputs.constant),
-        facts={"loss": "mean squared error, in units of the targets' variances"},
+        facts={
+            "loss": "mean squared error, in units of the targets' variances"
+            if found.paired
+            else "mean squared error, in units of that of persistence on the training part"
+        },
         files={SERIES: json.dumps(described(found, season, dtype), indent=1) + "\n"},
         stamp={"series": ",".join(found.targets)},
         keeps_best=True,
+        validations=16,
         kept=numbers_of_window(1, source.rows, cell, hidden, layers, outputs),
         seed=config.seed,
         season=season,
@@ -154,9 +173,10 @@ def saved_forecaster(folder: Path) -> tuple[Forecaster, dict[str, Any]]:
         columns, targets = known["columns"], known["targets"]
         places = None if known["paired"] else tuple(columns.index(name) for name in targets)
         shape = (str(settings["cell"]), int(settings["hidden"]), int(settings["layers"]))
-        dtype = {"float32": torch.float32, "float64": torch.float64}[known["dtype"]]
+        dtype = DTYPES[known["computed_in"]]
+        assert known["dtype"] in DTYPES
         model = Forecaster(len(columns), places, len(targets), len(known["horizons"]), *shape, dtype)
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, UserError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, AssertionError, RuntimeError, UserError) as error:
         told = str(error) if isinstance(error, UserError) else f"{CONFIG} and {SERIES} don't fit"
         raise UserError(f"{folder}: damaged run folder ({told})") from None
     load_weights(folder, model, {"series": ",".join(targets)}, f"{CONFIG} and {SERIES}")
@@ -230,5 +250,6 @@ def described(found: Numbers, season: int | None, dtype: torch.dtype) -> dict[st
         "paired": found.paired,
         "horizons": list(found.horizons),
         "season": season,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": "float32" if found.table.values.dtype == np.float32 else "float64",
+        "computed_in": str(dtype).removeprefix("torch."),
     }

@@ -68,7 +68,8 @@ def make(named: str, seed: int | None = None) -> Made:
             f"({', '.join(type(each).__name__ for each in parts)})" if isinstance(made, tuple) else type(made).__name__
         )
         raise UserError(f"{named}: {name}() returned {got}: {RETURNS}")
-    model, loss, stream = (*parts, None, None)[:3]
+    model: nn.Module = parts[0]
+    loss, stream = (*parts[1:], None, None)[:2]
     _checked(named, name, model, loss, stream)
     return Made(named, model, loss, stream, digest)
 

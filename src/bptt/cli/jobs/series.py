@@ -322,3 +322,10 @@ def scale(values: Any, split: int, option: str) -> Scale:
         )
     deviation = np.sqrt(square / count)
     return Scale(mean, np.where(deviation > 1e-12 * np.abs(mean), deviation, 0.0))
+
+
+def changes(found: Numbers) -> np.ndarray:
+    """How much each target changes over each horizon (H, K), root mean square, on the end of the training part."""
+    start = max(0, found.split - HELD_OUT_MOST)
+    values = np.asarray(found.wanted.values[start : found.split], np.float64)[:, list(found.places)]
+    return np.sqrt([np.nanmean((values[h:] - values[:-h]) ** 2, 0) for h in found.horizons])
