@@ -21,6 +21,9 @@ FROM = tyro.conf.arg(metavar="FILE|python-docs|weather", help_behavior_hint="")
 MODEL = tyro.conf.arg(metavar="FILE.py:NAME", help_behavior_hint="")
 
 
+OF_NUMBERS = ("columns", "targets", "horizon")
+
+
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
     """What is read."""
@@ -31,8 +34,10 @@ class DataOptions:
     data: Annotated[str | None, FROM] = None
     """UTF-8 text file; or numbers in order, a row a step: .csv, .parquet, .npy or .wav. Two come along: python-docs, a
     text of about 465,000 characters, taken if nothing is given; and weather, a year of hours."""
-    read_as: Annotated[Literal["text", "numbers"] | None, PLAIN] = None
-    """What a file is where its name or its first lines leave it open, as those of a .csv do."""
+    read_as: Annotated[Literal["text"] | None, PLAIN] = None
+    """Read a table's characters as a text."""
+    columns: Annotated[str | None, tyro.conf.arg(metavar="COLUMNS", help_behavior_hint="")] = None
+    """Numbers: the columns to read, by commas, in this order. All but the time if not given."""
     targets: Annotated[str | None, tyro.conf.arg(metavar="COLUMNS|FILE", help_behavior_hint="")] = None
     """Numbers: the columns to forecast, by commas; or a second file with a row for each of --data, such as a filter's
     output. All columns if not given."""
@@ -46,12 +51,10 @@ class DataOptions:
             raise UserError(f"{self.model}: takes the form FILE.py:NAME, a function in a file that makes your model")
         if self.horizon is not None and self.horizon < 1:
             raise UserError(f"--horizon {self.horizon}: must be at least 1")
-        for name, value in (("targets", self.targets), ("horizon", self.horizon)):
-            if value is not None and self.kind == "text":
-                raise UserError(
-                    f"--{name} applies only to numbers, and --data {self.data or PYTHON_DOCS} is a text. Leave it out, "
-                    f"or give --read-as numbers"
-                )
+        for name in OF_NUMBERS:
+            if getattr(self, name) is not None and self.kind != "numbers":
+                what = f"--data {self.data or PYTHON_DOCS} is a text" if self.kind == "text" else "--data isn't given"
+                raise UserError(f"--{name} applies only to numbers ({', '.join(NUMBERS)}), and {what}. Leave it out")
 
     @property
     def kind(self) -> str:

@@ -12,7 +12,7 @@ import tyro
 
 import bptt
 from bptt.cli.config import PLAIN, at_least_one, can_be_written, flag, parse
-from bptt.cli.data_options import DataOptions, is_own
+from bptt.cli.data_options import OF_NUMBERS, DataOptions, is_own
 from bptt.cli.diagnosis import Measured, ladder, show, truncates
 from bptt.cli.files import data_text
 from bptt.cli.folder import load
@@ -82,7 +82,7 @@ class DiagnoseConfig(DataOptions):
             raise UserError("give a run folder or a model of your own, or --cell for one before training: one of them")
         if self.own:
             self.check_data()
-        for name in ("read_as", "targets", "horizon") if not self.own else ():
+        for name in OF_NUMBERS if not self.own else ():
             if getattr(self, name) is not None:
                 raise UserError(f"{flag(name)} applies only to a model of your own, FILE.py:NAME")
         for name in ("hidden", "layers"):
@@ -166,7 +166,7 @@ def _own(config: DiagnoseConfig) -> Subject:
 
 def _fresh(config: DiagnoseConfig) -> Subject:
     """The model that `bptt train` with these options and its default seed would begin with."""
-    text, source = _text(config.data or PYTHON_DOCS)
+    text, source = _text(config.data or PYTHON_DOCS, config.read_as == "text")
     vocabulary = Vocabulary.of(text)
     begun = TrainConfig(cell=config.cell, hidden=config.hidden, layers=config.layers).resolved()
     shape = (begun.cell or "", begun.hidden or 1, begun.layers or 1)
@@ -185,7 +185,7 @@ def _trained(config: DiagnoseConfig, folder: Path) -> Subject:
         rows_at = 1 if trained.model is None else rows_of(job.model, chunk.inputs)
         return Subject(job.model, job.loss, chunk, described(job.name, trained), told, job.start, rows_at, trained)
     model, vocabulary = load(folder)
-    text, source = _text(config.data or trained.data or PYTHON_DOCS)
+    text, source = _text(config.data or trained.data or PYTHON_DOCS, "text" in (config.read_as, trained.read_as))
     with user_errors(prefix=f"--data {source}: "):
         ids = vocabulary.encode(text)
     name = model_named(trained.cell or "", trained.hidden or 1, trained.layers or 1)
@@ -203,8 +203,8 @@ def _of_text(
     return Subject(model, loss, chunk, title, told, model.initial_state, 1, trained)
 
 
-def _text(data: str) -> tuple[str, str]:
-    return data_text(data), "Python documentation" if data == PYTHON_DOCS else data
+def _text(data: str, surely: bool) -> tuple[str, str]:
+    return data_text(data, surely), "Python documentation" if data == PYTHON_DOCS else data
 
 
 def _measure(subject: Subject, chunk: bptt.Chunk) -> Measured:

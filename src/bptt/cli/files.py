@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from bptt.cli.data_options import is_numbers
 from bptt.cli.printing import UserError, user_errors
 from bptt.cli.room import must_have_room
 from bptt.data import PYTHON_DOCS, load_text
 
 SETTINGS_MOST = 2**20
 """Bytes that a file of settings or of a worked example may have."""
+LOOKED_AT = 4096
+"""Bytes of a text that are looked at to see whether it is a table of numbers."""
 _OF_A_BYTE = 8
 """Bytes that each byte of a text takes at the least while it is turned into ids; ASCII takes twice that."""
 _SCALARS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "null": "null"}
@@ -22,13 +28,41 @@ _SCALARS = {"str": "text", "int": "a whole number", "float": "a number", "bool":
 _PREFIX = "tag:yaml.org,2002:"
 
 
-def data_text(source: str) -> str:
-    """The text that `--data` names. Raises UserError for what `bptt.data.load_text` refuses, or memory can't hold."""
+def data_text(source: str, surely: bool = False) -> str:
+    """The text that `--data` names.
+
+    surely: that a text is meant was said; otherwise a table of numbers isn't taken for one.
+
+    Raises: UserError for what `bptt.data.load_text` refuses, or memory can't hold, and for a table of numbers.
+    """
+    if source != PYTHON_DOCS and not surely and (is_numbers(source) or _table(source)):
+        named = "" if is_numbers(source) else " under a name that ends with .csv"
+        raise UserError(
+            f"--data {source}: holds a table of numbers. bptt train --horizon 1 forecasts it{named}; to read its "
+            f"characters, give --read-as text"
+        )
     with user_errors(prefix="--data "):
         with contextlib.suppress(OSError):  # load_text says what is wrong
             if source != PYTHON_DOCS and stat.S_ISREG((found := Path(source).stat()).st_mode):
                 must_have_room(_OF_A_BYTE * found.st_size, f"--data {source}", "this text", "Give a part of it")
         return load_text(source)
+
+
+def _table(source: str) -> bool:
+    """Whether the first lines of a file are rows of numbers, equally many in each."""
+    try:
+        with open(source, "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return False
+            lines = file.read(LOOKED_AT).decode("utf-8-sig").splitlines()[:-1]
+    except (OSError, ValueError):  # load_text says what is wrong
+        return False
+    rows = [re.split(r"[,;\t ]+", line.strip()) for line in lines if line.strip()]
+    return len(rows) >= 3 and len({len(row) for row in rows}) == 1 and all(map(_is_number, itertools.chain(*rows)))
+
+
+def _is_number(word: str) -> bool:
+    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|nan", word, re.ASCII | re.IGNORECASE) is not None
 
 
 def small_text(path: Path, most: int = SETTINGS_MOST) -> str:

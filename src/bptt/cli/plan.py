@@ -145,7 +145,7 @@ def _subject(config: PlanConfig, device: torch.device) -> Subject:
     begun = TrainConfig(cell=config.cell, hidden=config.hidden, layers=config.layers, batch=config.batch).resolved()
     shape, batch = (begun.cell or "", begun.hidden or 1, begun.layers or 1), begun.batch or 1
     data = config.data or PYTHON_DOCS
-    text = data_text(data)
+    text = data_text(data, config.read_as == "text")
     vocabulary = Vocabulary.of(text)
     with user_errors(prefix=f"--batch {batch}: "):
         ids = lanes(vocabulary.encode(text), batch)[: PROBE + 1].to(device)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from bptt.cli.config import PLAIN, at_least_one, flag, is_seed, parse
-from bptt.cli.data_options import DataOptions
+from bptt.cli.data_options import OF_NUMBERS, DataOptions
 from bptt.cli.files import read_settings
 from bptt.cli.printing import UserError
 from bptt.cli.strategies import LAWFUL
@@ -170,7 +170,7 @@ def _overruled(values: dict[str, Any], given: set[str]) -> dict[str, Any]:
     sets_aside = {
         **dict.fromkeys(HOW_LONG, HOW_LONG),
         "model": BUILT_IN,
-        "data": ("read_as", "targets", "horizon", "season"),
+        "data": ("read_as", *OF_NUMBERS, "season"),
         "strategy": ("law", "alpha", "every", "sequence_length"),
         "law": ("alpha",),
     }

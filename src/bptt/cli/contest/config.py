@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from bptt.cli.config import PLAIN, at_least_one, at_most, flag
-from bptt.cli.data_options import DataOptions
+from bptt.cli.data_options import OF_NUMBERS, DataOptions
 from bptt.cli.printing import UserError, duration
 
 UNTIL = {"": 1, "s": 1, "min": 60, "h": 3600}
@@ -20,7 +20,8 @@ OWN = "own"
 NETWORK = ("text", "copy", "delayed", "adding", "bernoulli")
 BELONGS = {
     "data": ("text", OWN),
-    **dict.fromkeys(("read_as", "targets", "horizon"), (OWN,)),
+    "read_as": ("text", OWN),
+    **dict.fromkeys(OF_NUMBERS, (OWN,)),
     "delay": ("copy", "delayed"),
     "length": ("copy", "adding"),
     "symbols": ("copy", "delayed"),

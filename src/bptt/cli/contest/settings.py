@@ -162,7 +162,7 @@ def _of_task(config: CompareConfig, task: Task) -> Setting:
 
 def _of_text(config: CompareConfig) -> Setting:
     source, rows, sequence = config.data or PYTHON_DOCS, config.batch or 1, config.sequence_length or 1
-    text = data_text(source)
+    text = data_text(source, config.read_as == "text")
     vocabulary = Vocabulary.of(text)
     with user_errors(prefix=f"--batch {rows}: "):
         training, held_out = split(vocabulary.encode(text))

@@ -226,7 +226,7 @@ def source_of(config: DataOptions, made: Made, batch: int | None) -> Any:
     if made.stream is not None:
         raise UserError(f"--data {config.data}: {made.named} brings a stream of its own. Leave one of them out")
     if config.kind == "text":
-        return TextSource(config.data, batch or BATCH)
+        return TextSource(config.data, batch or BATCH, config.read_as == "text")
     found = numbers(config, several=False)
     values = found.table.values
     ids = values.dtype.kind in "iu" and values.shape[1] == 1

@@ -96,7 +96,7 @@ def numbers(config: DataOptions, several: bool = True) -> Numbers:
 
     Raises: UserError for files that can't be read, and targets, horizons and lengths that can't be.
     """
-    table = read(config.data or "", "--data")
+    table = read(config.data or "", "--data", config.columns)
     wanted, places, paired = table, tuple(range(len(table.columns))), False
     if config.targets is not None and _is_file(config.targets):
         wanted, paired = read(config.targets, "--targets"), True
@@ -121,11 +121,13 @@ def numbers(config: DataOptions, several: bool = True) -> Numbers:
     return Numbers(table, wanted, places, horizons, split)
 
 
-def read(path: str, option: str) -> Table:
-    """A table out of a file. Raises UserError."""
+def read(path: str, option: str, columns: str | None = None) -> Table:
+    """A table out of a file, or these columns of it. Raises UserError."""
+    names = None if columns is None else [name.strip() for name in columns.split(",")]
     try:
-        with user_errors(prefix=f"{option} "):
-            return load_series(WEATHER if path == WEATHER_NAME else path)
+        return load_series(WEATHER if path == WEATHER_NAME else path, columns=names)
+    except ValueError as error:
+        raise UserError(f"{option} {error}".replace("columns=", "--columns")) from None
     except ModuleNotFoundError as error:
         raise UserError(f"{option} {path}: {error}") from None
 

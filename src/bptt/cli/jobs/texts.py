@@ -29,13 +29,13 @@ LENGTH, ROWS = 200, 8
 class TextSource:
     """The characters of a text as ids, its last tenth held out.
 
-    rows: lanes that the training part is cut into.
+    rows: lanes that the training part is cut into. surely: whether it was said that a text is meant.
     """
 
     unit = "character"
 
-    def __init__(self, data: str, rows: int) -> None:
-        text = data_text(data)
+    def __init__(self, data: str, rows: int, surely: bool = False) -> None:
+        text = data_text(data, surely)
         self.vocabulary, self.rows, self.data = Vocabulary.of(text), rows, data
         with user_errors(prefix=f"--batch {rows}: "):
             train, validation = split(self.vocabulary.encode(text))
@@ -116,7 +116,7 @@ def text_job(config: TrainConfig, device: torch.device) -> TextJob:
     Raises: UserError for a text or a size that can't be.
     """
     cell, hidden, layers = config.cell or "", config.hidden or 1, config.layers or 1
-    source = TextSource(config.data or PYTHON_DOCS, config.batch or 1)
+    source = TextSource(config.data or PYTHON_DOCS, config.batch or 1, config.read_as == "text")
     torch.manual_seed(config.seed)
     with user_errors():
         copies = ADAM if config.optimizer.startswith("adam") else 2
