@@ -28,12 +28,13 @@ from bptt.strategies.windows import Credit, Probe, Window
 
 if typing.TYPE_CHECKING:
     from bptt import data as data
+    from bptt import distributed as distributed
     from bptt import models as models
 else:
 
     def __getattr__(name):
-        """`bptt.data` and `bptt.models`, which import `bptt` or nothing of it, on their first use."""
-        if name in ("data", "models"):
+        """`bptt.data`, `bptt.distributed` and `bptt.models` on their first use."""
+        if name in ("data", "distributed", "models"):
             return importlib.import_module(f"bptt.{name}")
         raise AttributeError(f"module 'bptt' has no attribute {name!r}")
 

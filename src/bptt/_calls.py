@@ -35,6 +35,7 @@ def unroll(
     clip_cotangent: float | None = None,
     generator: torch.Generator | None = None,
     scale: Any = 1.0,
+    group: Any = None,
 ) -> Updates:
     """Train on a stream: one `Update` a window of the strategy, its gradient added to `.grad`.
 
@@ -103,6 +104,7 @@ def unroll(
         clip_cotangent=clip_cotangent,
         generator=generator,
         scale=scale,
+        group=group,
     )
     run = Run(options, stream, check_no_graph_in)
     return Updates(run, checked_strategy(strategy, reduction, options.problem.loss.by_window))
@@ -124,6 +126,7 @@ def backward(
     clip_cotangent: float | None = None,
     generator: torch.Generator | None = None,
     scale: Any = 1.0,
+    group: Any = None,
 ) -> Update:
     """Add the gradient of one finite sequence to `.grad`, by any strategy, the parameters standing still.
 
@@ -159,6 +162,7 @@ def backward(
         clip_cotangent=clip_cotangent,
         generator=generator,
         scale=scale,
+        group=group,
     )
     wanted = checked_strategy(FullBPTT() if strategy is None else strategy, "sum", options.problem.loss.by_window)
     return Run(options, [given]).merged(wanted)
@@ -210,6 +214,7 @@ def evaluate(
     state_batch_dim: Any = None,
     time_dim: int = 0,
     window: int | None = None,
+    group: Any = None,
 ) -> Evaluation:
     """The loss over a stream without a gradient, the state carried from chunk to chunk as in `unroll`.
 
@@ -225,10 +230,14 @@ def evaluate(
     15
     """
     options = Options.of(
-        model, loss, state, initial_state=initial_state, state_batch_dim=state_batch_dim, time_dim=time_dim
+        model, loss, state, initial_state=initial_state, state_batch_dim=state_batch_dim, time_dim=time_dim, group=group
     )
     if window is not None:
         _errors.check_count(window, "window")
         if not options.problem.loss.by_window:
             raise ValueError(f"window={window} is for losses by per_window: a loss by step has no windows.")
-    return Run(options, stream).evaluate(window)
+    run = Run(options, stream)
+    if group is None:
+        return run.evaluate(window)
+    with run.ranks.telling():
+        return run.evaluate(window)

@@ -13,6 +13,7 @@ from bptt import _boundary, _errors, _tree
 from bptt._checkpoint import Checkpoints
 from bptt._errors import BudgetError
 from bptt._memory import Meter
+from bptt._ranks import Ranks
 from bptt._recurrence import default_batch_dim
 from bptt._rewind import Rewind
 from bptt._segment import Problem, Span, Tape
@@ -172,10 +173,13 @@ def _states_of_probe(size: int, fixed: int, one: int, probe: Any) -> int:
     return (size - fixed) // one
 
 
-def credit(span: Span, probe: Probe, meter: Meter, memory: Checkpoints | int | None) -> tuple[Credit, int, float]:
+def credit(
+    span: Span, probe: Probe, meter: Meter, memory: Checkpoints | int | None, ranks: Ranks
+) -> tuple[Credit, int, float]:
     """The answer to a probe, the steps that it ran, and the bytes that it held: states, cotangents, one step's graph.
 
-    span: the steps of the probe. memory: how many states are kept, or the bytes to keep within; None keeps all.
+    span: the steps of the probe. memory: how many states are kept, or the bytes to keep within; None keeps all. ranks:
+    whose answers are one, as if one process had all rows: vectors are averaged before their norms are taken.
     Nothing but the answer stays: parameters, `.grad`, buffers and noise are as before. A bound on cotangents doesn't
     act here. Raises BudgetError where so many bytes don't hold one state.
     """
@@ -183,7 +187,7 @@ def credit(span: Span, probe: Probe, meter: Meter, memory: Checkpoints | int | N
     rows = Rows.of(problem, span.like, "adapt to")
     steps, losses, lags = probe.stop - probe.start, probe.losses, probe.lags
     vectors = torch.zeros(losses, rows.count, rows.size, dtype=rows.dtype, device=rows.device)
-    with untouched(problem.model, problem.loss.loss, span.tensors), batchable(problem.model):
+    with untouched(problem.model, problem.loss.loss, span.tensors), batchable(problem.model), ranks.quiet():
         segments = replace(span, problem=problem).segments(1, replays=True)
         key, one, held = ("probe", rows.count, rows.size), _tree.nbytes(begin), 3 * vectors.nbytes
         slots = memory.slots if isinstance(memory, Checkpoints) else steps
@@ -206,6 +210,8 @@ def credit(span: Span, probe: Probe, meter: Meter, memory: Checkpoints | int | N
             norms.index_add_(0, at[seen], each[seen])
             sums.index_add_(0, at[seen], so_far[seen])
         torch.clear_autocast_cache()
+    ranks.settle()
+    norms, sums = ranks.means([norms, sums])
     kept = torch.linalg.vector_norm(sums, dim=1)
     answer = Credit((norms / losses).tolist(), (kept / losses).tolist())
     return answer, rewind.forward_steps + steps, held + most

@@ -8,6 +8,7 @@ initial state where one is known (`Sheltered`). The states that a run goes on fr
 
 from bisect import bisect_left
 from collections.abc import Callable
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -117,6 +118,12 @@ class Sheltered:
     def masked(self, a: int, b: int) -> bool:
         """Whether a mask leaves out any loss of the steps [a, b)."""
         return self.whole.masked(a, b)
+
+    def apart(self) -> "Sheltered":
+        """As `Timeline.apart`."""
+        other = copy(self)
+        other.whole = self.whole.apart()
+        return other
 
     @property
     def asking(self) -> bool:

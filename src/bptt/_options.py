@@ -14,6 +14,7 @@ from bptt._checkpoint import Checkpoints, Memory, parse
 from bptt._errors import check_gradient_possible
 from bptt._loss import Loss, StepLoss
 from bptt._masks import Sheltered
+from bptt._ranks import check_group
 from bptt._recurrence import Recurrence
 from bptt._segment import Initial, Problem, Span
 from bptt._snapshot import noise_restored
@@ -39,6 +40,7 @@ class Options:
     reduction: str
     generator: torch.Generator | None
     scale: Any
+    group: Any
 
     @classmethod
     def of(
@@ -56,6 +58,7 @@ class Options:
         clip_cotangent: float | None = None,
         generator: torch.Generator | None = None,
         scale: Any = 1.0,
+        group: Any = None,
     ) -> "Options":
         """As they are passed; ValueError or TypeError, which name the argument, for what can't be."""
         _recurrence.check_model(model, time_dim)
@@ -67,6 +70,7 @@ class Options:
         check_generator(generator)
         _check_scale(scale)
         _check_clip(clip_cotangent)
+        check_group(group)
         default_dim = _recurrence.default_batch_dim(model)
         itself = initial_state is None and default_dim is None and _recurrence.starts_itself(model)
         if state is None and initial_state is None and default_dim is None and not itself:
@@ -86,7 +90,7 @@ class Options:
             native_weight=clip_cotangent is None and _recurrence.accepts(model, "cotangent_weight"),
             from_none=itself,
         )
-        return cls(problem, _tree.ordinary(state), initial_state, parse(memory), reduction, generator, scale)
+        return cls(problem, _tree.ordinary(state), initial_state, parse(memory), reduction, generator, scale, group)
 
     @classmethod
     def ungraphed(cls, model: Recurrence, loss: Loss, state: Tree, **options: Any) -> "Options":

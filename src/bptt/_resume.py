@@ -48,6 +48,10 @@ class Updates(Iterator[Update]):
         return self
 
     def __next__(self) -> Update:
+        with self._run.ranks.telling():
+            return self._following()
+
+    def _following(self) -> Update:
         if self._updates is None:
             if self._pending is not None:
                 self._resume(self._pending)

@@ -4,7 +4,8 @@ Without a budget the window is one segment, so the schedule is one vjp: one grap
 """
 
 from cmath import isfinite
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from bptt import _loss, _torch, _tree
 from bptt._checkpoint import Checkpoints
-from bptt._errors import NonFiniteGradientError
+from bptt._errors import NonFiniteError, NonFiniteGradientError
 from bptt._guard.reached import in_sight
 from bptt._masks import Sheltered, blocked
 from bptt._memory import Budget, Meter
+from bptt._ranks import Ranks
 from bptt._rewind import Rewind
 from bptt._segment import Losses, Problem, Segment, Span
 from bptt._snapshot import isolated
@@ -36,7 +38,7 @@ class Gradients:
     """
 
     def __init__(self, problem: Problem, watched: bool) -> None:
-        self._problem, self._watched = problem, watched
+        self._problem, self.watched = problem, watched
         self._before: list[tuple[Tensor, Tensor | None, Tensor | None]] | None = None
 
     @cached_property
@@ -74,7 +76,7 @@ class Gradients:
 
     def finite(self) -> bool:
         """Whether all is finite, judged by one sum first: the second synchronisation of an update."""
-        if not self._watched or self._before is None:
+        if self._before is None:
             return True
         found = [_plain(grad) for p, *_ in self._before if (grad := p.grad) is not None and not grad.is_meta]
         return not found or _sum_is_finite(found) or all(bool(torch.isfinite(grad).all()) for grad in found)
@@ -160,15 +162,18 @@ def run(
     divisor: Any,
     gradients: Gradients,
     look: Callable[[Segment, Tree, bool, bool], None],
+    ranks: Ranks,
 ) -> Outcome:
     """Add the window's gradient to `.grad`.
 
-    factor, divisor: on each step's loss. The losses are checked once, before anything reaches `.grad` where the window
-    is one segment; `gradients` once, after it has. look: called before each segment, see `Guard.look`.
+    factor, divisor: on each step's loss. The losses are checked once, before the last backward call, which is the only
+    one where the window is one segment; `gradients` once, after it. ranks: who must agree on both; a wrapper averages
+    gradients in that call alone. look: called before each segment, see `Guard.look`.
     Cost: the schedule's advances and one forward and backward of every segment.
     """
     window, begin = span.window, span.begin
-    plan = memory.plan(span) if isinstance(memory, Budget) else memory
+    with ranks.quiet():
+        plan = memory.plan(span) if isinstance(memory, Budget) else memory
     length = plan.segment if plan else window.stop - window.start
     whole = window.start + length >= window.stop
     segments = span.segments(length, replays=not whole)
@@ -179,8 +184,7 @@ def run(
     objective: Objective | None = None
     by_window = span.problem.loss.by_window
     cotangent: list[Tensor | None] | None = None
-    found: list[Losses] = []
-    total: Tensor | None = None
+    found: deque[Losses] = deque()
     memory_bytes: float = 0
     differentiable = False
     measured = isinstance(memory, Budget) or rewind.forward_steps > 0
@@ -189,36 +193,37 @@ def run(
         rewind.forward_steps += window.stop - window.start
 
     for segment, carried in rewind:
-        look(segment, carried, whole, measured)
-        tape, saved = meter.tape(segment, carried, key)
-        if tape.losses is not None:
-            found.append(tape.found(brief=not whole))
-            differentiable |= tape.losses.requires_grad
-            if whole:
-                total = checked_total(found, window.first)
-        if by_window:
-            objective = Objective(span, tape.outputs) if objective is None else objective
-            check_value(objective.found.values, window.first, window.stop)
-        cotangents = 1 if cotangent is None else 2
-        after = tape.after if after is None else after
-        kept = tape.kept if kept is None else kept
-        with gradients.added(still=not whole):
-            if objective is not None and cotangents == 1:
-                objective.pull(factor)
-            cotangent = tape.pull(cotangent, factor, divisor, objective.of(segment) if objective else ())
+        last = segment.start == window.start
+        with ranks.quiet():
+            look(segment, carried, whole, measured)
+        with ranks.quiet(not last):
+            tape, saved = meter.tape(segment, carried, key)
+            if tape.losses is not None:
+                found.appendleft(tape.found(brief=not whole))
+                differentiable |= tape.losses.requires_grad
+            if by_window and objective is None:
+                objective = Objective(span, tape.outputs)
+            if objective is not None:
+                found, differentiable = deque([objective.found]), objective.differentiable
+            refused = _agreed(ranks, found, window, by_window) if last else None
+            cotangents = 1 if cotangent is None else 2
+            after = tape.after if after is None else after
+            kept = tape.kept if kept is None else kept
+            with gradients.added(still=not whole):
+                if objective is not None and cotangents == 1:
+                    objective.pull(factor)
+                cotangent = tape.pull(cotangent, factor, divisor, objective.of(segment) if objective else ())
+            if refused is not None:
+                raise refused
         held = saved + _beside(window, tape.after, rewind.states, cotangents)
         memory_bytes = max(held + (_tree.nbytes(objective.outputs) if objective else 0), memory_bytes)  # or NaN
         del tape
 
-    if objective is not None:
-        found, differentiable, total = [objective.found], objective.differentiable, objective.found.total()
     _loss.check_some_gradient(differentiable)
-    found.reverse()
-    total = checked_total(found, window.first) if total is None else total
-    if not gradients.finite():
-        refuse(span, gradients.leaves, factor, objective)
+    if gradients.watched and not ranks.fine(fine := gradients.finite()):
+        refuse(span, gradients.leaves, factor, objective, ranks, fine)
     return Outcome(
-        loss=total,
+        loss=total_of(found),
         valid=sum(losses.valid for losses in found),
         aux=found[0].aux if by_window else _tree.join([losses.aux for losses in found], span.problem.time_dim),
         kept=kept,
@@ -256,22 +261,52 @@ def _unfinished(span: Span, length: int) -> tuple[int, Tree, Tree]:
     return span.window.stop - span.window.start, span.begin if kept is None else kept, after
 
 
-def checked_total(found: list[Losses], first: int) -> Tensor:
-    """The sum of the losses of consecutive segments, the first of them at step `first`, all finite."""
-    total = found[0].total() if len(found) == 1 else torch.stack([losses.total() for losses in found]).sum()
-    _loss.check_finite(total, (losses.values for losses in found), first)
-    return total
+def total_of(found: Sequence[Losses]) -> Tensor:
+    """The sum of the losses of segments."""
+    return found[0].total() if len(found) == 1 else torch.stack([losses.total() for losses in found]).sum()
 
 
-def refuse(span: Span, leaves: list[Tensor], factor: Any, objective: Objective | None) -> NoReturn:
-    """Raise NonFiniteGradientError with the step at which the gradient of a window stops being finite."""
-    a, step = span.window.start, _culprit(span, leaves, factor, objective)
+def _agreed(ranks: Ranks, found: Sequence[Losses], window: Window, by_window: bool) -> NonFiniteError | None:
+    """The error to raise where a loss of the window isn't finite on some rank: at once, or after a wrapper's backward.
+
+    found: of consecutive segments, the first of them at `window.first`. A wrapper would wait for the backward pass that
+    goes with its forward pass; all ranks then make it.
+    """
+    error = None
+    try:
+        if by_window:
+            check_value(found[0].values, window.first, window.stop)
+        else:
+            _loss.check_finite(total_of(found), (losses.values for losses in found), window.first)
+    except NonFiniteError as wrong:
+        error = wrong
+    try:
+        ranks.settle(error)
+    except NonFiniteError as wrong:
+        if not ranks.wrappers:
+            raise
+        return wrong
+    return None
+
+
+def refuse(
+    span: Span, leaves: list[Tensor], factor: Any, objective: Objective | None, ranks: Ranks, fine: bool
+) -> NoReturn:
+    """Raise NonFiniteGradientError with the step at which the gradient of a window stops being finite.
+
+    fine: whether it is so on another rank alone.
+    """
+    a, step = span.window.start, None
+    if not fine and not ranks.talks:
+        with ranks.quiet():
+            step = _culprit(span, leaves, factor, objective)
     where = f"from step {step} on the way back" if step is not None else "though no single step's is not"
-    raise NonFiniteGradientError(
+    error = NonFiniteGradientError(
         f"the gradient of steps {a} to {span.window.stop - 1} isn't finite {where}, though the losses are: no update "
         f"was made from it, and .grad is as before. Look at that step's derivative and at bptt.diagnose.",
         a if step is None else step,
     )
+    ranks.found(error, step is not None)
 
 
 def _culprit(span: Span, leaves: list[Tensor], factor: Any, objective: Objective | None) -> int | None:

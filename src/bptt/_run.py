@@ -10,19 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from bptt import _boundary, _jacobian, _recurrence, _reverse, _tree
+from bptt._debts import Debts
 from bptt._errors import NonFiniteError
 from bptt._guard import axes
 from bptt._guard.guard import Guard
-from bptt._guard.reached import Watch
+from bptt._guard.reached import Watch, held
+from bptt._idle import Idle, calls
 from bptt._memory import Budget, Meter
 from bptt._options import Options
+from bptt._ranks import Ranks
 from bptt._results import Evaluation, Sum, Update, mean, norm
 from bptt._reverse import Gradients, Outcome
 from bptt._segment import Segment, Span
 from bptt._snapshot import isolated
 from bptt._stream import Chunk, Timeline, check_stream
 from bptt._tree import Tree
-from bptt.strategies.base import Strategy
+from bptt.strategies.base import Strategy, says
 from bptt.strategies.windows import Credit, Probe, Window
 
 BURNT = 256
@@ -82,36 +85,6 @@ class Done(NamedTuple):
         )
 
 
-class Debts:
-    """Cotangents owed to the leaves of inputs, states and initial states, or to the graphs that these carry."""
-
-    def __init__(self, options: Options, time: Timeline) -> None:
-        self._options, self._time = options, time
-        self._owed: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def add(self, span: Span, carried: Tree, cotangent: Sequence[Tensor | None]) -> None:
-        """What a window owes, from the state `carried`, to what the user gave: at the stream's start, and at resets."""
-        initial = span.initial
-        given: list[tuple[Tensor, Tensor | None]] = []
-        if span.window.start == 0:
-            value = self._options.state if carried is not None else initial.value if initial else None
-            given += zip(_tree.leaves(value), cotangent, strict=True)
-        if initial is not None:
-            given += zip(_tree.leaves(initial.value), _tree.cotangents(initial.leaves), strict=True)
-        for value, c in given:
-            if c is not None and value.requires_grad:
-                before = self._owed.get(id(value))
-                self._owed[id(value)] = (value, c if before is None else before[1] + c)
-
-    def pay(self) -> None:
-        """Hand it all on."""
-        pairs = [pair for pair in (*self._owed.values(), *self._time.take_cotangents()) if pair[0].requires_grad]
-        self._owed = {}
-        if pairs:
-            params = self._options.problem.params
-            torch.autograd.backward([value for value, _ in pairs], [c for _, c in pairs], inputs=params)
-
-
 class Run:
     """Options on a stream, with the instruments that windows are run by; where it stands is a `Progress`."""
 
@@ -119,11 +92,12 @@ class Run:
         self, options: Options, stream: Iterable[Any], check: Callable[[Chunk], None] = lambda chunk: None
     ) -> None:
         self.options, p = options, options.problem
+        self.ranks = Ranks.of(held((p.model, p.loss.loss), {}), options.group)
         self.time = Timeline(check_stream(stream), p.time_dim, check)
         self.meter = Meter((p.model, p.loss.loss))
-        self.debts = Debts(options, self.time)
+        self.debts = Debts(options.state, p.params, self.time)
         scale, memory = options.scale, options.memory
-        self._gradients = Gradients(p, watched=isinstance(scale, int | float) and scale == 1)
+        self._gradients = Gradients(p, watched=isinstance(scale, int | float) and scale <= 1)
         self._guard = Guard()
         self.memory = Budget(memory, self.meter) if isinstance(memory, int) else memory
         self._fitting: Any = None
@@ -145,23 +119,28 @@ class Run:
 
         for done in self.windows(strategy, divisor, watch, progress):
             self.debts.pay()
+            self.ranks.check_averaged()
             self._gradients.forget()
             if watch is not None and watch.window(done.span, done.outcome.valid, done.outcome.aux):
-                watch.conclude(4)
+                watch.conclude(5)
             self.time.drop(done.progress.step)
             yield done.progress, done.update()
         if watch is not None:
-            watch.conclude(4)
+            watch.conclude(5)
 
     def merged(self, strategy: Strategy) -> Update:
         """The updates of one finite sequence as one, folded as they come: the divisor is its steps."""
+        with self.ranks.telling():
+            return self._merged(strategy)
+
+    def _merged(self, strategy: Strategy) -> Update:
         watch, steps = self.watch(), self.time.upto(math.inf)
         whole = Window(0, 0, steps, steps)
         divisor = self._weight(whole) if self.options.reduction == "valid" else steps
         losses, aux, like, forward_steps, memory_bytes, valid = Sum(), [], None, 0, 0.0, 0
         at_start: Sequence[Tensor | None] = []
         done: Any = None
-        for done in self.windows(strategy, lambda span: divisor, watch):
+        for done in self.windows(strategy, lambda span: divisor, watch, even=True):
             outcome = done.outcome
             watch.window(done.span, outcome.valid, outcome.aux)
             self.time.drop(done.progress.step)
@@ -175,7 +154,8 @@ class Run:
             if done.span.window.start == 0:
                 at_start = _tree.added(at_start, outcome.cotangent) if at_start else outcome.cotangent
         self.debts.pay()
-        watch.conclude(4)
+        self.ranks.check_averaged()
+        watch.conclude(5)
         return replace(
             done.update(),
             t0=0,
@@ -195,28 +175,61 @@ class Run:
         divisor: Callable[[Span], Any],
         watch: Watch | None = None,
         progress: Progress | None = None,
+        even: bool = False,
     ) -> Iterator[Done]:
         """The strategy's windows, each run from the progress after the one before; its probes answered in between.
 
-        The caller forgets the steps before a window's `keep`.
+        even: whether the streams of all ranks must be equally long; else one that has ended gives windows of no steps
+        until all have. The caller forgets the steps before a window's `keep`.
         """
         progress, asked, answer = progress or Progress(carried=self.options.state), Asked(), None
+        even = even or says(strategy, "sequences") or not says(strategy, "lengths_known")
+        idle = None
         after = () if progress.strategy is None else (progress.strategy,)
         items = strategy.windows(self.time.upto, self.options.draw(self.time), *after)
         while True:
             try:
                 item = next(items) if answer is None else cast(Any, items).send(answer)
             except StopIteration:
+                item = None
+            if not self._agreed(item, progress, even):
                 return
             if isinstance(item, Probe):
                 answer, asked = self._answer(item, progress)
                 continue
-            done = self._window(item, progress, asked, divisor, watch)
+            if item is not None:
+                done = self._window(item, progress, asked, divisor, watch)
+                idle = None if self.ranks.alone or even else Idle.after(done.span, done.outcome)
+            elif idle is not None:
+                done = self._nothing(idle, progress)
+            else:
+                raise ValueError("the stream has no step left to go on with, while those of other ranks have.")
             progress, asked, answer = done.progress, Asked(), None
             versions = _tree.versions(progress.carried)
             yield done
             _check_unchanged(versions, progress.carried)
             torch.clear_autocast_cache()  # the casts of weights that have been stepped since
+
+    def _agreed(self, item: Window | Probe | None, progress: Progress, even: bool) -> bool:
+        """Whether to go on, with what all ranks go on with."""
+        if self.ranks.alone:
+            return item is not None
+        called = 0
+        if isinstance(item, Window) and self.ranks.talks:
+            time = self.options.sheltered(self.time, item, progress.carried)
+            called = calls(self.ranks, Span(self.options.problem, time, item, None, None), self.options.memory)
+        return self.ranks.turn(item, item is not None and self.time.at_end(item.stop), even, called)
+
+    def _nothing(self, idle: Idle, progress: Progress) -> Done:
+        """A window of no steps after the stream's end: what a rank does while others go on, zeros for a gradient."""
+        if self.options.reduction == "valid":
+            self.ranks.mean(0.0)
+        self.ranks.settle()
+        if self.ranks.wrappers:
+            idle.run()
+        if self._gradients.watched:
+            self.ranks.fine(True)
+        return Done(idle.span, idle.outcome, 1, Asked(), progress)
 
     def _burnt_in(self, window: Window, progress: Progress) -> tuple[Window, Progress, Tree]:
         """The window and the progress after its burn-in, and the state at `keep` where that lies within; else None."""
@@ -246,7 +259,8 @@ class Run:
         if clip is not None:
             span = replace(span, problem=replace(span.problem, clip=clip * factor))
         try:
-            outcome = _reverse.run(span, self.memory, self.meter, factor, over, self._gradients, self._guard.look)
+            gradients, look = self._gradients, self._guard.look
+            outcome = _reverse.run(span, self.memory, self.meter, factor, over, gradients, look, self.ranks)
         except NonFiniteError:
             self._gradients.put_back()
             raise
@@ -268,6 +282,8 @@ class Run:
         """The summed weight of a window's losses, for `reduction="valid"`; 1 where there is none."""
         data = self.time.read(window.first, window.stop)
         weight = self.options.problem.loss.weight(data.targets, data.mask, window.steps)
+        if not self.ranks.alone:
+            return self.ranks.mean(float(weight)) or 1
         return torch.where(weight > 0, weight, torch.ones_like(weight)) if isinstance(weight, Tensor) else weight
 
     def _span(self, window: Window, progress: Progress) -> Span:
@@ -287,7 +303,7 @@ class Run:
     def _answer(self, probe: Probe, progress: Progress) -> tuple[Credit, Asked]:
         span = self._span(Window(probe.start, probe.start, probe.stop, probe.stop), progress)
         self._guard.probed = True
-        answer, steps, held = _jacobian.credit(span, probe, self.meter, self.options.memory)
+        answer, steps, held = _jacobian.credit(span, probe, self.meter, self.options.memory, self.ranks)
         return answer, Asked(steps, held)
 
     def tell_axes_apart(self, begin: Tree) -> None:
@@ -311,7 +327,7 @@ class Run:
 
     def evaluate(self, length: int | None = None) -> Evaluation:
         """The losses of the whole stream without a graph, chunk by chunk, or by windows of so many steps."""
-        p, carried, end, valid = self.options.problem, self.options.state, 0, 0
+        p, carried, end, valid, rows = self.options.problem, self.options.state, 0, 0, 1
         losses_so_far = Sum()
         aux: list[Tree] = []
         by_window = p.loss.by_window
@@ -323,6 +339,7 @@ class Run:
                 span = self._fits(self.options.span(self.time, window, carried))
                 if end == 0:
                     self.tell_axes_apart(span.begin)
+                    rows = self.time.rows_at(0)
                 tape = Segment(span, window.start, window.stop).tape(span.begin, grad=False)
                 losses = _reverse.Objective(span, tape.outputs, grad=False).found if by_window else tape.found()
                 losses_so_far.add(losses.total())
@@ -332,6 +349,8 @@ class Run:
                 self.time.drop(end)
         torch.clear_autocast_cache()  # casts made without a graph
         total = losses_so_far.total()
+        if self.options.group is not None:
+            total, valid = self.ranks.pooled(total, valid, rows)
         return Evaluation(total, mean(total, valid), end, carried, self._joined(aux))
 
 

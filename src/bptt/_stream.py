@@ -258,6 +258,14 @@ class Timeline:
             piece.cotangents = {}
         return pairs
 
+    def at_end(self, step: float) -> bool:
+        """Whether the stream is known to end at `step`."""
+        return self._exhausted and self.end == step
+
+    def apart(self) -> "Timeline":
+        """Another one on the chunks at hand, which doesn't forget them with this one."""
+        return copy.copy(self)
+
     @property
     def first(self) -> int:
         """The first step of the chunks at hand."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
+from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.nn.utils import parametrizations, parametrize
 
 Model = TypeVar("Model")
@@ -113,8 +114,25 @@ def update_flat_weights(layer: nn.RNNBase) -> None:
 
 
 def unwrapped(model: Model) -> Model:
-    """The module under `torch.compile`, or the model itself."""
-    return getattr(model, WRAPPED, model)
+    """The module under `torch.compile` and DistributedDataParallel, in any order, or the model itself."""
+    inner: Any = model
+    while isinstance(inner, DDP) or hasattr(inner, WRAPPED):
+        inner = inner.module if isinstance(inner, DDP) else getattr(inner, WRAPPED)
+    return inner
+
+
+def joins(wrapper: DDP) -> bool:
+    """Whether `DDP.join()` is active. Gone: False; each call of the model then waits for the others in vain."""
+    return wrapper._join_config.enable
+
+
+def is_reduced(wrapper: DDP) -> bool:
+    """Whether no gradient is waited for after a backward pass. Gone: True; the next call then says what is missing."""
+    try:
+        wrapper._check_reducer_finalized()
+    except RuntimeError:
+        return False
+    return True
 
 
 def is_compiled(model: Any) -> bool:

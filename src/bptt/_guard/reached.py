@@ -136,24 +136,32 @@ def _first_step(span: Span) -> Segment:
 
 def in_sight(value: Any, seen: dict[int, Any]) -> Iterator[Tensor]:
     """The tensors of modules and containers, and of what functions close over, by whatever names they use."""
+    for thing in held(value, seen):
+        if isinstance(thing, Tensor):
+            yield thing
+
+
+def held(value: Any, seen: dict[int, Any]) -> Iterator[Tensor | nn.Module]:
+    """The same, and the modules before their tensors."""
     if id(value) in seen:
         return
     seen[id(value)] = value  # which keeps it, so that nothing else gets its number
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, nn.Module):
+        yield value
         yield from value.parameters()
     elif isinstance(value, dict | list | tuple):
         for part in list(value.values() if isinstance(value, dict) else value)[:100]:
-            yield from in_sight(part, seen)
+            yield from held(part, seen)
     elif isinstance(value, functools.partial):
-        yield from in_sight((value.func, value.args, value.keywords), seen)
+        yield from held((value.func, value.args, value.keywords), seen)
     elif inspect.ismethod(value):
-        yield from in_sight((value.__self__, value.__func__), seen)
+        yield from held((value.__self__, value.__func__), seen)
     elif inspect.isfunction(value) and not value.__module__.startswith("torch."):
         cells = [cell.cell_contents for cell in value.__closure__ or () if filled(cell)]
         names = [value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__]
-        yield from in_sight((cells, value.__defaults__, value.__kwdefaults__), seen)
-        yield from in_sight([part for part in names if not inspect.ismodule(part)], seen)
+        yield from held((cells, value.__defaults__, value.__kwdefaults__), seen)
+        yield from held([part for part in names if not inspect.ismodule(part)], seen)
     elif hasattr(value, "__dict__") and not isinstance(value, type) and not inspect.ismodule(value):
-        yield from in_sight(dict(vars(value)), seen)
+        yield from held(dict(vars(value)), seen)
