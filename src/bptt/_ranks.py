@@ -50,7 +50,10 @@ class Ranks:
         self._group, self.wrappers, self._device = group, list(wrappers), device
         self.size = dist.get_world_size(group) if is_running() and (group is not None or self.wrappers) else 1
         self.alone = self.size == 1
-        self.talks = not self.alone and any(_talks(wrapper) for wrapper in self.wrappers)
+        self._broadcasts = any(_broadcasts(wrapper) for wrapper in self.wrappers)
+        self._sharded = [wrapper for wrapper in self.wrappers if not isinstance(wrapper, DDP)]
+        self._apart = False
+        self.talks = not self.alone and (self._broadcasts or bool(self._sharded))
         self._known: BaseException | None = None
 
     @classmethod
@@ -86,6 +89,17 @@ class Ranks:
                     stack.callback(sharded.set_requires_gradient_sync, True, recurse=False)
             yield
 
+    @contextmanager
+    def gathered(self, probe: bool = False) -> Iterator[None]:
+        """A block that calls the model differently from rank to rank, or step by step: shards are kept together for it.
+
+        probe: whether it is the latter; else what the last agreement has shown.
+        """
+        with ExitStack() as stack:
+            for wrapper in self._sharded if (probe or self._apart) and not self.alone else ():
+                stack.enter_context(_torch.gathered(wrapper))
+            yield
+
     def turn(self, item: Window | Probe | None, tail: bool, even: bool, calls: int) -> bool:
         """Agree on what comes next; False where all streams have ended, ValueError on all ranks where windows differ.
 
@@ -106,12 +120,12 @@ class Ranks:
         cut = any(entry.stop != stop and not entry.tail for entry in going)
         if even or cut or len({entry[:3] for entry in going}) > 1:
             self._differ(entries)
-        if len({entry.calls for entry in entries}) > 1:
+        self._apart = len({entry.calls for entry in entries}) > 1
+        if self._apart and self._broadcasts:
             self._fail(
                 f"steps {_steps(going[0])}: the ranks call the model a different number of times, since rows reset, "
-                f"are masked or have ended at other steps, and it communicates in each call (FSDP2, or buffers that "
-                f"DDP broadcasts). Let rows reset at the same steps, take a layer of bptt.nn, which takes resets in "
-                f"one call, or give DDP broadcast_buffers=False."
+                f"are masked or have ended at other steps, and each call communicates buffers. Give "
+                f"DistributedDataParallel broadcast_buffers=False, or let rows reset at the same steps."
             )
         return True
 
@@ -253,11 +267,11 @@ def _wrapping() -> tuple[type, ...]:
     return (DDP, *(() if fsdp is None else (fsdp.FSDPModule,)))
 
 
-def _talks(wrapper: nn.Module) -> bool:
-    """Whether its forward communicates: shards are gathered, buffers broadcast, statistics shared."""
-    if not isinstance(wrapper, DDP) or any(isinstance(module, nn.SyncBatchNorm) for module in wrapper.modules()):
+def _broadcasts(wrapper: nn.Module) -> bool:
+    """Whether its forward communicates more than shards: buffers or batch statistics."""
+    if any(isinstance(module, nn.SyncBatchNorm) for module in wrapper.modules()):
         return True
-    return wrapper.broadcast_buffers and any(True for _ in wrapper.buffers())
+    return isinstance(wrapper, DDP) and wrapper.broadcast_buffers and any(True for _ in wrapper.buffers())
 
 
 def _group_of(wrappers: list[nn.Module]) -> Any:

@@ -181,6 +181,7 @@ def run(
     rewind = Rewind(segments, plan.slots if plan else 1, begin)
     rewind.forward_steps, kept, after = _unfinished(span, length)
     kept = begin if kept is None and window.keep == window.start else kept
+    segments[0].reaches_all = bool(ranks.wrappers)
     objective: Objective | None = None
     by_window = span.problem.loss.by_window
     cotangent: list[Tensor | None] | None = None

@@ -198,7 +198,8 @@ class Run:
                 answer, asked = self._answer(item, progress)
                 continue
             if item is not None:
-                done = self._window(item, progress, asked, divisor, watch)
+                with self.ranks.gathered():
+                    done = self._window(item, progress, asked, divisor, watch)
                 idle = None if self.ranks.alone or even else Idle.after(done.span, done.outcome)
             elif idle is not None:
                 done = self._nothing(idle, progress)
@@ -226,7 +227,8 @@ class Run:
             self.ranks.mean(0.0)
         self.ranks.settle()
         if self.ranks.wrappers:
-            idle.run()
+            with self.ranks.gathered():
+                idle.run()
         if self._gradients.watched:
             self.ranks.fine(True)
         return Done(idle.span, idle.outcome, 1, Asked(), progress)
@@ -303,6 +305,10 @@ class Run:
     def _answer(self, probe: Probe, progress: Progress) -> tuple[Credit, Asked]:
         span = self._span(Window(probe.start, probe.start, probe.stop, probe.stop), progress)
         self._guard.probed = True
+        with self.ranks.gathered(probe=True):
+            return self._credit(span, probe)
+
+    def _credit(self, span: Span, probe: Probe) -> tuple[Credit, Asked]:
         answer, steps, held = _jacobian.credit(span, probe, self.meter, self.options.memory, self.ranks)
         return answer, Asked(steps, held)
 

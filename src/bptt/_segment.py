@@ -93,7 +93,10 @@ class Unfolded(NamedTuple):
 
 
 class Segment:
-    """Steps [start, stop) of a window; one call of the recurrence between two of its cuts, one of the loss in all."""
+    """Steps [start, stop) of a window; one call of the recurrence between two of its cuts, one of the loss in all.
+
+    reaches_all: whether its backward pass goes through outputs without a loss too, for a wrapper that waits for them.
+    """
 
     def __init__(
         self,
@@ -107,6 +110,7 @@ class Segment:
         self.span, self.problem, self.time, self.window = span, span.problem, span.time, span.window
         self.start, self.stop = start, stop
         self.before, self.replays = before, replays
+        self.reaches_all = False
         self._snapshot: Snapshot | None = None
         within = sorted(cut for cut in (self._cuts() if cuts is None else cuts) if start < cut < stop)
         self.calls = list(pairwise([start, *within, stop]))
@@ -135,11 +139,12 @@ class Segment:
             data = self.time.read(self.start, self.stop)
             unfolded = self.unfold(carried, data)
             losses, mask, aux, outputs = None, None, None, None
+            silent = unfolded.outputs if self.reaches_all and self.stop <= self.window.first else None
             if isinstance(self.problem.loss, StepLoss):
                 losses, mask, aux = self._losses(self.problem.loss, unfolded.outputs, data)
             else:
                 outputs = self.of_losses(unfolded.outputs)
-        return Tape(self, carried, *unfolded[1:], losses, mask, aux, data, outputs)
+        return Tape(self, carried, *unfolded[1:], losses, mask, aux, data, outputs, silent)
 
     def of_losses(self, outputs: Tree) -> Tree:
         """Of the segment's outputs those of steps with a loss; None where there is none."""
@@ -262,6 +267,7 @@ class Tape:
     """A segment's graph: from the state it begins with to its losses and the state it ends in, as in `Unfolded`.
 
     outputs: of the steps with a loss, for a loss over the window, which is taken elsewhere; else None.
+    silent: of all steps, where none has a loss and the vjp is to reach all parameters, if with zeros; else None.
     """
 
     segment: Segment
@@ -274,6 +280,7 @@ class Tape:
     aux: Tree
     data: Data
     outputs: Tree
+    silent: Tree
 
     def counted(self, values: Tensor) -> Tensor:
         """`values` in the shape of the losses, weighed by the mask: 0 where it leaves a loss out."""
@@ -309,6 +316,10 @@ class Tape:
         if self.losses is not None and self.losses.requires_grad:
             roots.append(self.losses)
             cotangents.append(self.seed(factor, divisor))
+        for value in _tree.leaves(self.silent):
+            if value.requires_grad:
+                roots.append(value)
+                cotangents.append(torch.zeros_like(value))
         end = _tree.leaves(self.end)
         pairs = [*zip(_tree.leaves(self.outputs), of_outputs, strict=bool(of_outputs))]
         for value, c in (*pairs, *zip(end, cotangent or [None] * len(end), strict=True)):

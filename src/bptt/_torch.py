@@ -4,7 +4,8 @@
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -124,6 +125,26 @@ def unwrapped(model: Model) -> Model:
 def joins(wrapper: DDP) -> bool:
     """Whether `DDP.join()` is active. Gone: False; each call of the model then waits for the others in vain."""
     return wrapper._join_config.enable
+
+
+@contextmanager
+def gathered(sharded: Any) -> Iterator[None]:
+    """A block in which a module of `fully_shard` keeps its own parameters whole, so that calls don't communicate.
+
+    Gone: calls that differ from rank to rank are refused.
+    """
+    state = sharded._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
+    kept = [(g, g.post_forward_mesh_info, g.reshard_after_backward) for g in groups if g is not None]
+    sharded.unshard()
+    for group, *_ in kept:
+        group.post_forward_mesh_info, group.reshard_after_backward = None, False
+    try:
+        yield
+    finally:
+        for group, forward, backward in kept:
+            group.post_forward_mesh_info, group.reshard_after_backward = forward, backward
+        sharded.reshard()
 
 
 def is_reduced(wrapper: DDP) -> bool:

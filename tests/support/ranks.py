@@ -70,9 +70,7 @@ def run(model, kind, strategy, rows, *, loss=per_row, masked=False, resets=(), l
         options["group"] = dist.group.WORLD
     generator = torch.Generator().manual_seed(seed)
     stream = chunks(rows, masked, length, resets)
-    updates = bptt.unroll(
-        model, loss, stream, strategy=strategy, generator=generator, state_batch_dim=1, **options
-    )
+    updates = bptt.unroll(model, loss, stream, strategy=strategy, generator=generator, state_batch_dim=1, **options)
     for update in updates:
         if kind == "average":
             bptt.distributed.average_gradients(model.parameters())
