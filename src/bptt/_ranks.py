@@ -8,7 +8,7 @@ raise.
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class Ranks:
 
     @classmethod
     def of(cls, things: Iterable[Tensor | nn.Module], group: Any) -> "Ranks":
-        """Those of a run; ValueError for wrappers that a run can't serve.
+        """Those of a run.
 
         things: what model and loss hold or close over, looked at where a group of processes was initialised.
         """
@@ -67,14 +67,39 @@ class Ranks:
         things = list(things)
         modules = [module for thing in things if isinstance(thing, nn.Module) for module in thing.modules()]
         wrappers = [module for module in dict.fromkeys(modules) if isinstance(module, _wrapping())]
-        for wrapper in wrappers:
+        device = next((thing.device for thing in things if isinstance(thing, Tensor) and not thing.is_meta), "cpu")
+        return cls(_group_of(wrappers) if group is None else group, wrappers, device)
+
+    def check(self, model: Any, params: Any, memory: Any, probes: bool) -> None:
+        """ValueError for a wrapper that this run can't serve.
+
+        params, memory: as in `unroll`. probes: whether the strategy asks for some.
+        """
+        inside = getattr(model, _torch.WRAPPED, model) not in self.wrappers
+        for wrapper in self.wrappers if not self.alone else ():
+            left_out = {id(p) for p in wrapper.parameters() if p.requires_grad} - set(map(id, params or ()))
+            if params is not None and (left_out or not isinstance(wrapper, DDP)):
+                raise ValueError(
+                    f"params= can't be with {type(wrapper).__name__}, which averages the gradients of all parameters: "
+                    f"leave it out, and freeze what isn't trained with requires_grad_(False) before wrapping."
+                )
             if isinstance(wrapper, DDP) and _torch.joins(wrapper):
                 raise ValueError(
                     "DistributedDataParallel.join() is active: leave it out, since ranks whose stream has ended take "
                     "part with zeros by themselves until all have."
                 )
-        device = next((thing.device for thing in things if isinstance(thing, Tensor) and not thing.is_meta), "cpu")
-        return cls(_group_of(wrappers) if group is None else group, wrappers, device)
+            if isinstance(wrapper, DDP) and wrapper.static_graph and (memory is not None or (probes and inside)):
+                raise ValueError(
+                    f"DistributedDataParallel(static_graph=True) averages in every backward pass of its first update, "
+                    f"of which {'memory= takes' if memory is not None else 'probes take'} several: leave static_graph "
+                    f"out."
+                )
+
+    def sharded(self) -> bool:
+        """Whether parameters are shards, which they now are again after calls that left them whole."""
+        for wrapper in self._sharded:
+            cast(Any, wrapper).reshard()
+        return bool(self._sharded)
 
     @contextmanager
     def quiet(self, quiet: bool = True) -> Iterator[None]:
@@ -193,8 +218,8 @@ class Ranks:
             if isinstance(wrapper, DDP) and not _torch.is_reduced(wrapper):
                 raise ValueError(
                     "DistributedDataParallel still waits for gradients of parameters that this window's backward pass "
-                    "left out, so that .grad isn't the mean over ranks: leave out params=, freeze before wrapping what "
-                    "isn't trained, or wrap with find_unused_parameters=True."
+                    "left out, so that .grad isn't the mean over ranks: freeze before wrapping what isn't trained, or "
+                    "wrap with find_unused_parameters=True."
                 )
 
     def _gather(self, mine: Entry) -> list[Entry]:

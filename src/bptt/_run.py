@@ -98,6 +98,8 @@ class Run:
         self.debts = Debts(options.state, p.params, self.time)
         scale, memory = options.scale, options.memory
         self._gradients = Gradients(p, watched=isinstance(scale, int | float) and scale <= 1)
+        if self.ranks.sharded():
+            _ = self._gradients.leaves  # while they are the shards: a call exchanges them for whole parameters
         self._guard = Guard()
         self.memory = Budget(memory, self.meter) if isinstance(memory, int) else memory
         self._fitting: Any = None
@@ -184,6 +186,8 @@ class Run:
         """
         progress, asked, answer = progress or Progress(carried=self.options.state), Asked(), None
         even = even or says(strategy, "sequences") or not says(strategy, "lengths_known")
+        p = self.options.problem
+        self.ranks.check(p.model, p.params, self.options.memory, not says(strategy, "lengths_known"))
         idle = None
         after = () if progress.strategy is None else (progress.strategy,)
         items = strategy.windows(self.time.upto, self.options.draw(self.time), *after)

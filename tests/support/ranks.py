@@ -101,3 +101,32 @@ def train(kind, strategy, options, wrapper=None):
 def alone(strategy, options):
     """In one process, on all rows."""
     return run(Model(), "none", strategy, slice(None), **options)
+
+
+def refused(kind, strategy, options, wrapper=None, poison=None, memory=None, again=True):
+    """(error's class, text, step, whether `.grad` is untouched) of a run that ends in an error on this rank.
+
+    poison: (rank, step): a target that is NaN. again: train afterwards, to see that nothing is left of it.
+    """
+    model = wrapped(kind, Model(), **(wrapper or {}))
+    options = dict(options, group=dist.group.WORLD) if kind == "average" else options
+    stream = list(chunks(mine()))
+    if poison is not None and poison[0] == dist.get_rank():
+        stream[poison[1] // 10].targets[poison[1] % 10, 0] = float("nan")
+    try:
+        for _ in bptt.unroll(model, per_row, stream, strategy=strategy, memory=memory, **options):
+            for p in model.parameters():
+                p.grad = None
+        return None
+    except (ValueError, RuntimeError) as error:
+        untouched = all(p.grad is None for p in model.parameters())
+        return type(error).__name__, str(error), getattr(error, "step", None), untouched
+
+
+def artbp_of_own_seed(kind):
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    return refused(kind, bptt.ARTBP(bptt.ConstantLaw(mean_length=5)), {"generator": generator})
+
+
+def static(strategy, options):
+    return train("ddp", strategy, options, {"static_graph": True})
