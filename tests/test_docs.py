@@ -28,6 +28,7 @@ PUBLIC = {
     "bptt.nn.init": [n for n, f in vars(bptt.nn.init).items() if inspect.isfunction(f) and not n.startswith("_")],
     "bptt.equations": bptt.equations.__all__,
     "bptt.data": bptt.data.__all__,
+    "bptt.distributed": bptt.distributed.__all__,
 }
 COMMANDS = sorted({command for page in PAGES for command in commands(page)})
 QUICK = {

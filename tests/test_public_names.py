@@ -43,14 +43,15 @@ Verification(answers)
 Window(start, first, stop, keep, weights=<factory>, decision=None, progress=None, *, burn_in=0)
 advance(model, inputs, state=None, *, is_start=None, initial_state=None, state_batch_dim=None, time_dim=0)
 backward(model, loss, chunk, state=None, *, strategy=None, memory=None, initial_state=None, state_batch_dim=None,
-    time_dim=0, params=None, reduction='mean', clip_cotangent=None, generator=None, scale=1.0)
+    time_dim=0, params=None, reduction='mean', clip_cotangent=None, generator=None, scale=1.0, group=None)
 compare(model, loss, sequence, state=None, *, strategies, draws=100, memory=None, initial_state=None,
     state_batch_dim=None, time_dim=0, params=None, generator=None)
 diagnose(model, loss, sequence, state=None, *, initial_state=None, state_batch_dim=None, time_dim=0, max_lag=None,
     exponents=None, discard=None, singular_lags=None, truncations=None, params=None, fraction=0.01, levels=(0.1, 0.5,
     0.9))
 equations
-evaluate(model, loss, stream, state=None, *, initial_state=None, state_batch_dim=None, time_dim=0, window=None)
+evaluate(model, loss, stream, state=None, *, initial_state=None, state_batch_dim=None, time_dim=0, window=None,
+    group=None)
 explicit_state(module)
 lyapunov(jacobians, *, exponents=None, discard=0)
 nn
@@ -62,7 +63,7 @@ scale_gradient(state, w, state_batch_dim=None)
 scan(step, time_dim=0)
 strategies
 unroll(model, loss, stream, state=None, *, strategy, memory=None, initial_state=None, state_batch_dim=None,
-    time_dim=0, params=None, reduction='mean', clip_cotangent=None, generator=None, scale=1.0)
+    time_dim=0, params=None, reduction='mean', clip_cotangent=None, generator=None, scale=1.0, group=None)
 verify(model, loss, chunk, state=None, *, initial_state=None, state_batch_dim=None, time_dim=0, params=None)
 """,
     "bptt.nn": """
@@ -137,6 +138,9 @@ DelayedCopy(delay=10, symbols=4)
 Influence(matrix, effect)
 InfluenceBalancing(size=23, positive=10)
 Task()
+""",
+    "bptt.distributed": """
+average_gradients(params, group=None)
 """,
     "bptt.models": """
 Flow(size, viscosity, modes=(), coefficients=None, *, dt=0.02, mean=(0.0, 0.0), device=None, dtype=None)

@@ -68,15 +68,21 @@ def unroll(
     clip_cotangent: a bound, row by row over all leaves of the state, on the norm of the second term of (1), at every
         step. **Makes the gradient biased.** The model is then called step by step.
     generator: the strategy's only source of randomness; None is torch's default one.
-    scale: factor on the injected loss gradient, for mixed precision: a number, or `scaler.scale` of a GradScaler.
+    scale: factor on the injected loss gradient: a number, such as 1/n where n updates are accumulated for a step, or
+        `scaler.scale` of a GradScaler.
+    group: the process group of torch.distributed whose ranks train one model together, each on rows of its own. Default:
+        that of DistributedDataParallel or `fully_shard` where the model is in one, else this process alone. The ranks
+        agree on every window, and on losses and gradients being finite; a probe's answer and the divisor of "valid" are
+        those of all rows. Without a wrapper call `bptt.distributed.average_gradients` after each update.
 
     Returns an iterator that gives an `Update` a window, and can be saved between two and go on elsewhere, by
-    `state_dict()` and `load_state_dict()`.
+    `state_dict()` and `load_state_dict()`. A rank whose stream has ended gives updates of no steps until all have.
     Raises ValueError or TypeError at the call for bad arguments, at the chunk for bad data, and NonFiniteLossError or
     NonFiniteGradientError, which name the step, before the update is yielded: `.grad` is then as it was before the
-    update. Under `scale=` a gradient that isn't finite is left to the scaler.
+    update. Under a `scale` above 1 a gradient that isn't finite is left to the scaler. What one rank meets all raise.
     Cost: the strategy's; with k1 = k2 and no budget one forward and one backward call per window. Two synchronisations
-    with the device per update. Under `memory=` a parameter's hooks fire once a segment.
+    with the device per update. Under `memory=` a parameter's hooks fire once a segment. In a group three exchanges of
+    seven numbers an update, and a wrapper averages gradients once.
 
     >>> import bptt, torch
     >>> model, loss = torch.nn.GRU(3, 4), bptt.per_step(torch.nn.MSELoss())
@@ -219,6 +225,9 @@ def evaluate(
     """The loss over a stream without a gradient, the state carried from chunk to chunk as in `unroll`.
 
     window: the steps of each window of a `per_window` loss, whose values are added; None is the whole stream.
+    group: a process group all of whose ranks call this, each with its own rows: `loss` and `mean_loss` are then those
+        over the rows of all of them, and `steps`, `state` and `aux` the rank's own. None is this process alone, wrapped
+        or not, so that one rank may evaluate for itself.
     Other arguments as in `unroll`; `model.eval()` is yours to call. Train/eval mode, random-number states, buffers and
     `.grad` are left as they were. Returns an `Evaluation`; a loss that is not finite is returned as it is.
     Raises ValueError or TypeError as `unroll` does. Cost: one forward a step, one chunk in memory at a time.

@@ -27,7 +27,7 @@ class Entry(NamedTuple):
     """What a rank says at an agreement; numbers that float64 holds.
 
     kind: one of the five above. start, first, stop: of the window or probe. tail: whether the stream ends at `stop`.
-    calls: 0 for one call of the model in the window, else a digest of how it is called, where that communicates.
+    calls: a digest of how the model is called in the window, where calls communicate.
     value: a number to be averaged.
     """
 
@@ -114,6 +114,10 @@ class Ranks:
                     stack.callback(sharded.set_requires_gradient_sync, True, recurse=False)
             yield
 
+    def flushes(self, calls: int) -> bool:
+        """Whether a backward pass through so many calls would average gradients other than once, as each call does."""
+        return not self.alone and bool(self._sharded) and (self._apart or calls > 1)
+
     @contextmanager
     def gathered(self, probe: bool = False) -> Iterator[None]:
         """A block that calls the model differently from rank to rank, or step by step: shards are kept together for it.
@@ -145,7 +149,7 @@ class Ranks:
         cut = any(entry.stop != stop and not entry.tail for entry in going)
         if even or cut or len({entry[:3] for entry in going}) > 1:
             self._differ(entries)
-        self._apart = len({entry.calls for entry in entries}) > 1
+        self._apart = self.talks and (len(going) < self.size or len({entry.calls for entry in going}) > 1)
         if self._apart and self._broadcasts:
             self._fail(
                 f"steps {_steps(going[0])}: the ranks call the model a different number of times, since rows reset, "

@@ -19,6 +19,7 @@ from bptt import _loss, _torch, _tree
 from bptt._checkpoint import Checkpoints
 from bptt._errors import NonFiniteError, NonFiniteGradientError
 from bptt._guard.reached import in_sight
+from bptt._idle import touch
 from bptt._masks import Sheltered, blocked
 from bptt._memory import Budget, Meter
 from bptt._ranks import Ranks
@@ -181,7 +182,7 @@ def run(
     rewind = Rewind(segments, plan.slots if plan else 1, begin)
     rewind.forward_steps, kept, after = _unfinished(span, length)
     kept = begin if kept is None and window.keep == window.start else kept
-    segments[0].reaches_all = bool(ranks.wrappers)
+    segments[0].reaches_all, flush = bool(ranks.wrappers), ranks.flushes(len(segments[0].calls))
     objective: Objective | None = None
     by_window = span.problem.loss.by_window
     cotangent: list[Tensor | None] | None = None
@@ -197,7 +198,7 @@ def run(
         last = segment.start == window.start
         with ranks.quiet():
             look(segment, carried, whole, measured)
-        with ranks.quiet(not last):
+        with ranks.quiet(not last or flush):
             tape, saved = meter.tape(segment, carried, key)
             if tape.losses is not None:
                 found.appendleft(tape.found(brief=not whole))
@@ -214,8 +215,10 @@ def run(
                 if objective is not None and cotangents == 1:
                     objective.pull(factor)
                 cotangent = tape.pull(cotangent, factor, divisor, objective.of(segment) if objective else ())
-            if refused is not None:
-                raise refused
+        if last and flush:
+            touch(span)
+        if refused is not None:
+            raise refused
         held = saved + _beside(window, tape.after, rewind.states, cotangents)
         memory_bytes = max(held + (_tree.nbytes(objective.outputs) if objective else 0), memory_bytes)  # or NaN
         del tape

@@ -15,7 +15,7 @@ from bptt._errors import NonFiniteError
 from bptt._guard import axes
 from bptt._guard.guard import Guard
 from bptt._guard.reached import Watch, held
-from bptt._idle import Idle, calls
+from bptt._idle import Idle, calls, touch
 from bptt._memory import Budget, Meter
 from bptt._options import Options
 from bptt._ranks import Ranks
@@ -206,7 +206,8 @@ class Run:
                     done = self._window(item, progress, asked, divisor, watch)
                 idle = None if self.ranks.alone or even else Idle.after(done.span, done.outcome)
             elif idle is not None:
-                done = self._nothing(idle, progress)
+                with self.ranks.gathered():
+                    done = self._nothing(idle, progress)
             else:
                 raise ValueError("the stream has no step left to go on with, while those of other ranks have.")
             progress, asked, answer = done.progress, Asked(), None
@@ -231,8 +232,7 @@ class Run:
             self.ranks.mean(0.0)
         self.ranks.settle()
         if self.ranks.wrappers:
-            with self.ranks.gathered():
-                idle.run()
+            touch(idle.step)
         if self._gradients.watched:
             self.ranks.fine(True)
         return Done(idle.span, idle.outcome, 1, Asked(), progress)
