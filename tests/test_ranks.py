@@ -6,6 +6,7 @@ import torch
 
 import bptt
 from support import ranks
+from support.pages import ROOT
 from support.processes import Processes
 
 
@@ -81,6 +82,7 @@ def test_backward(pair, kind, strategy):
         close(got, [p.grad.numpy() for p in model.parameters()])
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("kind", ["scan", "closure", "nested"])
 @pytest.mark.parametrize("strategy", ["tbptt-3-7", "adaptive"])
 @pytest.mark.parametrize("options", [{}, SLOTS], ids=["stored", "replayed"])
@@ -110,6 +112,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all(pair, kind, options):
         assert told == ("NonFiniteLossError", text, 17, True)
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("options", [{}, SLOTS], ids=["stored", "replayed"])
 def test_a_gradient_that_is_not_finite_on_one_rank_stops_all(pair, kind, options):
@@ -168,6 +171,7 @@ def test_a_static_graph(pair, strategy):
 RESETS = [(4, 1), (9, 20), (10, 20), (13, 3)]
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("strategy", ["tbptt-3-7", "adaptive"])
 def test_rows_that_reset_at_other_steps_on_each_rank(pair, kind, strategy):
@@ -188,6 +192,7 @@ def test_calls_that_broadcast_must_agree(pair):
         close(got, want)
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("strategy", "options"), [("tbptt-5", {}), ("tbptt-3-7", {"reduction": "valid"}), ("artbp", {}), ("tbptt-5", SLOTS)]
@@ -238,6 +243,14 @@ def test_in_one_process_nothing_is_done():
         more = {} if name == "evaluate" else {"strategy": bptt.FullBPTT()}
         with pytest.raises(TypeError, match="group='gloo': pass a process group such as"):
             getattr(bptt, name)(ranks.Model(), ranks.per_row, (torch.ones(2, 1, 3), None), group="gloo", **more)
+
+
+def test_the_page_on_two_ranks(pair):
+    """Its blocks run in one process among those of the other pages; here as under torchrun."""
+    (size, first), (_, second) = pair(ranks.page, ROOT / "docs" / "guide" / "several_processes.md")
+    assert size == 2
+    for a, b in zip(first, second, strict=True):
+        numpy.testing.assert_array_equal(a, b)
 
 
 def test_what_is_private_of_the_wrappers(pair):

@@ -70,10 +70,10 @@ def unroll(
     generator: the strategy's only source of randomness; None is torch's default one.
     scale: factor on the injected loss gradient: a number, such as 1/n where n updates are accumulated for a step, or
         `scaler.scale` of a GradScaler.
-    group: the process group of torch.distributed whose ranks train one model together, each on rows of its own. Default:
-        that of DistributedDataParallel or `fully_shard` where the model is in one, else this process alone. The ranks
-        agree on every window, and on losses and gradients being finite; a probe's answer and the divisor of "valid" are
-        those of all rows. Without a wrapper call `bptt.distributed.average_gradients` after each update.
+    group: the process group of torch.distributed whose ranks train one model together, each on rows of its own.
+        Default: that of DistributedDataParallel or `fully_shard` where the model is in one, else this process alone.
+        The ranks agree on every window, and on losses and gradients being finite; a probe's answer and the divisor of
+        "valid" are those of all rows. Without a wrapper call `bptt.distributed.average_gradients` after each update.
 
     Returns an iterator that gives an `Update` a window, and can be saved between two and go on elsewhere, by
     `state_dict()` and `load_state_dict()`. A rank whose stream has ended gives updates of no steps until all have.

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import bptt
 from bptt import _torch
+from support.pages import code
 
 F64 = torch.float64
 T, ROWS = 23, 32
@@ -314,3 +315,13 @@ def private():
         if dist.get_rank() == 0:  # which would wait for the other
             sharded(torch.ones(2, dtype=F64))
     return [*seen, hasattr(sharded.weight, "full_tensor")]
+
+
+def page(path):
+    """The blocks of a page as this rank runs them: the weights after it has ended."""
+    namespace = {"__name__": "page"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANK", str(dist.get_rank()))
+        for block in code(path):
+            exec(compile(block.text, str(path), "exec"), namespace)
+    return [namespace["size"], weights(namespace["model"])]
