@@ -190,3 +190,21 @@ def rows_weight(tree: Tree, w: Any, dims: Any) -> Any:
             )
         rows_of_state(tree, w, dims)
     return dims
+
+
+def raised(carried: Tree, given: Tree) -> Tree:
+    """The state that autocast has lowered in the dtypes in which it was given, float32 where it was None."""
+    values, structure = _tree.flatten(carried)
+    if not any(_lowered(value) for value in values):
+        return carried
+    dtypes = [torch.float32] * len(values) if given is None else [leaf.dtype for leaf in _tree.leaves(given)]
+    raised = [v.to(dtype) if _lowered(v) else v for v, dtype in zip(values, dtypes, strict=True)]
+    return _tree.unflatten(raised, structure)
+
+
+def _lowered(leaf: Tensor) -> bool:
+    """Whether it is in the dtype that autocast is computing in."""
+    kind = leaf.device.type
+    if leaf.dtype not in (torch.bfloat16, torch.float16) or not torch.amp.is_autocast_available(kind):
+        return False
+    return torch.is_autocast_enabled(kind) and leaf.dtype == torch.get_autocast_dtype(kind)

@@ -181,8 +181,8 @@ class Segment:
                 y, carried = self._call(a, b, inputs, carried, rows)
                 outputs.append(y)
                 if b == self.window.keep and b < self.stop:
-                    kept = _tree.compact(_raised(carried, given))
-        carried = _raised(carried, given)
+                    kept = _tree.compact(_boundary.raised(carried, given))
+        carried = _boundary.raised(carried, given)
         after = _tree.compact(carried)
         kept = after if self.window.keep == self.stop else kept
         return Unfolded(_tree.join(outputs, p.time_dim), carried, after, kept)
@@ -359,24 +359,6 @@ class Tape:
             *self.data.tracked.values(),
         ]
         return [*params, *(leaf for leaf in ours if leaf.requires_grad)]
-
-
-def _raised(carried: Tree, given: Tree) -> Tree:
-    """The state that autocast has lowered in the dtypes in which it was given, float32 where it was None."""
-    values, structure = _tree.flatten(carried)
-    if not any(_lowered(value) for value in values):
-        return carried
-    dtypes = [torch.float32] * len(values) if given is None else [leaf.dtype for leaf in _tree.leaves(given)]
-    raised = [v.to(dtype) if _lowered(v) else v for v, dtype in zip(values, dtypes, strict=True)]
-    return _tree.unflatten(raised, structure)
-
-
-def _lowered(leaf: Tensor) -> bool:
-    """Whether it is in the dtype that autocast is computing in."""
-    kind = leaf.device.type
-    if leaf.dtype not in (torch.bfloat16, torch.float16) or not torch.amp.is_autocast_available(kind):
-        return False
-    return torch.is_autocast_enabled(kind) and leaf.dtype == torch.get_autocast_dtype(kind)
 
 
 def _explain(error: RuntimeError) -> None:
