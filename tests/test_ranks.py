@@ -208,6 +208,13 @@ def test_streams_of_different_lengths_end_together(three, kind, strategy, option
     assert len(counts) == 1
 
 
+@pytest.mark.parametrize("strategy", ["tbptt-3-7", "artbp", "adaptive"])
+def test_each_rank_goes_on_from_a_state_of_its_own(pair, strategy):
+    want, _ = ranks.alone(STRATEGIES[strategy], {})
+    for got in pair(ranks.resumed, STRATEGIES[strategy]):
+        close(got, want)
+
+
 def test_evaluate_counts_the_rows_of_all_ranks(pair):
     """However many each has; without group= the rank's own."""
     all_of_it = bptt.evaluate(ranks.Model(), ranks.per_row, ranks.chunks(slice(None), masked=True))

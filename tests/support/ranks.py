@@ -317,6 +317,27 @@ def private():
     return [*seen, hasattr(sharded.weight, "full_tensor")]
 
 
+def resumed(strategy):
+    """The weights of a run that another one goes on with after two updates."""
+    model = DDP(Model())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+
+    def updates(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return bptt.unroll(model, per_row, list(chunks(mine())), strategy=strategy, generator=generator)
+
+    def train_on(some):
+        for _ in some:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    first, second = updates(0), updates(5)
+    train_on(zip(range(2), first, strict=False))
+    second.load_state_dict(first.state_dict())
+    train_on(second)
+    return weights(model)
+
+
 def page(path):
     """The blocks of a page as this rank runs them: the weights after it has ended."""
     namespace = {"__name__": "page"}
