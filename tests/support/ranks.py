@@ -299,7 +299,7 @@ def averaged():
 def private():
     """What `_torch` takes from wrappers, as it can be observed."""
     model = DDP(nn.Linear(2, 2, dtype=F64))
-    seen = [_torch.joins(model), _torch.unwrapped(torch.compile(model)) is model.module]
+    seen = [_torch.joins(model), _torch.unwrapped(model) is model.module]
     with model.join():
         seen.append(_torch.joins(model))
     outputs = model(torch.ones(2, dtype=F64))
