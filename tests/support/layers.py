@@ -22,14 +22,14 @@ RUNS = [*((name, torch.float32) for name in KERNELS), ("eager", F64)]
 @contextlib.contextmanager
 def kernel(name: str) -> Iterator[None]:
     """The kernels of that name run float32 on the CPU, however short the sequence; "eager" stands for none."""
-    before, long = kernels.chosen, fits._long
+    before, pays = kernels.chosen, fits._pays
     kernels.chosen = next((native for native in kernels.natives if native.name == name), None)
-    fits._long = lambda *_: True
+    fits._pays = lambda *_: True
     assert kernels.chosen is not None or name == "eager"
     try:
         yield
     finally:
-        kernels.chosen, fits._long = before, long
+        kernels.chosen, fits._pays = before, pays
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from bptt import _torch
 from bptt.nn import kernels
+from bptt.nn.cells import CELLS
 from bptt.nn.kernels.sequence import Maybe
 
 _PLAIN = (Tensor, nn.Parameter)
@@ -38,11 +39,11 @@ def fused(layer: nn.RNNBase, input: Any, hx: Any, asked: bool) -> bool:
         or (packed and not _sizes_fit(input.batch_sizes, len(x)))
     ):
         return False
-    if not asked and not _long(layer, input, packed):
+    if not asked and not _pays(layer, input, packed):
         return False
     if hx is None:
         return True
-    pair = layer.mode == "LSTM"
+    pair = CELLS[layer.mode].states == 2
     if pair and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
         return False
     rows = int(input.batch_sizes[0]) if packed else x.shape[0 if layer.batch_first else 1] if x.dim() == 3 else None
@@ -67,7 +68,7 @@ def _weights_fit(layer: nn.RNNBase, x: Tensor) -> bool:
     directions, each = 1 + layer.bidirectional, 2 + 2 * layer.bias
     if len(weights) != layer.num_layers * directions * each:
         return False
-    rows = H * {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
+    rows = H * CELLS[layer.mode].gates
     for i, weight in enumerate(weights):
         first = i < directions * each
         shape = ((rows, layer.input_size if first else H * directions), (rows, H), (rows,), (rows,))[i % each]
@@ -76,15 +77,10 @@ def _weights_fit(layer: nn.RNNBase, x: Tensor) -> bool:
     return True
 
 
-def _long(layer: nn.RNNBase, input: Any, packed: bool) -> bool:
-    """Whether the kernels are the faster ones, as measured: for steps enough to pay for packing the weights."""
-    if packed:
-        return True
-    graph = torch.is_grad_enabled()
-    if kernels.implementation(input) is kernels.eager:  # step by step torch's LSTM is faster, and any without a graph
-        return graph and layer.mode != "LSTM"
-    steps = input.shape[1 if layer.batch_first and input.dim() == 3 else 0]
-    return steps >= (4 if graph else 8)
+def _pays(layer: nn.RNNBase, input: Any, packed: bool) -> bool:
+    """Whether the kernels are the faster ones."""
+    steps = 1 if packed else input.shape[1 if layer.batch_first and input.dim() == 3 else 0]
+    return packed or kernels.implementation(input).pays(CELLS[layer.mode], steps, torch.is_grad_enabled())
 
 
 def keywords(layer: nn.RNNBase, input: Any, **given: Maybe) -> None:

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 from bptt import _torch
 from bptt.nn import kernels, plain
 from bptt.nn.kernels.buffers import empty
-from bptt.nn.kernels.sequence import LSTM, RNN, SAVED, Maybe, Plan, Sequence
+from bptt.nn.kernels.sequence import Maybe, Plan, Sequence
 from bptt.nn.uncompiled import uncompiled
 
 _NOTHING = torch.empty(0, device="cpu")
@@ -34,11 +34,11 @@ def evaluate(
     """
     cell, H = plan.cell, w_hh.shape[1]
     shape, last = (*(x.shape[:-1] if plan.ids is None else plan.ids.shape), H), (1, plan.rows, H)
-    outputs = empty(shape, x)
+    outputs, two = empty(shape, x), cell.states == 2
     q = Sequence(
         plan, x.contiguous(), w_ih.contiguous(), w_hh.contiguous(), _contiguous(b_ih), _contiguous(b_hh),
-        _contiguous(h0), _contiguous(c0), outputs if cell == RNN else empty((*shape[:-1], SAVED[cell] * H), x), outputs,
-        empty(shape, x) if cell == LSTM else None, x.new_empty(last), x.new_empty(last) if cell == LSTM else None,
+        _contiguous(h0), _contiguous(c0), empty((*shape[:-1], cell.saved * H), x) if cell.keeps else outputs, outputs,
+        empty(shape, x) if two else None, x.new_empty(last), x.new_empty(last) if two else None,
     )  # fmt: skip
     kernels.implementation(x).forward(q)
     return q
@@ -77,7 +77,7 @@ class Layer(torch.autograd.Function):
         x, h0, c0, w_ih, w_hh, b_ih, b_hh = contiguous
         grads = [empty(a.shape, a) if need else None for a, need in zip(given, needed, strict=True)]
         d_x, d_h0, d_c0, d_w_ih, d_w_hh, d_b_ih, d_b_hh = grads
-        d_gates = empty((outputs.numel() // w_hh.shape[1], SAVED[plan.cell] * w_hh.shape[1]), outputs)
+        d_gates = empty((outputs.numel() // w_hh.shape[1], plan.cell.saved * w_hh.shape[1]), outputs)
         q = Sequence(
             plan, x, w_ih, w_hh, b_ih, b_hh, h0, c0, outputs if gates is None else gates, outputs, cells, None, None,
             _contiguous(d_outputs), _contiguous(d_hn), _contiguous(d_cn), d_gates,
@@ -107,7 +107,7 @@ def _differentiable(plan: Plan, given: Any, needed: Any, cotangents: tuple[Any, 
     with torch.enable_grad():
         x, h0, c0, *weights = given = [None if a is None else a.view_as(a) for a in given]
         zeros = x.new_zeros(1, plan.rows, weights[1].shape[1])
-        state = tuple(zeros if s is None else s for s in ((h0, c0) if plan.cell == LSTM else (h0,)))
+        state = tuple(zeros if s is None else s for s in (h0, c0)[: plan.cell.states])
         weights = [w for w in weights if w is not None]
         inputs = x if plan.ids is None else functional.embedding(plan.ids, x)
         y, last = plain.run(plan, inputs, state, weights)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bptt._boundary import scale_gradient
+from bptt.nn.cells.base import Given
 from bptt.nn.kernels.sequence import Plan
 
 State = tuple[Tensor, ...]
@@ -39,11 +40,12 @@ def run(plan: Plan, x: Tensor, state: State, weights: Sequence[Tensor]) -> tuple
 
 
 def _call(plan: Plan, x: Tensor, state: State, weights: Sequence[Tensor]) -> tuple[Tensor, State]:
-    if plan.mode == "RNN_IDENTITY":
-        return _identity(plan, x, state[0][0], weights)
-    call, sizes, reverse = getattr(torch, plan.mode.lower()), plan.sizes, plan.reverse
+    cell, sizes, reverse = plan.cell, plan.sizes, plan.reverse
+    if not cell.torchs:
+        return _steps(plan, x, state, weights)
+    call = getattr(torch, cell.torchs)
     both = [s.expand(1 + reverse, -1, -1).contiguous() for s in state]
-    hx = both if plan.mode == "LSTM" else both[0]
+    hx = both if cell.states == 2 else both[0]
     flat = [*weights, *weights] if reverse else list(weights)  # the second of two directions is the reverse one
     settings = (len(weights) > 3, 1, 0.0, False, reverse)
     with _without_onednn():
@@ -67,16 +69,17 @@ def _without_onednn() -> Iterator[None]:
         torch.backends.mkldnn.enabled = before
 
 
-def _identity(plan: Plan, x: Tensor, h: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, State]:
+def _steps(plan: Plan, x: Tensor, state: State, weights: Sequence[Tensor]) -> tuple[Tensor, State]:
     sizes, reverse = plan.sizes, plan.reverse
     w_ih, w_hh, *biases = weights
     driven = functional.linear(x, w_ih, sum(biases) if biases else None)  # pyright: ignore[reportArgumentType]
     steps = list(driven.unbind() if sizes is None else driven.split(sizes.tolist()))
     outputs: list[Tensor] = []
+    given, states = Given(w_hh, None), [s[0] for s in state]
     for a in reversed(steps) if reverse else steps:
-        now = a + functional.linear(h[: len(a)], w_hh)
-        h = torch.cat([now, h[len(a) :]])
-        outputs.append(now)
+        now = plan.cell.step(a, [s[: len(a)] for s in states], given)
+        states = [torch.cat([new, s[len(a) :]]) for new, s in zip(now, states, strict=True)]
+        outputs.append(now[0])
     if reverse:
         outputs.reverse()
-    return torch.stack(outputs) if sizes is None else torch.cat(outputs), (h[None],)
+    return torch.stack(outputs) if sizes is None else torch.cat(outputs), tuple(s[None] for s in states)

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from types import ModuleType
 
-from torch import Tensor, float32
+from torch import Tensor
 
 from bptt.nn.kernels import eager
 from bptt.nn.kernels.native import Native, load
@@ -22,7 +22,7 @@ if (_asked := os.environ.get("BPTT_KERNELS")) is not None:
 
 def implementation(like: Tensor) -> Native | ModuleType:
     """What runs a sequence in the dtype and on the device of `like`."""
-    return chosen if chosen is not None and like.dtype == float32 and like.device.type == "cpu" else eager
+    return chosen if chosen is not None and chosen.serves(like) else eager
 
 
 def describe() -> str:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from bptt.nn.kernels.sequence import CELLS, Maybe, Sequence
+from bptt.nn.cells.base import Cell
+from bptt.nn.kernels.sequence import Maybe, Sequence
 
 _NUMBERS = 11
 _OF_PLAN = ("sizes", "offsets", "start", "weight", "ids")
@@ -35,6 +37,14 @@ class Native:
     def __init__(self, library: ctypes.CDLL, isa: int, name: str, threaded: bool) -> None:
         self.library, self.isa, self.name, self.threaded = library, isa, name, threaded
 
+    def serves(self, x: Tensor) -> bool:
+        """float32 on the CPU."""
+        return x.dtype == torch.float32 and x.device.type == "cpu"
+
+    def pays(self, cell: Cell, steps: int, graph: bool) -> bool:
+        """As measured: for steps enough to pay for packing the weights."""
+        return not cell.torchs or steps >= (4 if graph else 8)
+
     def forward(self, q: Sequence) -> None:
         """Fill gates, cells, outputs, hn and cn."""
         self._call(self.library.bptt_forward, q)
@@ -54,12 +64,13 @@ class Native:
 def _packed(q: Sequence) -> bytes:
     """`struct Sequence` of native/sequence.h. The tensors live as long as q."""
     plan = q.plan
-    cell, activation = CELLS[plan.mode]
+    cell = plan.cell
     units, weight = q.w_hh.shape[1], plan.weight
     total = q.outputs.numel() // units
+    distinct = total if plan.ids is None else len(q.x)
     return _pack(
-        cell, activation, plan.reverse, torch.get_num_threads(), plan.steps, plan.rows, q.w_ih.shape[1], units, total,
-        total if plan.ids is None else len(q.x), weight is not None and weight.dim() == 2,
+        cell.number, cell.activation, plan.reverse, torch.get_num_threads(), plan.steps, plan.rows,
+        q.w_ih.shape[1], units, total, distinct, weight is not None and weight.dim() == 2,
         *[0 if x is None else x.data_ptr() for x in _of_plan(plan)],
         *[0 if x is None else x.data_ptr() for x in _tensors(q)],
     )  # fmt: skip

@@ -4,16 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from bptt.nn.cells import CELLS, Cell
+
 Maybe = Tensor | None
-RNN, GRU, LSTM = 0, 1, 2
-CELLS = {
-    "RNN_IDENTITY": (RNN, 0), "RNN_TANH": (RNN, 1), "RNN_RELU": (RNN, 2), "GRU": (GRU, 0), "LSTM": (LSTM, 0)
-}  # fmt: skip
-"""torch.nn's modes: the cell, and the activation of an RNN."""
-GATES = (1, 3, 4)
-"""Gates of RNN, GRU and LSTM: `w_hh` has so many times H rows."""
-SAVED = (1, 4, 4)
-"""Arrays (H,) a row that `gates` and `d_gates` hold."""
 
 
 @dataclass(slots=True)
@@ -38,23 +31,23 @@ class Plan:
     ids: Maybe = None
 
     @property
-    def cell(self) -> int:
-        return CELLS[self.mode][0]
+    def cell(self) -> Cell:
+        return CELLS[self.mode]
 
 
 @dataclass(slots=True)
 class Sequence:
     """One direction of one layer, forward or, with the cotangents, backward.
 
-    With N the rows of all steps together and S = SAVED[cell]; float tensors have one dtype and are contiguous. What is
+    With N the rows of all steps together and G, S of its cell; float tensors have one dtype and are contiguous. What is
     (N, ...) may be (T, B, ...).
 
     x: (N, I), with ids any number of rows. w_ih: (G H, I). w_hh: (G H, H). b_ih, b_hh: (G H,), or both None.
-    gates: (N, S H), written forward: h of an RNN; r, z, n, W_n h + b_n of a GRU; i, f, g, o of an LSTM.
-    outputs: (N, H), h; for an RNN the same tensor as gates. cells: (N, H), c of an LSTM.
+    gates: (N, S H), written forward: what the cell saves. cells: (N, H), its second state, where it has two.
+    outputs: (N, H), h; the same tensor as gates where a cell saves nothing else.
     h0, c0: (1, B, H), or None for zeros. hn, cn: (1, B, H), the state after the last step.
     d_outputs, d_hn, d_cn: the cotangents, None for zeros. The other d_...: what is wanted of them, None where nothing.
-    d_gates: (N, S H), scratch: da of an RNN; dr, dz, r dn, dn of a GRU; di, df, dg, do of an LSTM.
+    d_gates: (N, S H), scratch: the cotangents that the cell's by_input and by_state number.
     """
 
     plan: Plan
@@ -87,3 +80,28 @@ class Sequence:
         """Outputs and the last state."""
         assert self.hn is not None
         return (self.outputs, self.hn) if self.cn is None else (self.outputs, self.hn, self.cn)
+
+    @property
+    def states(self) -> list[Tensor]:
+        """Of each state its values after all steps, (N, H)."""
+        return [self.outputs] if self.cells is None else [self.outputs, self.cells]
+
+    @property
+    def initial(self) -> list[Maybe]:
+        """Of each state its values before the first step."""
+        return [self.h0, self.c0][: self.plan.cell.states]
+
+    @property
+    def last(self) -> list[Maybe]:
+        """Of each state where its values after the last step go."""
+        return [self.hn, self.cn][: self.plan.cell.states]
+
+    @property
+    def d_last(self) -> list[Maybe]:
+        """The cotangents of `last`."""
+        return [self.d_hn, self.d_cn][: self.plan.cell.states]
+
+    @property
+    def d_initial(self) -> list[Maybe]:
+        """Where the cotangents of `initial` go."""
+        return [self.d_h0, self.d_c0][: self.plan.cell.states]

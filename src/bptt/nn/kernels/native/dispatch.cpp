@@ -69,10 +69,11 @@ static int32_t enter(int32_t isa, const Sequence *q, void (*pass)(const Kernels 
         if (q->ids[i] < 0 || q->ids[i] >= q->distinct) return 2;
     static thread_local Scratch scratch;
     const Kernels &kernels = *usable(isa);
-    const int64_t gates = gates_of(q->cell) * q->units, carry = q->rows * q->units;
+    const Shape &shape = kernels.shape(q->cell);
+    const int64_t gates = shape.gates * q->units, carry = q->rows * q->units;
     const int64_t products = std::max(kernels.product_packed(gates, 0), kernels.product_packed(q->inputs, q->units));
     const int64_t packed = std::max(kernels.packed(q->cell, q->units), products);
-    const int64_t table = q->ids ? q->distinct * saved_of(q->cell) * q->units : 0;
+    const int64_t table = q->ids ? q->distinct * shape.saved * q->units : 0;
     const int64_t pointers = q->total, numbers = q->ids ? q->total + q->distinct + 1 : 0;  // 8 bytes each
     const int64_t before = (pointers + numbers + 7) / 8 * 64;
     char *at = static_cast<char *>(scratch.of(size_t(before) + size_t(packed + table + carry + gates) * sizeof(float)));

@@ -11,10 +11,9 @@ constexpr int64_t FEW_STEPS = 2000000, FEW_PRODUCTS = 1000000;
 
 static int threads_for(const Sequence &q, int64_t work, int64_t few) { return work > few ? int(q.threads) : 1; }
 
-static Recurrence recurrence(const Sequence &q, const Room &room) {
-    const int64_t work = q.total * q.units * q.units * gates_of(q.cell);
-    const float *bias_n = q.cell == GRU && q.b_hh ? q.b_hh + 2 * q.units : nullptr;
-    return {{q}, room.table, threads_for(q, work, FEW_STEPS), bias_n, room.packed, room.carry};
+static Recurrence recurrence(const Kernels &kernels, const Sequence &q, const Room &room) {
+    const int64_t work = q.total * q.units * q.units * kernels.shape(q.cell).gates;
+    return {{q}, room.table, threads_for(q, work, FEW_STEPS), room.packed, room.carry};
 }
 
 static void multiply(const Kernels &kernels, const Sequence &q, const Room &room, Product p) {
@@ -24,50 +23,62 @@ static void multiply(const Kernels &kernels, const Sequence &q, const Room &room
 }
 
 void forward(const Kernels &kernels, const Sequence &q, const Room &room) {
-    const int64_t H = q.units, I = q.inputs, GH = gates_of(q.cell) * H, both = q.cell == GRU ? 2 * H : GH;
+    const Shape &shape = kernels.shape(q.cell);
+    const int64_t H = q.units, I = q.inputs, GH = shape.gates * H;
     Product p;  // gates = x W_ih^T + bias
     p.m = q.distinct, p.n = GH, p.k = I, p.a = q.x, p.lda = I, p.b = q.w_ih, p.ldb = I, p.b_transposed = true;
-    p.c = q.ids ? room.table : q.gates, p.ldc = saved_of(q.cell) * H;
+    p.c = q.ids ? room.table : q.gates, p.ldc = shape.saved * H;
+    p.bias = q.b_ih;
     if (q.b_ih && q.b_hh) {
-        for (int64_t i = 0; i < GH; ++i) room.bias[i] = i < both ? q.b_ih[i] + q.b_hh[i] : q.b_ih[i];
+        for (int64_t i = 0; i < GH; ++i) room.bias[i] = q.b_ih[i] + (shape.apart(i / H) ? 0.f : q.b_hh[i]);
         p.bias = room.bias;
     }
     multiply(kernels, q, room, p);
-    kernels.forward(recurrence(q, room));
+    kernels.forward(recurrence(kernels, q, room));
 }
 
-// d_x = d_gates W_ih, of `count` gates that begin at `gate` in the weights and at `at` in d_gates.
-static void to_input(const Kernels &kernels, const Sequence &q, const Room &room, int64_t gate, int64_t at, int64_t count) {
+// Gates next to each other in the weights that are so in d_gates too.
+struct Gates {
+    int64_t gate, at, count;  // the first one in the weights and in d_gates, and how many
+};
+
+// d_x = d_gates W_ih
+static void to_input(const Kernels &kernels, const Sequence &q, const Room &room, Gates gates) {
     const int64_t H = q.units, I = q.inputs;
     Product p;
-    p.m = q.total, p.n = I, p.k = count * H, p.a = q.d_gates + at * H, p.lda = saved_of(q.cell) * H;
-    p.b = q.w_ih + gate * H * I, p.ldb = I, p.c = q.d_x, p.ldc = I, p.add = gate > 0;
+    p.m = q.total, p.n = I, p.k = gates.count * H, p.a = q.d_gates + gates.at * H, p.lda = kernels.shape(q.cell).saved * H;
+    p.b = q.w_ih + gates.gate * H * I, p.ldb = I, p.c = q.d_x, p.ldc = I, p.add = gates.gate > 0;
     multiply(kernels, q, room, p);
 }
 
 // dW_ih = d_gates^T x and dW_hh = d_gates^T h_before from one reading of d_gates, and its sums, the bias' gradients.
-static void to_weights(
-    const Kernels &kernels, const Sequence &q, const Room &room, int64_t gate, int64_t at, int64_t count, bool input, bool state) {
-    const int64_t H = q.units, I = q.inputs, S = saved_of(q.cell);
-    float *b_ih = input && q.d_b_ih ? q.d_b_ih + gate * H : nullptr, *b_hh = state && q.d_b_hh ? q.d_b_hh + gate * H : nullptr;
+static void to_weights(const Kernels &kernels, const Sequence &q, const Room &room, Gates gates, bool input, bool state) {
+    const int64_t H = q.units, I = q.inputs, row = gates.gate * H;
+    float *b_ih = input && q.d_b_ih ? q.d_b_ih + row : nullptr, *b_hh = state && q.d_b_hh ? q.d_b_hh + row : nullptr;
     Product p;
-    p.m = count * H, p.k = q.total, p.a = q.d_gates + at * H, p.lda = S * H, p.a_transposed = true;
-    p.sums = b_ih ? b_ih : b_hh;
-    if (input && q.d_w_ih) p.n = I, p.b = q.x, p.ldb = I, p.c = q.d_w_ih + gate * H * I, p.ldc = I;
-    if (state && q.d_w_hh) p.n2 = H, p.b2 = room.before, p.c2 = q.d_w_hh + gate * H * H, p.ldc2 = H;
+    p.m = gates.count * H, p.k = q.total, p.a = q.d_gates + gates.at * H, p.lda = kernels.shape(q.cell).saved * H;
+    p.a_transposed = true, p.sums = b_ih ? b_ih : b_hh;
+    if (input && q.d_w_ih) p.n = I, p.b = q.x, p.ldb = I, p.c = q.d_w_ih + row * I, p.ldc = I;
+    if (state && q.d_w_hh) p.n2 = H, p.b2 = room.before, p.c2 = q.d_w_hh + row * H, p.ldc2 = H;
     if (p.n || p.n2 || p.sums) multiply(kernels, q, room, p);
-    if (b_ih && b_hh) std::memcpy(b_hh, b_ih, count * H * sizeof(float));
+    if (b_ih && b_hh) std::memcpy(b_hh, b_ih, gates.count * H * sizeof(float));
 }
 
 static void to_inputs_and_weights(const Kernels &kernels, const Sequence &q, const Room &room, bool input, bool state) {
-    const int64_t all = gates_of(q.cell);
-    if (q.cell != GRU) {
-        if (input && q.d_x) to_input(kernels, q, room, 0, 0, all);
-        return to_weights(kernels, q, room, 0, 0, all, input, state);
+    const Shape &shape = kernels.shape(q.cell);
+    for (int64_t first = 0, end; first < shape.gates; first = end) {
+        const int64_t at = shape.by_input[first], of_state = shape.by_state[first];
+        for (end = first + 1; end < shape.gates; ++end)
+            if (shape.by_input[end] != at + end - first || shape.by_state[end] != of_state + end - first) break;
+        const Gates by_input{first, at, end - first}, by_state{first, of_state, end - first};
+        if (input && q.d_x) to_input(kernels, q, room, by_input);
+        if (!shape.apart(first)) {
+            to_weights(kernels, q, room, by_input, input, state);
+        } else {
+            to_weights(kernels, q, room, by_input, input, false);
+            to_weights(kernels, q, room, by_state, false, state);
+        }
     }
-    if (input && q.d_x) to_input(kernels, q, room, 0, 0, 2), to_input(kernels, q, room, 2, 3, 1);
-    to_weights(kernels, q, room, 0, 0, 2, input, state);
-    to_weights(kernels, q, room, 2, 3, 1, input, false), to_weights(kernels, q, room, 2, 2, 1, false, state);
 }
 
 // The rows of d_gates that have one id, summed: a sequence of as many rows as x has.
@@ -79,7 +90,7 @@ static Sequence by_id(const Kernels &kernels, const Sequence &q, const Room &roo
     for (int64_t i = 0; i < q.total; ++i) order[begin[q.ids[i]]++] = i;  // begin[id] is the end of id's rows now
     for (int64_t id = q.distinct; id > 0; --id) begin[id] = begin[id - 1];
     begin[0] = 0;
-    const int64_t width = saved_of(q.cell) * q.units;
+    const int64_t width = kernels.shape(q.cell).saved * q.units;
     kernels.sums({threads_for(q, q.total * width, FEW_PRODUCTS), q.distinct, width, order, begin, q.d_gates, room.table});
     Sequence sums = q;
     sums.total = q.distinct, sums.d_gates = room.table;
@@ -87,11 +98,12 @@ static Sequence by_id(const Kernels &kernels, const Sequence &q, const Room &roo
 }
 
 void backward(const Kernels &kernels, const Sequence &q, const Room &room) {
-    kernels.backward(recurrence(q, room));
+    kernels.backward(recurrence(kernels, q, room));
     const Steps steps{q};
+    const int64_t operand = kernels.shape(q.cell).operand;
     if (q.d_w_hh)
         for (int64_t s = 0; s < q.steps; ++s)
-            for (int64_t b = 0; b < steps.rows(s); ++b) room.before[steps.flat(s) + b] = steps.before(s, b, q.outputs, q.h0);
+            for (int64_t b = 0; b < steps.rows(s); ++b) room.before[steps.flat(s) + b] = steps.before(s, b, operand);
     if (q.ids && (q.d_x || q.d_w_ih || q.d_b_ih))
         to_inputs_and_weights(kernels, by_id(kernels, q, room), room, true, false);
     to_inputs_and_weights(kernels, q, room, !q.ids, true);

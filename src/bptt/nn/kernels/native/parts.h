@@ -4,26 +4,39 @@
 
 #include "sequence.h"
 
+#define INLINE inline __attribute__((always_inline))
+
 namespace bptt {
 
-constexpr int64_t gates_of(int64_t cell) { return cell == RNN ? 1 : cell == GRU ? 3 : 4; }
-constexpr int64_t saved_of(int64_t cell) { return cell == RNN ? 1 : 4; }
+constexpr int64_t NONE = -1;
+
+// What the passes know of a cell. Its states are h, in outputs, and a second one, in cells.
+struct Shape {
+    int64_t gates, saved, states;  // G, S, and how many states
+    int64_t operand;               // the state that the recurrent weights multiply
+    int64_t carry;                 // the state that has a cotangent past the gates too, or NONE
+    int64_t by_input[4], by_state[4];  // of each gate the array of d_gates that W_ih gets, and W_hh
+    // Whether the gate's recurrent part stands apart from the input's, with a bias of its own.
+    constexpr bool apart(int64_t gate) const { return by_input[gate] != by_state[gate]; }
+};
 
 // A sequence by step in the order of its evaluation, s = 0 .. T-1.
 struct Steps {
     const ::Sequence &q;
-    int64_t t(int64_t s) const { return q.reverse ? q.steps - 1 - s : s; }
-    int64_t rows(int64_t s) const { return s < 0 || s >= q.steps ? 0 : q.sizes ? q.sizes[t(s)] : q.rows; }
-    int64_t flat(int64_t s) const { return q.offsets ? q.offsets[t(s)] : t(s) * q.rows; }
-    bool starts(int64_t s, int64_t row) const { return q.start && q.start[t(s) * q.rows + row]; }
-    float weight(int64_t s, int64_t row) const {
+    INLINE int64_t t(int64_t s) const { return q.reverse ? q.steps - 1 - s : s; }
+    INLINE int64_t rows(int64_t s) const { return s < 0 || s >= q.steps ? 0 : q.sizes ? q.sizes[t(s)] : q.rows; }
+    INLINE int64_t flat(int64_t s) const { return q.offsets ? q.offsets[t(s)] : t(s) * q.rows; }
+    INLINE bool starts(int64_t s, int64_t row) const { return q.start && q.start[t(s) * q.rows + row]; }
+    INLINE float weight(int64_t s, int64_t row) const {
         return !q.weight ? 1.f : q.weight_rows ? q.weight[t(s) * q.rows + row] : q.weight[t(s)];
     }
-    // The row's values before step s, of outputs and h0 or of cells and c0; null for zeros.
-    const float *before(int64_t s, int64_t row, const float *values, const float *initial) const {
+    INLINE float *values(int64_t state) const { return state ? q.cells : q.outputs; }
+    INLINE const float *initial(int64_t state) const { return state ? q.c0 : q.h0; }
+    // The row's state before step s; null for zeros.
+    INLINE const float *before(int64_t s, int64_t row, int64_t state) const {
         if (starts(s, row)) return nullptr;
-        if (row < rows(s - 1)) return values + (flat(s - 1) + row) * q.units;
-        return initial ? initial + row * q.units : nullptr;
+        if (row < rows(s - 1)) return values(state) + (flat(s - 1) + row) * q.units;
+        return initial(state) ? initial(state) + row * q.units : nullptr;
     }
 };
 
@@ -31,12 +44,10 @@ struct Steps {
 struct Recurrence : Steps {
     const float *table;   // (distinct, S H) the input's part of the gates, for q.ids; without them it is in q.gates
     int threads;          // at most so many
-    const float *bias_n;  // (H,) GRU: bias of the recurrent part of n; null: none
     float *packed;        // scratch of `Kernels::packed` floats, on a multiple of 64 bytes
-    float *carry;         // (B, H) scratch of the backward pass of GRU and LSTM
+    float *carry;         // (B, H) scratch of the backward pass of cells that carry
     // The input's part of the gates of a row of the N.
-    const float *given(int64_t row) const { return q.ids ? table + q.ids[row] * width() : q.gates + row * width(); }
-    int64_t width() const { return saved_of(q.cell) * q.units; }
+    INLINE const float *given(int64_t row, int64_t wide) const { return q.ids ? table + q.ids[row] * wide : q.gates + row * wide; }
 };
 
 // C (+)= A B + bias, float32: C (m, n), A (m, k), B (k, n), each with the distance of its rows in memory.
@@ -69,6 +80,7 @@ struct Sums {
 struct Kernels {
     const char *name;
     bool (*supported)();
+    const Shape &(*shape)(int64_t cell);
     int64_t (*packed)(int64_t cell, int64_t units);
     void (*forward)(const Recurrence &);
     void (*backward)(const Recurrence &);

@@ -138,7 +138,8 @@ void product(const Product &p) {
     run(p.threads, multiplication, &data);
 }
 
-// What cells.cpp has of this instruction set.
+// What steps.cpp has of this instruction set.
+const Shape &shape(int64_t cell);
 int64_t packed(int64_t cell, int64_t units);
 void forward(const Recurrence &steps);
 void backward(const Recurrence &steps);
@@ -152,7 +153,7 @@ bool supported() { return BPTT_SUPPORTED; }
 #define BPTT_NAME(x) BPTT_TEXT(x)
 extern const Kernels BPTT_TABLE;
 const Kernels BPTT_TABLE{
-    BPTT_NAME(BPTT_ISA), BPTT_ISA::supported, BPTT_ISA::packed, BPTT_ISA::forward, BPTT_ISA::backward,
+    BPTT_NAME(BPTT_ISA), BPTT_ISA::supported, BPTT_ISA::shape, BPTT_ISA::packed, BPTT_ISA::forward, BPTT_ISA::backward,
     BPTT_ISA::product_packed, BPTT_ISA::product, BPTT_ISA::sums};
 
 }  // namespace bptt

@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+
+#include "parts.h"
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -14,8 +16,6 @@ constexpr int LANES = BPTT_LANES;
 typedef float V __attribute__((vector_size(LANES * 4)));
 typedef int32_t I __attribute__((vector_size(LANES * 4)));
 typedef float Unaligned __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-
-#define INLINE inline __attribute__((always_inline))
 
 INLINE V all(float x) { return V{} + x; }
 

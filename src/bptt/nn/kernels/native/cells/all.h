@@ -1,0 +1,14 @@
+// The cells, in the order of their numbers in sequence.h.
+#pragma once
+#include "gru.h"
+#include "lstm.h"
+#include "rnn.h"
+
+namespace bptt {
+namespace BPTT_ISA {
+
+template <class... CELL> struct List {};
+using Cells = List<Rnn, Gru, Lstm>;
+
+}  // namespace BPTT_ISA
+}  // namespace bptt
