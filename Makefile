@@ -10,7 +10,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check $(if $(INDEX),--ex
 PIP := $(BIN)/python $(INSTALL) -c constraints.txt
 ARGS ?=
 SPREAD := -n auto --dist worksteal
-BUILT := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/bptt/nn/kernels/native/*)
+BUILT := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/bptt/nn/kernels/native/* src/bptt/nn/kernels/native/cells/*)
 
 .PHONY: train test test-deep test-lowest sanitize bench docs help
 help:            ## this list

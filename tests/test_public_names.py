@@ -67,8 +67,12 @@ unroll(model, loss, stream, state=None, *, strategy, memory=None, initial_state=
 verify(model, loss, chunk, state=None, *, initial_state=None, state_batch_dim=None, time_dim=0, params=None)
 """,
     "bptt.nn": """
+CTRNN(input_size, hidden_size, *, alpha, sigma=0.0, nonlinearity='tanh', form='rate', bias=True, learn_alpha=False,
+    learn_initial=False, device=None, dtype=None, generator=None)
+Dale(signs)
 GRU(*args, **kwargs)
 LSTM(*args, **kwargs)
+Masked(mask)
 RNN(*args, **keywords)
 SimpleRNN(input_size, hidden_size, output_size, nonlinearity='identity', bias=False, *, device=None, dtype=None,
     generator=None)

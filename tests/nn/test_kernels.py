@@ -115,7 +115,7 @@ def stale(numbers, lacks=""):
 @pytest.mark.parametrize("lacks", ["bptt_numbers", "bptt_use_openmp", "bptt_isa", "bptt_forward", "bptt_backward"])
 def test_a_library_that_lacks_a_function(tmp_path, monkeypatch, lacks):
     (tmp_path / "libbptt.so").touch()
-    monkeypatch.setattr(ctypes, "CDLL", lambda path, mode=0: stale(39, lacks))
+    monkeypatch.setattr(ctypes, "CDLL", lambda path, mode=0: stale(48, lacks))
     natives, reason = load([tmp_path])
     assert natives == []
     assert "libbptt.so is of another version. Install bptt again" in reason
@@ -123,13 +123,13 @@ def test_a_library_that_lacks_a_function(tmp_path, monkeypatch, lacks):
 
 def test_a_library_of_another_struct(tmp_path, monkeypatch):
     (tmp_path / "libbptt.so").touch()
-    monkeypatch.setattr(ctypes, "CDLL", lambda path, mode=0: stale(40))
+    monkeypatch.setattr(ctypes, "CDLL", lambda path, mode=0: stale(49))
     assert "of another version" in load([tmp_path])[1]
 
 
 def test_a_library_without_kernels_says_so(tmp_path, monkeypatch):
     (tmp_path / "libbptt.so").touch()
-    monkeypatch.setattr(ctypes, "CDLL", lambda path, mode=0: stale(39))
+    monkeypatch.setattr(ctypes, "CDLL", lambda path, mode=0: stale(48))
     natives, reason = load([tmp_path])
     assert natives == []
     assert "no kernels for this machine" in reason

@@ -88,9 +88,9 @@ def test_the_kernels_are_used_and_by_whom(cell, monkeypatch):
     stepwise = 0 if cell == "LSTM" else 4  # step by step in PyTorch: torch.nn's LSTM is faster
     ours = getattr(bptt.nn, cell)(3, 5, 2, bidirectional=True)
     count = []
-    real = bptt.nn.recurrent.Layer.forward
+    real = bptt.nn.layer.Layer.forward
     monkeypatch.setattr(
-        bptt.nn.recurrent.Layer, "forward", staticmethod(lambda *a: count.append(1) or real(*a)), raising=True
+        bptt.nn.layer.Layer, "forward", staticmethod(lambda *a: count.append(1) or real(*a)), raising=True
     )
     ours(torch.randn(8, 2, 3))
     expected = stepwise if bptt.nn.kernels.chosen is None else 4

@@ -58,7 +58,7 @@ def test_products_are_taken_of_the_rows_of_what_is_shorter(cell, name, monkeypat
     with kernel(name):
         chosen = kernels.implementation(torch.zeros(1))
         forward = chosen.forward
-        monkeypatch.setattr(chosen, "forward", lambda q: (rows.append(q.x.flatten(0, -2).shape[0]), forward(q)))
+        monkeypatch.setattr(chosen, "forward", lambda q: (rows.append(q.given.x.flatten(0, -2).shape[0]), forward(q)))
         for size, expected in ((T * B - 1, [T * B - 1, T * B]), (T * B, [T * B, T * B])):
             layer = getattr(bptt.nn, cell)(WIDE, UNITS, 2)
             layer(torch.randint(size, (T, B)), embedding=torch.randn(size, WIDE))

@@ -1,7 +1,9 @@
 """Recurrent modules, and the initialisers that go with them."""
 
 from bptt.nn import init
+from bptt.nn.constraints import Dale, Masked
+from bptt.nn.ctrnn import CTRNN
 from bptt.nn.recurrent import GRU, LSTM, RNN, convert
 from bptt.nn.simple import SimpleRNN
 
-__all__ = ["GRU", "LSTM", "RNN", "SimpleRNN", "convert", "init"]
+__all__ = ["CTRNN", "GRU", "LSTM", "RNN", "Dale", "Masked", "SimpleRNN", "convert", "init"]

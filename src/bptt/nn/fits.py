@@ -11,7 +11,7 @@ from bptt.nn import kernels
 from bptt.nn.cells import CELLS
 from bptt.nn.kernels.sequence import Maybe
 
-_PLAIN = (Tensor, nn.Parameter)
+PLAIN = (Tensor, nn.Parameter)
 
 
 def fused(layer: nn.RNNBase, input: Any, hx: Any, asked: bool) -> bool:
@@ -22,20 +22,12 @@ def fused(layer: nn.RNNBase, input: Any, hx: Any, asked: bool) -> bool:
     packed = isinstance(input, PackedSequence)
     x = input.data if packed else input
     if (
-        type(x) not in _PLAIN
-        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        or x.device.type != "cpu"
-        or x.layout is not torch.strided
-        or x.is_nested
-        or x.is_neg()
-        or x.dtype not in (torch.float32, torch.float64)
+        not served(x)
         or x.dim() not in ((2,) if packed else (2, 3))
         or x.shape[-1] != layer.input_size
         or not x.numel()
         or layer.proj_size
         or not _weights_fit(layer, x)
-        or torch.is_autocast_enabled("cpu")
-        or _torch.is_watched()
         or (packed and not _sizes_fit(input.batch_sizes, len(x)))
     ):
         return False
@@ -50,8 +42,24 @@ def fused(layer: nn.RNNBase, input: Any, hx: Any, asked: bool) -> bool:
     expected = (layer.num_layers * (1 + layer.bidirectional), *([] if rows is None else [rows]), layer.hidden_size)
     states: Any = hx if pair else (hx,)
     return all(
-        type(s) in _PLAIN and s.shape == expected and s.dtype == x.dtype and s.device == x.device and not s.is_neg()
+        type(s) in PLAIN and s.shape == expected and s.dtype == x.dtype and s.device == x.device and not s.is_neg()
         for s in states
+    )
+
+
+def served(x: Any) -> bool:
+    """Whether the kernels can run on such inputs, here and now."""
+    return (
+        type(x) in PLAIN
+        and not torch.compiler.is_exporting()
+        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        and x.device.type == "cpu"
+        and x.layout is torch.strided
+        and not x.is_nested
+        and not x.is_neg()
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled("cpu")
+        and not _torch.is_watched()
     )
 
 
@@ -72,7 +80,7 @@ def _weights_fit(layer: nn.RNNBase, x: Tensor) -> bool:
     for i, weight in enumerate(weights):
         first = i < directions * each
         shape = ((rows, layer.input_size if first else H * directions), (rows, H), (rows,), (rows,))[i % each]
-        if type(weight) not in _PLAIN or weight.shape != shape or weight.dtype != x.dtype or weight.device != x.device:
+        if type(weight) not in PLAIN or weight.shape != shape or weight.dtype != x.dtype or weight.device != x.device:
             return False
     return True
 
@@ -83,7 +91,7 @@ def _pays(layer: nn.RNNBase, input: Any, packed: bool) -> bool:
     return packed or kernels.implementation(input).pays(CELLS[layer.mode], steps, torch.is_grad_enabled())
 
 
-def keywords(layer: nn.RNNBase, input: Any, **given: Maybe) -> None:
+def keywords(layer: nn.Module, input: Any, **given: Maybe) -> None:
     """Raise for keywords whose numbers aren't there to be looked at, and for inputs of no steps."""
     name = type(layer).__name__
     for keyword, value in given.items():
@@ -93,7 +101,7 @@ def keywords(layer: nn.RNNBase, input: Any, **given: Maybe) -> None:
             raise TypeError(
                 f"{name}: torch.func.vmap over {keyword}= is impossible: its numbers decide what is computed."
             )
-    time = 1 if layer.batch_first and isinstance(input, Tensor) and input.dim() == 3 else 0
+    time = 1 if layer.batch_first is True and isinstance(input, Tensor) and input.dim() == 3 else 0
     if isinstance(input, Tensor) and input.dim() > 1 and input.shape[time] == 0:
         raise ValueError(f"{name}: inputs {tuple(input.shape)} have no steps: a call needs one at least.")
 

@@ -19,33 +19,30 @@ from torch.nn.utils.rnn import PackedSequence
 from bptt import _torch
 from bptt.nn import kernels, plain
 from bptt.nn.kernels.buffers import empty
-from bptt.nn.kernels.sequence import Maybe, Plan, Sequence
+from bptt.nn.kernels.sequence import Maybe, Plan, Sequence, Tensors, Wanted
 from bptt.nn.uncompiled import uncompiled
 
 _NOTHING = torch.empty(0, device="cpu")
+_PLAIN = 7
+"""How many of `Tensors` a cell of torch.nn's has."""
+_BY_ROW = ("start_h", "start_c", "by_unit")
 
 
-def evaluate(
-    plan: Plan, x: Tensor, h0: Maybe, c0: Maybe, w_ih: Tensor, w_hh: Tensor, b_ih: Maybe, b_hh: Maybe
-) -> Sequence:
-    """Equations (1) and (2): x (T, B, I), packed (N, I) or with plan.ids (V, I); h0, c0 (1, B, H), None for zeros.
-
-    Biases: None for none.
-    """
-    cell, H = plan.cell, w_hh.shape[1]
+def evaluate(plan: Plan, *tensors: Maybe) -> Sequence:
+    """Equations (1) and (2) of `Tensors`."""
+    given = Tensors(*map(contiguous, tensors))
+    cell, x, H = plan.cell, given.x, given.w_hh.shape[1]
     shape, last = (*(x.shape[:-1] if plan.ids is None else plan.ids.shape), H), (1, plan.rows, H)
     outputs, two = empty(shape, x), cell.states == 2
-    q = Sequence(
-        plan, x.contiguous(), w_ih.contiguous(), w_hh.contiguous(), _contiguous(b_ih), _contiguous(b_hh),
-        _contiguous(h0), _contiguous(c0), empty((*shape[:-1], cell.saved * H), x) if cell.keeps else outputs, outputs,
-        empty(shape, x) if two else None, x.new_empty(last), x.new_empty(last) if two else None,
-    )  # fmt: skip
+    gates = empty((*shape[:-1], cell.saved * H), x) if cell.keeps else outputs
+    cells, cn = (empty(shape, x), x.new_empty(last)) if two else (None, None)
+    q = Sequence(plan, given, gates, outputs, cells, x.new_empty(last), cn)
     kernels.implementation(x).forward(q)
     return q
 
 
 class Layer(torch.autograd.Function):
-    """The arguments of `evaluate` -> outputs (T, B, H) or (N, H), hn (1, B, H), and of an LSTM cn."""
+    """`Tensors` -> outputs (T, B, H) or (N, H), hn (1, B, H), and of a cell with two states cn."""
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -66,25 +63,39 @@ class Layer(torch.autograd.Function):
     def backward(ctx: Any, d_outputs: Maybe, d_hn: Maybe, d_cn: Maybe = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Equations (3) and (4)."""
         plan: Plan = ctx.plan
-        *given, outputs, gates, cells, _, _, _ = ctx.saved_tensors  # of the plan too: so a change in place is seen
+        *tensors, outputs, gates, cells, _, _, _ = ctx.saved_tensors  # of the plan too: so a change in place is seen
         needed = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled() or any(map(_torch.is_wrapped, (d_outputs, d_hn, d_cn))):  # create_graph=True, vmap
-            return None, *_differentiable(plan, given, needed, (d_outputs, d_hn, d_cn))
+            return None, *_differentiable(plan, Tensors(*tensors), needed, (d_outputs, d_hn, d_cn))
         if _torch.version(ctx.version) != ctx.unchanged or outputs.untyped_storage().nbytes() < outputs.nbytes:
-            q = evaluate(plan, *given)
+            q = evaluate(plan, *tensors)
             outputs, gates, cells = q.outputs, None if q.gates is q.outputs else q.gates, q.cells
-        contiguous: Any = [_contiguous(a) for a in given]
-        x, h0, c0, w_ih, w_hh, b_ih, b_hh = contiguous
-        grads = [empty(a.shape, a) if need else None for a, need in zip(given, needed, strict=True)]
-        d_x, d_h0, d_c0, d_w_ih, d_w_hh, d_b_ih, d_b_hh = grads
-        d_gates = empty((outputs.numel() // w_hh.shape[1], plan.cell.saved * w_hh.shape[1]), outputs)
+        wanted = Wanted(*[empty(a.shape, a) if need else None for a, need in zip(tensors, needed, strict=True)])
+        into = wanted if len(needed) == _PLAIN else _by_row(plan, wanted)
+        d_gates = empty((outputs.numel() // outputs.shape[-1], plan.cell.saved * outputs.shape[-1]), outputs)
         q = Sequence(
-            plan, x, w_ih, w_hh, b_ih, b_hh, h0, c0, outputs if gates is None else gates, outputs, cells, None, None,
-            _contiguous(d_outputs), _contiguous(d_hn), _contiguous(d_cn), d_gates,
-            d_x, d_w_ih, d_w_hh, d_b_ih, d_b_hh, d_h0, d_c0,
+            plan, Tensors(*map(contiguous, tensors)), outputs if gates is None else gates, outputs, cells, None, None,
+            contiguous(d_outputs), contiguous(d_hn), contiguous(d_cn), d_gates, into,
         )  # fmt: skip
         kernels.implementation(outputs).backward(q)
-        return None, *grads
+        return None, *(d if d is None or d.dim() == a.dim() else d.sum(0) for a, d in zip(tensors, into, strict=False))
+
+
+def on_kernels(plan: Plan, given: Tensors) -> tuple[Tensor, plain.State]:
+    """Outputs and the last states, with a graph where one is wanted."""
+    few = given if given.by_unit is not None else given[:_PLAIN]  # each argument costs time
+    y, *last = Layer.apply(plan, *few) if torch.is_grad_enabled() else evaluate(plan, *few).results  # pyright: ignore[reportGeneralTypeIssues]
+    return y, tuple(last)
+
+
+def _by_row(plan: Plan, wanted: Wanted) -> Wanted:
+    """The same, with zeros for the sums that the kernels take row by row."""
+    rows = {
+        name: x.new_zeros(plan.rows, *x.shape)
+        for name, x in wanted._asdict().items()
+        if x is not None and name in _BY_ROW
+    }
+    return wanted._replace(**rows)
 
 
 def _version_of(x: Tensor) -> Tensor:
@@ -94,25 +105,28 @@ def _version_of(x: Tensor) -> Tensor:
     return counter
 
 
-def _contiguous(x: Maybe) -> Maybe:
+def contiguous(x: Maybe) -> Any:
     return None if x is None else x.contiguous()
 
 
-def _differentiable(plan: Plan, given: Any, needed: Any, cotangents: tuple[Any, ...]) -> list[Any]:
+def _differentiable(plan: Plan, given: Tensors, needed: Any, cotangents: tuple[Any, ...]) -> list[Any]:
     """The same vjp in operators that can be differentiated and vectorised: forward once more, then torch.autograd.grad.
 
     A graph where one is asked for. The views are so that a weight given twice has two gradients.
     """
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        x, h0, c0, *weights = given = [None if a is None else a.view_as(a) for a in given]
-        zeros = x.new_zeros(1, plan.rows, weights[1].shape[1])
-        state = tuple(zeros if s is None else s for s in (h0, c0)[: plan.cell.states])
-        weights = [w for w in weights if w is not None]
-        inputs = x if plan.ids is None else functional.embedding(plan.ids, x)
-        y, last = plain.run(plan, inputs, state, weights)
+        views: Any = [None if a is None else a.view_as(a) for a in given]
+        given = Tensors(*views)
+        zeros = given.x.new_zeros(1, plan.rows, given.w_hh.shape[1])
+        states = plan.cell.states
+        state = tuple(zeros if s is None else s for s in (given.h0, given.c0)[:states])
+        starts = tuple(s for s in (given.start_h, given.start_c)[:states] if s is not None)
+        weights = [w for w in given[3:7] if w is not None]
+        inputs = given.x if plan.ids is None else functional.embedding(plan.ids, given.x)
+        y, last = plain.run(plan, inputs, state, weights, starts, given.by_unit)
     pairs = [(r, c) for r, c in zip((y, *last), cotangents, strict=False) if c is not None]
-    wanted = [a for a, need in zip(given, needed, strict=True) if need]
+    wanted: Any = [a for a, need in zip(given, needed, strict=False) if need]
     found = torch.autograd.grad(
         [r for r, _ in pairs], wanted, [c for _, c in pairs], create_graph=again, allow_unused=True
     )

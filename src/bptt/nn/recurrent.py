@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from bptt import _torch
 from bptt.nn import fits, layer, plain
-from bptt.nn.kernels.sequence import Maybe, Plan
-from bptt.nn.layer import Layer, evaluate
+from bptt.nn.kernels.sequence import Maybe, Plan, Tensors
+from bptt.nn.layer import on_kernels
 from bptt.nn.rewriters import Rewritten, recorded
 from bptt.nn.uncompiled import uncompiled
 
@@ -50,7 +50,7 @@ class _Fused(Rewritten, nn.RNNBase):
             fits.keywords(self, shown, is_start=is_start, cotangent_weight=cotangent_weight)
             is_start, cotangent_weight = layer.sequence_keywords(self, shown, is_start, cotangent_weight)
         _torch.update_flat_weights(self)
-        fused = not torch.compiler.is_exporting() and fits.fused(self, shown, hx, asked)
+        fused = fits.fused(self, shown, hx, asked)
         if embedding is not None and not (fused and fits.few(embedding, input)):
             input, embedding = _looked_up(input, embedding), None
         if not fused and not asked and self.mode != "RNN_IDENTITY":
@@ -128,9 +128,8 @@ def _layers(
 def _on_kernels(plan: Plan, x: Tensor, state: plain.State | None, weights: list[Tensor]) -> tuple[Tensor, plain.State]:
     """`plain.run` on the kernels, for a state that is zeros where it is None; x is an embedding where there are ids."""
     h0, c0 = (None, None) if state is None else state if plan.mode == "LSTM" else (state[0], None)
-    given: Any = (x.contiguous(), h0, c0, *weights[:2], *(weights[2:] or (None, None)))
-    y, *last = Layer.apply(plan, *given) if torch.is_grad_enabled() else evaluate(plan, *given).results
-    return y, tuple(last)
+    biases = weights[2:] or (None, None)
+    return on_kernels(plan, Tensors(x.contiguous(), h0, c0, weights[0], weights[1], *biases))
 
 
 class RNN(_Fused, nn.RNN):

@@ -8,16 +8,33 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-ACTIVATIONS = ("identity", "tanh", "relu")
+ACTIVATIONS = ("identity", "tanh", "relu", "sigmoid", "softplus")
 """In the order of their numbers in native/sequence.h."""
+BY_UNIT = 2
+"""P: the parameters by unit of a cell that has such, as in native/sequence.h."""
 
 
 class Given(NamedTuple):
-    """What every step of a pass is given. w: (G H, H), the recurrent weights. b: (G H,), their bias, or None."""
+    """What a step is given beside its gates and states.
+
+    w: (G H, H), the recurrent weights. b: (G H,), their bias, or None.
+    by_unit: (P, H), of a cell that has such. noise: (n, H), the step's normal numbers, None for none.
+    d_by_unit: (B, P, H), to which the step's part of its cotangent is added, or None.
+    """
 
     w: Tensor
     b: Tensor | None
+    by_unit: Tensor | None = None
+    noise: Tensor | None = None
+    d_by_unit: Tensor | None = None
+
+    @property
+    def units(self) -> tuple[Tensor, ...]:
+        """The parameters by unit, each (H,)."""
+        assert self.by_unit is not None
+        return self.by_unit.unbind()
 
 
 class Cell:
@@ -26,7 +43,7 @@ class Cell:
     number: of its kernels, see native/sequence.h. activation: what these call it, 0 where the cell has none.
     gates: G; `w_hh` has so many times H rows.
     saved: S; how many arrays of H numbers `gates` and `d_gates` hold per row.
-    states: 1 or 2.
+    states: 1 or 2. operand: the one that the recurrent weights multiply.
     by_input, by_state: of each gate the array of `d_gates` that is the cotangent of its input's part, and of its
         recurrent part. Where they differ, the recurrent part has a bias of its own, which `forward` adds.
     keeps: whether `gates` holds anything but h; otherwise it is the same tensor as the outputs.
@@ -35,7 +52,7 @@ class Cell:
 
     number: int
     activation = 0
-    gates, saved, states = 1, 1, 1
+    gates, saved, states, operand = 1, 1, 1, 0
     by_input: tuple[int, ...] = (0,)
     by_state: tuple[int, ...] = (0,)
     keeps = True
@@ -48,9 +65,11 @@ class Cell:
         """
         raise NotImplementedError
 
-    def factors(self, d: Tensor, gates: Tensor, states: list[Tensor], before: list[Tensor]) -> Tensor | None:
+    def factors(
+        self, d: Tensor, gates: Tensor, states: list[Tensor], before: list[Tensor], given: Given
+    ) -> Tensor | None:
         """Of all N rows at once, what doesn't depend on cotangents: into d (N, S H), and (N, H) where there is more."""
-        return None
+        raise NotImplementedError
 
     def backward(
         self, d: Tensor, c: list[Tensor], gates: Tensor, more: Tensor | None, given: Given
@@ -68,4 +87,22 @@ class Cell:
 
 def activated(name: str, x: Tensor) -> Tensor:
     """One of ACTIVATIONS of x."""
-    return x if name == "identity" else getattr(torch, name)(x)
+    return x if name == "identity" else functional.softplus(x) if name == "softplus" else getattr(torch, name)(x)
+
+
+def slope(name: str, y: Tensor, out: Tensor) -> Tensor:
+    """The derivative of one of ACTIVATIONS where its value is y, into `out`."""
+    if name == "tanh":
+        return torch.mul(y, y, out=out).neg_().add_(1)
+    if name == "sigmoid":
+        return torch.mul(y, 1 - y, out=out)
+    if name == "softplus":
+        return torch.expm1(-y, out=out).neg_()
+    return out.fill_(1) if name == "identity" else out.copy_(y > 0)
+
+
+def sloped(name: str, d: Tensor, c: Tensor, y: Tensor) -> Tensor:
+    """d, which holds the slope at y, times c; where a relu is off 0, not 0 · inf."""
+    if name == "relu":
+        return torch.ops.aten.threshold_backward.grad_input(c, y, 0, grad_input=d)
+    return d.mul_(c)

@@ -23,7 +23,7 @@ class GRU(Cell):
         fresh.addcmul_(r, inner).tanh_()
         torch.addcmul(fresh, z, before[0] - fresh, out=after[0])  # lerp makes NaN of an infinite state
 
-    def factors(self, d: Tensor, gates: Tensor, states: list[Tensor], before: list[Tensor]) -> None:
+    def factors(self, d: Tensor, gates: Tensor, states: list[Tensor], before: list[Tensor], given: Given) -> None:
         H = gates.shape[1] // 4
         r, z, fresh, inner = gates.split(H, 1)
         of_r, of_z, recurrent, of_n = d.split(H, 1)

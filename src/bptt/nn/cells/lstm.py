@@ -22,7 +22,7 @@ class LSTM(Cell):
         torch.mul(f, before[1], out=after[1]).addcmul_(i, fresh.tanh_())
         torch.mul(o.sigmoid_(), after[1].tanh(), out=after[0])
 
-    def factors(self, d: Tensor, gates: Tensor, states: list[Tensor], before: list[Tensor]) -> Tensor:
+    def factors(self, d: Tensor, gates: Tensor, states: list[Tensor], before: list[Tensor], given: Given) -> Tensor:
         """Returned: ∂h/∂c."""
         H = gates.shape[1] // 4
         i, f, g, o = gates.split(H, 1)

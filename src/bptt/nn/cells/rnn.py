@@ -2,8 +2,9 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from bptt.nn.cells.base import ACTIVATIONS, Cell, Given, activated
+from bptt.nn.cells.base import ACTIVATIONS, Cell, Given, activated, slope, sloped
 
 
 class RNN(Cell):
@@ -21,20 +22,14 @@ class RNN(Cell):
         if self.name != "identity":
             gates.tanh_() if self.name == "tanh" else gates.relu_()
 
-    def factors(self, d: Tensor, gates: Tensor, states: list[Tensor], before: list[Tensor]) -> None:
-        if self.name == "tanh":
-            torch.mul(gates, gates, out=d).neg_().add_(1)
-        elif self.name == "identity":
-            d.fill_(1)
+    def factors(self, d: Tensor, gates: Tensor, states: list[Tensor], before: list[Tensor], given: Given) -> None:
+        slope(self.name, gates, d)
 
     def backward(
         self, d: Tensor, c: list[Tensor], gates: Tensor, more: Tensor | None, given: Given
     ) -> tuple[Tensor, ...]:
-        if self.name == "relu":  # 0, not 0 · inf, where the unit was off
-            torch.ops.aten.threshold_backward.grad_input(c[0], gates, 0, grad_input=d)
-        else:
-            d.mul_(c[0])
+        sloped(self.name, d, c[0], gates)
         return (torch.mm(d, given.w),)
 
     def step(self, driven: Tensor, before: list[Tensor], given: Given) -> list[Tensor]:
-        return [activated(self.name, driven + torch.nn.functional.linear(before[0], given.w))]
+        return [activated(self.name, driven + functional.linear(before[0], given.w))]

@@ -1,5 +1,6 @@
 """The kernels in PyTorch, step by step: for float64, and where there was no compiler."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from bptt.nn.cells.base import Cell, Given
 from bptt.nn.kernels.sequence import Maybe, Plan, Sequence
+from bptt.nn.noise import by_step
 
 name = "pytorch"
 FEW, RUN = 4096, 256
@@ -25,24 +27,29 @@ def pays(cell: Cell, steps: int, graph: bool) -> bool:
 
 def forward(q: Sequence) -> None:
     """Fill gates, outputs, cells, hn and cn."""
-    plan, cell, wide = q.plan, q.plan.cell, len(q.w_hh)
-    gates, given = _flat(q.gates), Given(q.w_hh, q.b_hh)
-    driven = gates[:, :wide] if plan.ids is None else gates.new_empty(len(q.x), wide)
-    _product(driven, _flat(q.x), q.w_ih.t(), _bias(q))
+    plan, cell, wide = q.plan, q.plan.cell, len(q.given.w_hh)
+    gates, given, noise = _flat(q.gates), Given(q.given.w_hh, q.given.b_hh, q.given.by_unit), _noise(q)
+    driven = gates[:, :wide] if plan.ids is None else gates.new_empty(len(q.given.x), wide)
+    _product(driven, _flat(q.given.x), q.given.w_ih.t(), _bias(q))
     if plan.ids is not None:
         gates[:, :wide] = driven.index_select(0, plan.ids.flatten())
     gates_at = _by_step(plan, gates)
     after_at = [_by_step(plan, _flat(values)) for values in q.states]
-    states = [_state(q, initial) for initial in q.initial]
+    states = [_state(q, initial) for initial in (q.given.h0, q.given.c0)[: cell.states]]
     for t in _order(plan):
         g = gates_at[t]
         n = len(g)
         if plan.start is not None:
-            states = [s.masked_fill(plan.start[t, :, None], 0) for s in states]
+            states = [
+                _anew(s, plan.start[t], start)
+                for s, start in zip(states, (q.given.start_h, q.given.start_c), strict=False)
+            ]
+        if noise is not None:
+            given = given._replace(noise=noise(t))
         after = [at[t] for at in after_at]
         cell.forward(g, after, states if n == plan.rows else [s[:n] for s in states], given)
         states = [_with(new, s) for new, s in zip(after, states, strict=True)]
-    for last, state in zip(q.last, states, strict=True):
+    for last, state in zip((q.hn, q.cn), states, strict=False):
         if last is not None:
             last[0] = state
 
@@ -50,14 +57,20 @@ def forward(q: Sequence) -> None:
 def backward(q: Sequence) -> None:
     """Fill d_gates and what is wanted of the gradients: equation (1), then the products of all steps at once."""
     assert q.d_gates is not None
-    plan, cell, given = q.plan, q.plan.cell, Given(q.w_hh, q.b_hh)
+    plan, cell, noise = q.plan, q.plan.cell, None if q.wanted.by_unit is None else _noise(q)
+    given = Given(q.given.w_hh, q.given.b_hh, q.given.by_unit, None, q.wanted.by_unit)
     gates, states = _flat(q.gates), [_flat(values) for values in q.states]
-    before = [_before(q, values, initial) for values, initial in zip(states, q.initial, strict=True)]
-    more = cell.factors(q.d_gates, gates, states, before)
+    before = [
+        _before(q, *of)
+        for of in zip(states, (q.given.h0, q.given.c0), (q.given.start_h, q.given.start_c), strict=False)
+    ]
+    more = cell.factors(q.d_gates, gates, states, before, given)
     d_at, gates_at = _by_step(plan, q.d_gates), _by_step(plan, gates)
     more_at = None if more is None else _by_step(plan, more)
     outputs_at = None if q.d_outputs is None else _by_step(plan, _flat(q.d_outputs))
-    arriving = [_state(q, end) for end in q.d_last]  # what comes to the states of each row from the step after
+    arriving = [
+        _state(q, end) for end in (q.d_hn, q.d_cn)[: cell.states]
+    ]  # what comes to the states of each row from the step after
     for t in reversed(_order(plan)):
         d = d_at[t]
         c = [a[: len(d)] for a in arriving]
@@ -66,37 +79,46 @@ def backward(q: Sequence) -> None:
             c = [torch.where(w == 0, torch.zeros_like(x), x * w) for x in c]
         if outputs_at is not None:
             c[0] = c[0] + outputs_at[t]
+        if noise is not None:
+            given = given._replace(noise=noise(t))
         new = cell.backward(d, c, gates_at[t], None if more_at is None else more_at[t], given)
         if plan.start is not None:
-            new = [x.masked_fill(plan.start[t, :, None], 0) for x in new]
+            start = plan.start[t, :, None]
+            for wanted, x in zip((q.wanted.start_h, q.wanted.start_c), new, strict=False):
+                if wanted is not None:
+                    wanted += x.masked_fill(~start, 0)
+            new = [x.masked_fill(start, 0) for x in new]
         arriving = [_with(x, old) for x, old in zip(new, arriving, strict=True)]
-    for wanted, state in zip(q.d_initial, arriving, strict=True):
+    for wanted, state in zip((q.wanted.h0, q.wanted.c0), arriving, strict=False):
         if wanted is not None:
             wanted[0] = state
-    _weights(q, before[0])
+    _weights(q, before[cell.operand])
 
 
 def _bias(q: Sequence) -> Maybe:
     """What is added to the input's part of the gates: both biases, but for gates whose recurrent part has its own."""
-    if q.b_ih is None or q.b_hh is None:
-        return q.b_ih
-    cell, H = q.plan.cell, q.w_hh.shape[1]
+    if q.given.b_ih is None or q.given.b_hh is None:
+        return q.given.b_ih
+    cell, H = q.plan.cell, q.units
     together = sum(a == b for a, b in zip(cell.by_input, cell.by_state, strict=True)) * H  # the first ones
-    bias = q.b_ih + q.b_hh
-    bias[together:] = q.b_ih[together:]
+    bias = q.given.b_ih + q.given.b_hh
+    bias[together:] = q.given.b_ih[together:]
     return bias
 
 
 def _weights(q: Sequence, before: Tensor) -> None:
     """d_x, and the gradients of weights and biases."""
     assert q.d_gates is not None
-    plan, x, d = q.plan, _flat(q.x), q.d_gates
+    plan, x, d = q.plan, _flat(q.given.x), q.d_gates
     by_input = d if plan.ids is None else _sums(d, plan.ids.flatten(), len(x))
     of_input, of_state = _blocks(q, plan.cell.by_input, by_input), _blocks(q, plan.cell.by_state, d)
-    if q.d_x is not None:
+    if q.wanted.x is not None:
         for rows, part in of_input:
-            _product(_flat(q.d_x), part, q.w_ih[rows], add=rows.start > 0)
-    for parts, d_w, d_b, other in ((of_input, q.d_w_ih, q.d_b_ih, x), (of_state, q.d_w_hh, q.d_b_hh, before)):
+            _product(_flat(q.wanted.x), part, q.given.w_ih[rows], add=rows.start > 0)
+    for parts, d_w, d_b, other in (
+        (of_input, q.wanted.w_ih, q.wanted.b_ih, x),
+        (of_state, q.wanted.w_hh, q.wanted.b_hh, before),
+    ):
         for rows, part in parts:
             if d_w is not None:
                 _product(d_w[rows], part.t(), other)
@@ -106,7 +128,7 @@ def _weights(q: Sequence, before: Tensor) -> None:
 
 def _blocks(q: Sequence, arrays: tuple[int, ...], d: Tensor) -> list[tuple[slice, Tensor]]:
     """Rows of the weights, and the columns of d that are their cotangents, for gates that lie together in both."""
-    H, edges = q.w_hh.shape[1], [0]
+    H, edges = q.units, [0]
     edges += [gate for gate in range(1, len(arrays)) if arrays[gate] != arrays[gate - 1] + 1] + [len(arrays)]
     return [(slice(a * H, b * H), d[:, arrays[a] * H : (arrays[a] + b - a) * H]) for a, b in pairwise(edges)]
 
@@ -145,7 +167,18 @@ def _order(plan: Plan) -> range:
 
 
 def _state(q: Sequence, given: Maybe) -> Tensor:
-    return q.outputs.new_zeros(q.plan.rows, q.w_hh.shape[1]) if given is None else given[0]
+    return q.outputs.new_zeros(q.plan.rows, q.units) if given is None else given[0]
+
+
+def _noise(q: Sequence) -> Callable[[int], Tensor] | None:
+    """Of a step the numbers (B, H) that the cell draws, or None."""
+    plan = q.plan
+    return None if plan.noise is None else by_step(plan.noise, plan.steps, plan.rows, q.units, q.outputs)
+
+
+def _anew(state: Tensor, rows: Tensor, start: Maybe) -> Tensor:
+    """The state, rows of it anew from `start`, or from zeros."""
+    return state.masked_fill(rows[:, None], 0) if start is None else torch.where(rows[:, None], start, state)
 
 
 def _with(new: Tensor, state: Tensor) -> Tensor:
@@ -153,13 +186,13 @@ def _with(new: Tensor, state: Tensor) -> Tensor:
     return new if len(new) == len(state) else torch.cat([new, state[len(new) :]])
 
 
-def _before(q: Sequence, values: Tensor, initial: Maybe) -> Tensor:
-    """(N, H): for each row of `values` that of the step before it, else its initial one."""
+def _before(q: Sequence, values: Tensor, initial: Maybe, start: Maybe) -> Tensor:
+    """(N, H): for each row of `values` that of the step before it, else its initial one, or its start's."""
     plan, first = q.plan, _state(q, initial)
     if plan.sizes is None:
         kept = values[plan.rows :] if plan.reverse else values[: -plan.rows]
         before = torch.cat([kept, first] if plan.reverse else [first, kept])
-        return before if plan.start is None else before.masked_fill(plan.start.flatten()[:, None], 0)
+        return before if plan.start is None else _anew(before, plan.start.flatten(), start)
     steps = _by_step(plan, values)
     found: list[Tensor] = []
     for t, step in enumerate(steps):

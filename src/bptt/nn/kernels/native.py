@@ -13,17 +13,14 @@ import torch
 from torch import Tensor
 
 from bptt.nn.cells.base import Cell
-from bptt.nn.kernels.sequence import Maybe, Sequence
+from bptt.nn.kernels.sequence import Maybe, Sequence, Tensors, Wanted
 
-_NUMBERS = 11
+_NUMBERS = 14
 _OF_PLAN = ("sizes", "offsets", "start", "weight", "ids")
-_TENSORS = (
-    "x", "w_ih", "w_hh", "b_ih", "b_hh", "gates", "cells", "outputs", "h0", "c0", "hn", "cn", "d_outputs", "d_hn",
-    "d_cn", "d_gates", "d_x", "d_w_ih", "d_w_hh", "d_b_ih", "d_b_hh", "d_h0", "d_c0",
-)  # fmt: skip
+_TENSORS = ("gates", "cells", "outputs", "hn", "cn", "d_outputs", "d_hn", "d_cn", "d_gates")
 _of_plan: Callable[[Any], tuple[Maybe, ...]] = attrgetter(*_OF_PLAN)
 _tensors: Callable[[Any], tuple[Maybe, ...]] = attrgetter(*_TENSORS)
-_ALL = _NUMBERS + len(_OF_PLAN) + len(_TENSORS)
+_ALL = _NUMBERS + len(_OF_PLAN) + len(Tensors._fields) + len(_TENSORS) + len(Wanted._fields)
 _pack = struct.Struct(f"{_ALL}q").pack
 
 
@@ -56,23 +53,25 @@ class Native:
     def _call(self, function: Callable[[int, bytes], int], q: Sequence) -> None:
         failed = function(self.isa, _packed(q))
         if failed == 1:
-            raise MemoryError(f"bptt.nn: no memory for the packed weights of {q.w_hh.shape[1]} units.")
+            raise MemoryError(f"bptt.nn: no memory for the packed weights of {q.units} units.")
         if failed:
-            raise IndexError(f"bptt.nn: the input has ids below 0 or above {len(q.x) - 1}, the last row of embedding=.")
+            raise IndexError(
+                f"bptt.nn: the input has ids below 0 or above {len(q.given.x) - 1}, the last row of embedding=."
+            )
 
 
 def _packed(q: Sequence) -> bytes:
     """`struct Sequence` of native/sequence.h. The tensors live as long as q."""
     plan = q.plan
-    cell = plan.cell
-    units, weight = q.w_hh.shape[1], plan.weight
+    cell, weight = plan.cell, plan.weight
+    units, inputs = q.units, q.given.w_ih.shape[1]
     total = q.outputs.numel() // units
-    distinct = total if plan.ids is None else len(q.x)
+    distinct = total if plan.ids is None else len(q.given.x)
+    pointers = [0 if x is None else x.data_ptr() for x in (*_of_plan(plan), *q.given, *_tensors(q), *q.wanted)]
     return _pack(
-        cell.number, cell.activation, plan.reverse, torch.get_num_threads(), plan.steps, plan.rows,
-        q.w_ih.shape[1], units, total, distinct, weight is not None and weight.dim() == 2,
-        *[0 if x is None else x.data_ptr() for x in _of_plan(plan)],
-        *[0 if x is None else x.data_ptr() for x in _tensors(q)],
+        cell.number, cell.activation, plan.reverse, torch.get_num_threads(), plan.steps, plan.rows, inputs, units,
+        total, distinct, weight is not None and weight.dim() == 2, plan.noise is not None,
+        *(plan.noise or (0, 0)), *pointers,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """A recurrent layer over a whole sequence: what every implementation of the kernels is given."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -15,9 +16,10 @@ class Plan:
 
     mode: a key of CELLS. steps, rows: T, B. reverse: from the last step to the first.
     sizes, offsets: int64 (T,): rows of each step, falling, and where they begin among all; None: B in each.
-    start: bool (T, B), rows to start from zeros, or None. weight: (T,) or (T, B), w of equation (1), or None for 1.
+    start: bool (T, B), rows that start anew, or None. weight: (T,) or (T, B), w of equation (1), or None for 1.
         Neither with sizes or reverse.
     ids: int64 (N,), the row of x that is each row's input, or None: x has a row for each.
+    noise: the key, and the number of the first step, of the numbers that the cell draws; None: it draws none.
     """
 
     mode: str
@@ -29,35 +31,72 @@ class Plan:
     start: Maybe = None
     weight: Maybe = None
     ids: Maybe = None
+    noise: tuple[int, int] | None = None
 
     @property
     def cell(self) -> Cell:
         return CELLS[self.mode]
 
 
-@dataclass(slots=True)
-class Sequence:
-    """One direction of one layer, forward or, with the cotangents, backward.
+class Tensors(NamedTuple):
+    """What a layer and direction is evaluated on.
 
-    With N the rows of all steps together and G, S of its cell; float tensors have one dtype and are contiguous. What is
-    (N, ...) may be (T, B, ...).
-
-    x: (N, I), with ids any number of rows. w_ih: (G H, I). w_hh: (G H, H). b_ih, b_hh: (G H,), or both None.
-    gates: (N, S H), written forward: what the cell saves. cells: (N, H), its second state, where it has two.
-    outputs: (N, H), h; the same tensor as gates where a cell saves nothing else.
-    h0, c0: (1, B, H), or None for zeros. hn, cn: (1, B, H), the state after the last step.
-    d_outputs, d_hn, d_cn: the cotangents, None for zeros. The other d_...: what is wanted of them, None where nothing.
-    d_gates: (N, S H), scratch: the cotangents that the cell's by_input and by_state number.
+    x: (N, I), with ids any number of rows. What is (N, ...) may be (T, B, ...).
+    h0, c0: (1, B, H), the states before the first step, None for zeros.
+    w_ih: (G H, I). w_hh: (G H, H). b_ih, b_hh: (G H,), or None, b_hh alone too.
+    start_h, start_c: (H,), the states of rows that start anew, None for zeros; only beside h0 and c0.
+    by_unit: (P, H), the parameters of a cell that has some for each unit.
     """
 
-    plan: Plan
     x: Tensor
+    h0: Maybe
+    c0: Maybe
     w_ih: Tensor
     w_hh: Tensor
     b_ih: Maybe
     b_hh: Maybe
-    h0: Maybe
-    c0: Maybe
+    start_h: Maybe = None
+    start_c: Maybe = None
+    by_unit: Maybe = None
+
+
+class Wanted(NamedTuple):
+    """Of each of `Tensors` where its cotangent goes, None where nowhere.
+
+    start_h, start_c: (B, H) and by_unit: (B, P, H), zeros before, and sums over each row's steps afterwards.
+    """
+
+    x: Maybe = None
+    h0: Maybe = None
+    c0: Maybe = None
+    w_ih: Maybe = None
+    w_hh: Maybe = None
+    b_ih: Maybe = None
+    b_hh: Maybe = None
+    start_h: Maybe = None
+    start_c: Maybe = None
+    by_unit: Maybe = None
+
+
+_NOTHING = Wanted()
+
+
+@dataclass(slots=True)
+class Sequence:
+    """One direction of one layer, forward or, with the cotangents, backward.
+
+    With N the rows of all steps together and G, S of its cell; float tensors have one dtype and are contiguous.
+
+    gates: (N, S H), written forward: what the cell saves. cells: (N, H), its second state, where it has two.
+    outputs: (N, H), h; the same tensor as gates where a cell saves nothing else.
+    hn, cn: (1, B, H), the states after the last step.
+    d_outputs, d_hn, d_cn: the cotangents, None for zeros.
+    d_gates: (N, S H), scratch: the cotangents that the cell's by_input and by_state number.
+    wanted: the cotangents of `given`.
+    """
+
+    plan: Plan
+    given: Tensors
     gates: Tensor
     outputs: Tensor
     cells: Maybe
@@ -67,13 +106,7 @@ class Sequence:
     d_hn: Maybe = None
     d_cn: Maybe = None
     d_gates: Maybe = None
-    d_x: Maybe = None
-    d_w_ih: Maybe = None
-    d_w_hh: Maybe = None
-    d_b_ih: Maybe = None
-    d_b_hh: Maybe = None
-    d_h0: Maybe = None
-    d_c0: Maybe = None
+    wanted: Wanted = _NOTHING
 
     @property
     def results(self) -> tuple[Tensor, ...]:
@@ -82,26 +115,11 @@ class Sequence:
         return (self.outputs, self.hn) if self.cn is None else (self.outputs, self.hn, self.cn)
 
     @property
+    def units(self) -> int:
+        """H."""
+        return self.given.w_hh.shape[1]
+
+    @property
     def states(self) -> list[Tensor]:
         """Of each state its values after all steps, (N, H)."""
         return [self.outputs] if self.cells is None else [self.outputs, self.cells]
-
-    @property
-    def initial(self) -> list[Maybe]:
-        """Of each state its values before the first step."""
-        return [self.h0, self.c0][: self.plan.cell.states]
-
-    @property
-    def last(self) -> list[Maybe]:
-        """Of each state where its values after the last step go."""
-        return [self.hn, self.cn][: self.plan.cell.states]
-
-    @property
-    def d_last(self) -> list[Maybe]:
-        """The cotangents of `last`."""
-        return [self.d_hn, self.d_cn][: self.plan.cell.states]
-
-    @property
-    def d_initial(self) -> list[Maybe]:
-        """Where the cotangents of `initial` go."""
-        return [self.d_h0, self.d_c0][: self.plan.cell.states]

@@ -13,7 +13,8 @@ static int threads_for(const Sequence &q, int64_t work, int64_t few) { return wo
 
 static Recurrence recurrence(const Kernels &kernels, const Sequence &q, const Room &room) {
     const int64_t work = q.total * q.units * q.units * kernels.shape(q.cell).gates;
-    return {{q}, room.table, threads_for(q, work, FEW_STEPS), room.packed, room.carry};
+    for (int64_t t = 0; room.keys && t < q.steps; ++t) room.keys[t] = StepKey(q.key, q.clock + t);
+    return {{q}, room.table, threads_for(q, work, FEW_STEPS), room.packed, room.carry, room.keys};
 }
 
 static void multiply(const Kernels &kernels, const Sequence &q, const Room &room, Product p) {

@@ -11,6 +11,7 @@ struct Room {
     const float **before;  // (N,) the states before the rows
     float *table;          // with ids: (distinct, S H), the input's part of the gates or the sums of d_gates
     int64_t *order;        // with ids: (N + distinct + 1,)
+    StepKey *keys;         // (T,); null: no noise, or not needed
 };
 
 void forward(const Kernels &kernels, const ::Sequence &q, const Room &room);

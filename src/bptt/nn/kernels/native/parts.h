@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "noise.h"
 #include "sequence.h"
 
 #define INLINE inline __attribute__((always_inline))
@@ -32,9 +33,10 @@ struct Steps {
     }
     INLINE float *values(int64_t state) const { return state ? q.cells : q.outputs; }
     INLINE const float *initial(int64_t state) const { return state ? q.c0 : q.h0; }
+    INLINE const float *anew(int64_t state) const { return state ? q.start_c : q.start_h; }
     // The row's state before step s; null for zeros.
     INLINE const float *before(int64_t s, int64_t row, int64_t state) const {
-        if (starts(s, row)) return nullptr;
+        if (starts(s, row)) return anew(state);
         if (row < rows(s - 1)) return values(state) + (flat(s - 1) + row) * q.units;
         return initial(state) ? initial(state) + row * q.units : nullptr;
     }
@@ -46,6 +48,7 @@ struct Recurrence : Steps {
     int threads;          // at most so many
     float *packed;        // scratch of `Kernels::packed` floats, on a multiple of 64 bytes
     float *carry;         // (B, H) scratch of the backward pass of cells that carry
+    const StepKey *keys;  // (T,) of the noise; null: none, or not needed
     // The input's part of the gates of a row of the N.
     INLINE const float *given(int64_t row, int64_t wide) const { return q.ids ? table + q.ids[row] * wide : q.gates + row * wide; }
 };

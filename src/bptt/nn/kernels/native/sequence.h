@@ -1,7 +1,7 @@
 // A recurrent layer over a whole sequence: what the Python side hands over, and nothing else.
 //
 // All arrays are float32, row-major and contiguous. N is the number of rows of all steps together, G the gates of the
-// cell (1 RNN, 3 GRU, 4 LSTM), S the arrays a row of `gates` holds (1, 4, 4). A pointer may be null where it says so.
+// cell, S the arrays a row of `gates` holds, both in its header of cells/. A pointer may be null where it says so.
 #pragma once
 #include <cstdint>
 
@@ -9,34 +9,40 @@
 
 extern "C" {
 
-enum Cell : int64_t { RNN = 0, GRU = 1, LSTM = 2 };
-enum Activation : int64_t { IDENTITY = 0, TANH = 1, RELU = 2 };
+enum Cell : int64_t { RNN = 0, GRU = 1, LSTM = 2, RATE = 3, VOLTAGE = 4 };
+enum Activation : int64_t { IDENTITY = 0, TANH = 1, RELU = 2, SIGMOID = 3, SOFTPLUS = 4 };
+enum { BY_UNIT = 2 };  // P, the parameters by unit of a cell that has such
 
 struct Sequence {                                   // 8 bytes each
-    int64_t cell, activation;                       // activation: of the RNN
+    int64_t cell, activation;                       // activation: of a cell that has a choice
     int64_t reverse;                                // 1: from the last step to the first
     int64_t threads;                                // at most so many
     int64_t steps, rows, inputs, units, total;      // T, B, I, H, N
     int64_t distinct;                               // rows of x: N, or with ids any number
     int64_t weight_rows;                            // 1 if weight has rows, else 0
+    int64_t noisy, key, clock;                      // noisy: 1 if the cell draws numbers; of key, step t those of clock + t
     const int64_t *sizes;                           // (T,) rows of each step, falling; null: B in each
     const int64_t *offsets;                         // (T,) first row of each step in the N rows; null: t B
-    const uint8_t *start;                           // (T, B) 1: the row starts from zeros at that step; null: none does
+    const uint8_t *start;                           // (T, B) 1: the row starts anew at that step; null: none does
     const float *weight;                            // (T,) or (T, B): w of equation (1); null: 1
     const int64_t *ids;                             // (N,) rows of x, the same one for many; null: each its own
     const float *x;                                 // (distinct, I)
+    const float *h0, *c0;                           // (B, H) the states before the first step; null: zeros
     const float *w_ih, *w_hh;                       // (G H, I), (G H, H)
-    const float *b_ih, *b_hh;                       // (G H,); null: none
-    float *gates;                                   // (N, S H) RNN h; GRU r, z, n, W_n h + b_n; LSTM i, f, g, o
-    float *cells;                                   // (N, H) LSTM: c
+    const float *b_ih, *b_hh;                       // (G H,); null: none, b_hh alone too
+    const float *start_h, *start_c;                 // (H,) those of a row that starts anew; null: zeros, else h0 isn't
+    const float *by_unit;                           // (P, H) of a cell that has such
+    float *gates;                                   // (N, S H) what the cell saves
+    float *cells;                                   // (N, H) its second state
     float *outputs;                                 // (N, H) h; for an RNN the same array as gates
-    const float *h0, *c0;                           // (B, H); null: zeros
-    float *hn, *cn;                                 // (B, H) the state after the last step
+    float *hn, *cn;                                 // (B, H) the states after the last step
     const float *d_outputs;                         // (N, H); null: zeros
     const float *d_hn, *d_cn;                       // (B, H); null: zeros
-    float *d_gates;                                 // (N, S H) RNN da; GRU dr, dz, r dn, dn; LSTM di, df, dg, do
-    float *d_x, *d_w_ih, *d_w_hh, *d_b_ih, *d_b_hh;  // as x, w_ih, ...; null: not wanted
-    float *d_h0, *d_c0;                             // (B, H); null: not wanted
+    float *d_gates;                                 // (N, S H) the cotangents of the gates
+    float *d_x, *d_h0, *d_c0;                       // as x, h0, c0; null: not wanted, as of all that follow
+    float *d_w_ih, *d_w_hh, *d_b_ih, *d_b_hh;       // as w_ih, ...
+    float *d_start_h, *d_start_c;                   // (B, H) added to: sums over a row's starts
+    float *d_by_unit;                               // (B, P, H) added to: sums over a row's steps
 };
 
 typedef void (*Parallel)(void (*body)(void *), void *data, unsigned threads, unsigned flags);

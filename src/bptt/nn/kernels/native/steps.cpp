@@ -20,6 +20,22 @@ constexpr int64_t width_of(const Shape &shape) { return shape.gates * vectors_of
 constexpr int64_t units_of(const Shape &shape) { return vectors_of(shape) * LANES; }
 constexpr int rows_of(int width) { return (BPTT_REGISTERS - width - 1) / width > 12 ? 12 : (BPTT_REGISTERS - width - 1) / width; }
 
+void normals(const StepKey &key, int64_t row, int rows, int64_t first, float *out);  // of noise.cpp
+
+// The noise of a tile, two vectors a row.
+template <int ROWS> struct Numbers {
+    alignas(64) float at[ROWS][2 * LANES];
+    bool some;
+    Numbers(const Recurrence &steps, int64_t s, int64_t row, int64_t first) : some(steps.keys && s >= 0) {
+        if (some) normals(steps.keys[steps.t(s)], row, ROWS, first, at[0]);
+    }
+    const V *of(int r, int v) const { return some ? (const V *)(at[r] + v * LANES) : nullptr; }
+};
+template <> struct Numbers<0> {
+    Numbers(const Recurrence &, int64_t, int64_t, int64_t) {}
+    const V *of(int, int) const { return nullptr; }
+};
+
 // ---- forward: gates from the state before, the state from the gates
 
 template <class CELL, int ROWS> void forward_tile(const Recurrence &steps, int64_t s, int64_t row, int64_t panel) {
@@ -38,14 +54,15 @@ template <class CELL, int ROWS> void forward_tile(const Recurrence &steps, int64
     const float *initial = steps.initial(SHAPE.operand) ? steps.initial(SHAPE.operand) + row * H : nullptr;
     const float *a = inside ? steps.values(SHAPE.operand) + (steps.flat(s - 1) + row) * H : initial;
     const float *packed = steps.packed + panel * (H + 1) * WIDTH * LANES;
-    const V *of_zeros = (const V *)(packed + H * WIDTH * LANES);
+    const V *anew = (const V *)(packed + H * WIDTH * LANES);
+    const Numbers<CELL::NOISE ? ROWS : 0> noise(steps, s, row, first);
     if (a) multiply<ROWS, WIDTH>(sum, a, H, packed, H);
     for (int r = 0; r < ROWS; ++r) {
         if (!a || steps.starts(s, row + r))
-            for (int v = 0; v < WIDTH; ++v) sum[r][v] = of_zeros[v];
+            for (int v = 0; v < WIDTH; ++v) sum[r][v] = anew[v];
         int64_t j = first;
         for (int v = 0; v < VECTORS && j < H; ++v, j += LANES)
-            CELL::forward({steps, s, row + r, flat + r, j, H - j, wide, nullptr}, &sum[r][v]);
+            CELL::forward({steps, s, row + r, flat + r, j, H - j, wide, noise.of(r, v)}, &sum[r][v]);
     }
 }
 
@@ -76,7 +93,8 @@ template <class CELL, int ROWS, int FROM> void backward_tile(const Recurrence &s
         multiply<ROWS, WIDTH>(
             sum, q.d_gates + (steps.flat(s + 1) + row) * wide, wide, steps.packed + panel * K * WIDTH * LANES, K);
     const float *const ends[] = {q.d_hn, q.d_cn};
-    float *const begins[] = {q.d_h0, q.d_c0};
+    float *const begins[] = {q.d_h0, q.d_c0}, *const starts[] = {q.d_start_h, q.d_start_c};
+    const Numbers<CELL::NOISE ? ROWS : 0> noise(steps, s, row, first);
     for (int r = 0; r < ROWS; ++r) {
         const int64_t b = row + r;
         const bool cut = FROM == NEXT && steps.starts(s + 1, b);
@@ -91,13 +109,14 @@ template <class CELL, int ROWS, int FROM> void backward_tile(const Recurrence &s
             const int64_t flat = steps.flat(s) + b;
             for (int i = 0; i < SHAPE.states; ++i) {
                 if (FROM == END && ends[i]) d[i] = load(ends[i] + b * H + j, n);
+                if (cut && starts[i]) store(starts[i] + b * H + j, load(starts[i] + b * H + j, n) + d[i], n);
                 if (cut) d[i] = V{};
                 if (initial && begins[i]) store(begins[i] + b * H + j, d[i], n);
                 if (!initial && q.weight) d[i] = w == 0.f ? V{} : d[i] * w;
             }
             if (initial) continue;
             if (q.d_outputs) d[0] += load(q.d_outputs + flat * H + j, n);
-            CELL::backward({steps, s, b, flat, j, n, wide, nullptr}, d);
+            CELL::backward({steps, s, b, flat, j, n, wide, noise.of(r, v)}, d);
         }
     }
 }
@@ -158,7 +177,7 @@ template <class CELL> void backward_rows(const Recurrence &steps, const Part &pa
 }
 
 // ---- packing: panels of the recurrent weights, [panel][k][vector][lane], zeros beyond the last unit; forward a panel ends
-// with its product with a state of zeros, which infinite weights make NaN
+// with its product with the state that rows start anew from
 
 int64_t panels_of(int64_t units, int64_t wide) { return (units + wide - 1) / wide; }
 
@@ -170,7 +189,7 @@ void pack_forward(const Recurrence &steps, const Shape &shape, int64_t panel) {
         const int64_t unit = shape.gates == 1 ? first + v * LANES : first, gate = shape.gates == 1 ? 0 : v;
         transposed(q.w_hh + (gate * H + unit) * H, H, H - unit, H, out + v * LANES, width * LANES);
     }
-    if (!steps.initial(shape.operand) || q.start) of_zeros(out, width, H);
+    if (!steps.initial(shape.operand) || q.start) of_state(out, width, H, steps.anew(shape.operand));
 }
 
 void pack_backward(const Recurrence &steps, const Shape &shape, int64_t panel) {

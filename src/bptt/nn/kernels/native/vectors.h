@@ -95,21 +95,18 @@ INLINE void multiply(V (&sum)[ROWS][WIDTH], const float *a, int64_t lda, const f
             for (int v = 0; v < WIDTH; ++v) sum[r][v] += more[s][r][v];
 }
 
-// After a panel of K rows of `width` vectors one more: NaN in the columns that hold an infinity or a NaN, else 0.
-INLINE void of_zeros(float *panel, int width, int64_t K) {
-    const int32_t infinite = 0x7f800000, nan = 0x7fc00000;  // the exponent of both has all its bits
-    for (int v = 0; v < width; ++v, panel += LANES) {
-        I largest{};
-        for (int64_t k = 0; k < K; ++k) {
-            const I exponent = *(const I *)(panel + k * width * LANES) & infinite;
-            largest = exponent > largest ? exponent : largest;
-        }
-        *(V *)(panel + K * width * LANES) = (V)((largest == infinite) & nan);
+// After a panel of K rows of `width` vectors one more: its product with a state (K,), zeros where null. Infinite weights
+// make it NaN.
+INLINE void of_state(float *panel, int64_t width, int64_t K, const float *state) {
+    for (int64_t v = 0; v < width; ++v, panel += LANES) {
+        V sum{};
+        for (int64_t k = 0; k < K; ++k) sum += (state ? state[k] : 0.f) * *(const V *)(panel + k * width * LANES);
+        *(V *)(panel + K * width * LANES) = sum;
     }
 }
 
-// e^x - 1 = 2^n (e^r - 1) + 2^n - 1 with r = x - n ln 2 in [-½ ln 2, ½ ln 2]; |x| <= 87.33. `power` gets 2^n.
-INLINE V expm1(V x, V &power) {
+// e^r - 1 with r = x - n ln 2 in [-½ ln 2, ½ ln 2]; |x| <= 87.33. `power` gets 2^n.
+INLINE V reduced(V x, V &power) {
     V shifted = x * 1.44269504088896f + 12582912.f;  // 1.5 2^23: the rounded quotient in the last bits
     V n = shifted - 12582912.f;
     V r = x - n * 0.693359375f;
@@ -119,8 +116,13 @@ INLINE V expm1(V x, V &power) {
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    V q = p * (r * r) + r;
     power = (V)(((I)shifted + (127 - 0x4b400000)) << 23);
+    return p * (r * r) + r;
+}
+
+// e^x - 1 = 2^n (e^r - 1) + 2^n - 1
+INLINE V expm1(V x, V &power) {
+    const V q = reduced(x, power);
     return q * power + (power - 1.f);
 }
 
@@ -150,6 +152,20 @@ INLINE V tanh(V x) {
     V power, e = expm1(a + a, power), part = (a < 0.65f ? e : all(2.f)) * inverse(e + 2.f);
     part = a < 0.65f ? part : 1.f - part;
     return (V)((I)part | ((I)x & INT32_MIN));
+}
+
+// ln(1 + e^x) = max(x, 0) + ln(1 + z), z = e^-|x|: 2 artanh(t) of t = z / (2 + z) in (0, 1/3], as a series.
+INLINE V softplus(V x) {
+    V a = (V)((I)x | INT32_MIN), power;
+    a = a < -87.33f ? all(-87.33f) : a;
+    const V q = reduced(a, power), z = q * power + power, t = z / (2.f + z), w = t * t;
+    V p = w * (1.f / 15) + 1.f / 13;
+    p = p * w + 1.f / 11;
+    p = p * w + 1.f / 9;
+    p = p * w + 1.f / 7;
+    p = p * w + 1.f / 5;
+    p = p * w + 1.f / 3;
+    return (x > 0.f ? x : x == x ? V{} : x) + 2.f * (p * w * t + t);
 }
 
 }  // namespace BPTT_ISA

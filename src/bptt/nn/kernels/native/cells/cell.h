@@ -10,7 +10,7 @@ struct Place {
     const Recurrence &steps;
     int64_t s, row, flat, j, n;  // the step, the row, its place among all rows; n units from the j-th on, or more
     int64_t wide;                // S H
-    const V *noise;              // of a cell that has noise
+    const V *noise;              // the units' normal numbers; null: no noise
 
     INLINE V given(int64_t gate) const { return load(steps.given(flat, wide) + gate * steps.q.units + j, n); }
     INLINE V with_bias(int64_t gate, V x) const {  // of a gate whose recurrent part has one of its own
@@ -28,6 +28,12 @@ struct Place {
     // The cotangents of the gates, and of the carried state past the gates.
     INLINE void gate(int64_t i, V x) const { store(steps.q.d_gates + flat * wide + i * steps.q.units + j, x, n); }
     INLINE void carry(V x) const { store(steps.carry + row * steps.q.units + j, x, n); }
+    // The i-th parameter by unit, and what is added to its cotangent's sum over the row's steps.
+    INLINE V by_unit(int64_t i) const { return load(steps.q.by_unit + i * steps.q.units + j, n); }
+    INLINE void to_unit(int64_t i, V x) const {
+        float *sum = steps.q.d_by_unit + (row * BY_UNIT + i) * steps.q.units + j;
+        store(sum, load(sum, n) + x, n);
+    }
 };
 
 }  // namespace BPTT_ISA
