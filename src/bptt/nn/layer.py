@@ -9,6 +9,7 @@ Where x_t is a row of an embedding, (1) is taken once of each row of it, and the
 dgates over the steps that have one row.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ _BY_ROW = ("start_h", "start_c", "by_unit")
 
 def evaluate(plan: Plan, *tensors: Maybe) -> Sequence:
     """Equations (1) and (2) of `Tensors`."""
-    given = Tensors(*map(contiguous, tensors))
+    given = contiguous(tensors)
     cell, x, H = plan.cell, given.x, given.w_hh.shape[1]
     shape, last = (*(x.shape[:-1] if plan.ids is None else plan.ids.shape), H), (1, plan.rows, H)
     outputs, two = empty(shape, x), cell.states == 2
@@ -73,18 +74,18 @@ class Layer(torch.autograd.Function):
         wanted = Wanted(*[empty(a.shape, a) if need else None for a, need in zip(tensors, needed, strict=True)])
         into = wanted if len(needed) == _PLAIN else _by_row(plan, wanted)
         d_gates = empty((outputs.numel() // outputs.shape[-1], plan.cell.saved * outputs.shape[-1]), outputs)
+        d_y, d_h, d_c = (None if d is None else d.contiguous() for d in (d_outputs, d_hn, d_cn))
         q = Sequence(
-            plan, Tensors(*map(contiguous, tensors)), outputs if gates is None else gates, outputs, cells, None, None,
-            contiguous(d_outputs), contiguous(d_hn), contiguous(d_cn), d_gates, into,
+            plan, contiguous(tensors), outputs if gates is None else gates, outputs, cells, None, None,
+            d_y, d_h, d_c, d_gates, into,
         )  # fmt: skip
         kernels.implementation(outputs).backward(q)
-        return None, *(d if d is None or d.dim() == a.dim() else d.sum(0) for a, d in zip(tensors, into, strict=False))
+        return None, *(into[:_PLAIN] if into is wanted else _summed(into))
 
 
-def on_kernels(plan: Plan, given: Tensors) -> tuple[Tensor, plain.State]:
-    """Outputs and the last states, with a graph where one is wanted."""
-    few = given if given.by_unit is not None else given[:_PLAIN]  # each argument costs time
-    y, *last = Layer.apply(plan, *few) if torch.is_grad_enabled() else evaluate(plan, *few).results  # pyright: ignore[reportGeneralTypeIssues]
+def on_kernels(plan: Plan, given: tuple[Maybe, ...]) -> tuple[Tensor, plain.State]:
+    """Outputs and the last states of `Tensors`, which may end before by_unit; with a graph where one is wanted."""
+    y, *last = Layer.apply(plan, *given) if torch.is_grad_enabled() else evaluate(plan, *given).results  # pyright: ignore[reportGeneralTypeIssues]
     return y, tuple(last)
 
 
@@ -98,6 +99,12 @@ def _by_row(plan: Plan, wanted: Wanted) -> Wanted:
     return wanted._replace(**rows)
 
 
+def _summed(into: Wanted) -> Wanted:
+    """The sums over the rows of what `_by_row` made."""
+    sums = {name: x.sum(0) for name, x in into._asdict().items() if x is not None and name in _BY_ROW}
+    return into._replace(**sums)
+
+
 def _version_of(x: Tensor) -> Tensor:
     """A tensor without memory that counts the changes in place of x, and of all that share its memory, as x does."""
     counter = x.detach()
@@ -105,8 +112,9 @@ def _version_of(x: Tensor) -> Tensor:
     return counter
 
 
-def contiguous(x: Maybe) -> Any:
-    return None if x is None else x.contiguous()
+def contiguous(tensors: Iterable[Maybe]) -> Tensors:
+    values: Any = [None if x is None else x.contiguous() for x in tensors]
+    return Tensors(*values)
 
 
 def _differentiable(plan: Plan, given: Tensors, needed: Any, cotangents: tuple[Any, ...]) -> list[Any]:

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from bptt import _torch
 from bptt.nn import fits, layer, plain
-from bptt.nn.kernels.sequence import Maybe, Plan, Tensors
+from bptt.nn.kernels.sequence import Maybe, Plan
 from bptt.nn.layer import on_kernels
 from bptt.nn.rewriters import Rewritten, recorded
 from bptt.nn.uncompiled import uncompiled
@@ -128,8 +128,7 @@ def _layers(
 def _on_kernels(plan: Plan, x: Tensor, state: plain.State | None, weights: list[Tensor]) -> tuple[Tensor, plain.State]:
     """`plain.run` on the kernels, for a state that is zeros where it is None; x is an embedding where there are ids."""
     h0, c0 = (None, None) if state is None else state if plan.mode == "LSTM" else (state[0], None)
-    biases = weights[2:] or (None, None)
-    return on_kernels(plan, Tensors(x.contiguous(), h0, c0, weights[0], weights[1], *biases))
+    return on_kernels(plan, (x, h0, c0, *(weights if len(weights) == 4 else (*weights, None, None))))
 
 
 class RNN(_Fused, nn.RNN):

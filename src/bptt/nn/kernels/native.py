@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bptt.nn.cells.base import Cell
-from bptt.nn.kernels.sequence import Maybe, Sequence, Tensors, Wanted
+from bptt.nn.kernels.sequence import NOTHING, Maybe, Sequence, Tensors, Wanted
 
 _NUMBERS = 14
 _OF_PLAN = ("sizes", "offsets", "start", "weight", "ids")
@@ -21,6 +21,7 @@ _TENSORS = ("gates", "cells", "outputs", "hn", "cn", "d_outputs", "d_hn", "d_cn"
 _of_plan: Callable[[Any], tuple[Maybe, ...]] = attrgetter(*_OF_PLAN)
 _tensors: Callable[[Any], tuple[Maybe, ...]] = attrgetter(*_TENSORS)
 _ALL = _NUMBERS + len(_OF_PLAN) + len(Tensors._fields) + len(_TENSORS) + len(Wanted._fields)
+_ZEROS = (0,) * len(Wanted._fields)
 _pack = struct.Struct(f"{_ALL}q").pack
 
 
@@ -67,11 +68,12 @@ def _packed(q: Sequence) -> bytes:
     units, inputs = q.units, q.given.w_ih.shape[1]
     total = q.outputs.numel() // units
     distinct = total if plan.ids is None else len(q.given.x)
-    pointers = [0 if x is None else x.data_ptr() for x in (*_of_plan(plan), *q.given, *_tensors(q), *q.wanted)]
+    given = (*_of_plan(plan), *q.given, *_tensors(q))
+    pointers = [0 if x is None else x.data_ptr() for x in (given if q.wanted is NOTHING else (*given, *q.wanted))]
     return _pack(
         cell.number, cell.activation, plan.reverse, torch.get_num_threads(), plan.steps, plan.rows, inputs, units,
         total, distinct, weight is not None and weight.dim() == 2, plan.noise is not None,
-        *(plan.noise or (0, 0)), *pointers,
+        *(plan.noise or (0, 0)), *pointers, *(_ZEROS if q.wanted is NOTHING else ()),
     )  # fmt: skip
 
 

@@ -78,7 +78,7 @@ class Wanted(NamedTuple):
     by_unit: Maybe = None
 
 
-_NOTHING = Wanted()
+NOTHING = Wanted()
 
 
 @dataclass(slots=True)
@@ -106,7 +106,7 @@ class Sequence:
     d_hn: Maybe = None
     d_cn: Maybe = None
     d_gates: Maybe = None
-    wanted: Wanted = _NOTHING
+    wanted: Wanted = NOTHING
 
     @property
     def results(self) -> tuple[Tensor, ...]:
