@@ -74,11 +74,42 @@ static void compare(const char *isa, const char *what, const float *got, const D
 // ---- one sequence
 
 static double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+static double activated(int64_t f, double x) {
+    return f == TANH ? std::tanh(x) : f == RELU ? std::fmax(x, 0) : f == SIGMOID ? sigmoid(x) : f == SOFTPLUS ? std::log1p(std::exp(x)) : x;
+}
+static double slope(int64_t f, double y) {  // where the value is y
+    return f == TANH ? 1 - y * y : f == RELU ? y > 0 : f == SIGMOID ? y * (1 - y) : f == SOFTPLUS ? 1 - std::exp(-y) : 1;
+}
+
+static void threefry(uint32_t (&x)[2], uint32_t key0, uint32_t key1) {
+    const uint32_t keys[] = {key0, key1, key0 ^ key1 ^ 0x1BD11BDAu};
+    const int turns[] = {13, 15, 26, 6, 17, 29, 16, 24};
+    x[0] += key0, x[1] += key1;
+    for (uint32_t round = 0; round < 20; ++round) {
+        const int turn = turns[round % 8];
+        x[0] += x[1], x[1] = (x[1] << turn | x[1] >> (32 - turn)) ^ x[0];
+        if (round % 4 == 3) x[0] += keys[(round / 4 + 1) % 3], x[1] += keys[(round / 4 + 2) % 3] + round / 4 + 1;
+    }
+}
+
+// The number of a step, row and unit: Box and Muller's transform of two words.
+static double normal(int64_t key, int64_t clock, int64_t row, int64_t unit) {
+    uint32_t step[] = {uint32_t(clock), uint32_t(uint64_t(clock) >> 32)}, x[] = {uint32_t(row), uint32_t(unit / 2)};
+    threefry(step, uint32_t(key), uint32_t(uint64_t(key) >> 32)), threefry(x, step[0], step[1]);
+    const double radius = std::sqrt(-2 * std::log(((x[0] >> 1) + 1.0) / 2147483648.0));
+    // The quarter of a turn in two bits, then 24 bits of where in it, from -1/2 to 1/2.
+    const double angle = std::acos(-1.0) / 2 * ((x[1] >> 30) + (int32_t(x[1] << 2) >> 8) / 16777216.0);
+    return radius * (unit % 2 ? std::sin(angle) : std::cos(angle));
+}
+
+static int64_t gates_of(int64_t cell) { return cell == GRU ? 3 : cell == LSTM ? 4 : 1; }
+static int64_t saved_of(int64_t cell) { return cell == GRU || cell == LSTM ? 4 : 1; }
+static bool leaky(int64_t cell) { return cell == RATE || cell == VOLTAGE; }
 
 struct Reference {
     const Sequence &q;
     explicit Reference(const Sequence &sequence) : q(sequence) {}
-    int64_t H = q.units, I = q.inputs, G = q.cell == RNN ? 1 : q.cell == GRU ? 3 : 4, S = q.cell == RNN ? 1 : 4;
+    int64_t H = q.units, I = q.inputs, G = gates_of(q.cell), S = saved_of(q.cell);
     int64_t t(int64_t s) const { return q.reverse ? q.steps - 1 - s : s; }
     int64_t rows(int64_t s) const { return q.sizes ? q.sizes[t(s)] : q.rows; }
     const float *x(int64_t row) const { return q.x + (q.ids ? q.ids[row] : row) * I; }
@@ -87,17 +118,21 @@ struct Reference {
     double weight(int64_t s, int64_t b) const {
         return !q.weight ? 1 : q.weight[q.weight_rows ? t(s) * q.rows + b : t(s)];
     }
-    Doubles gates, outputs, cells, h, c, h_before, c_before, d_gates, dh, dc, dx, d_w_ih, d_w_hh, d_b_ih, d_b_hh;
+    Doubles gates, outputs, cells, h, c, h_before, c_before, d_gates, dh, dc, dx, d_by_unit, d_start_h, d_start_c, d_w_ih, d_w_hh, d_b_ih, d_b_hh;
+
+    const Doubles &operand() const { return q.cell == VOLTAGE ? c_before : h_before; }
 
     void run_forward(int64_t N) {
         gates.resize(N * S * H), outputs.resize(N * H), cells.resize(N * H);
         h_before.resize(N * H), c_before.resize(N * H), h.resize(q.rows * H), c.resize(q.rows * H);
         for (int64_t i = 0; i < q.rows * H; ++i) h[i] = q.h0 ? q.h0[i] : 0, c[i] = q.c0 ? q.c0[i] : 0;
         for (int64_t s = 0; s < q.steps; ++s)
-            for (int64_t b = 0; b < rows(s); ++b) step(flat(s, b), b, starts(s, b));
+            for (int64_t b = 0; b < rows(s); ++b) step(flat(s, b), b, starts(s, b), t(s));
     }
 
-    void step(int64_t row, int64_t b, bool starts) {
+    double noise(int64_t t, int64_t b, int64_t j) const { return q.noisy ? normal(q.key, q.clock + t, b, j) : 0; }
+
+    void step(int64_t row, int64_t b, bool starts, int64_t t) {
         double *g = &gates[row * S * H];
         Doubles sum(G * H);
         for (int64_t i = 0; i < G * H; ++i) {
@@ -105,16 +140,20 @@ struct Reference {
             for (int64_t j = 0; j < I; ++j) g[i] += double(q.w_ih[i * I + j]) * x(row)[j];
         }
         for (int64_t j = 0; j < H; ++j) {
-            h_before[row * H + j] = starts ? 0 : h[b * H + j];
-            c_before[row * H + j] = starts ? 0 : c[b * H + j];
+            h_before[row * H + j] = starts ? (q.start_h ? q.start_h[j] : 0) : h[b * H + j];
+            c_before[row * H + j] = starts ? (q.start_c ? q.start_c[j] : 0) : c[b * H + j];
         }
         for (int64_t i = 0; i < G * H; ++i)
-            for (int64_t j = 0; j < H; ++j) sum[i] += q.w_hh[i * H + j] * h_before[row * H + j];
+            for (int64_t j = 0; j < H; ++j) sum[i] += q.w_hh[i * H + j] * operand()[row * H + j];
         for (int64_t j = 0; j < H; ++j) {
             double &out = h[b * H + j], &cell = c[b * H + j];
             if (q.cell == RNN) {
-                const double x = g[j] + sum[j];
-                out = g[j] = q.activation == TANH ? std::tanh(x) : q.activation == RELU ? std::fmax(x, 0) : x;
+                out = g[j] = activated(q.activation, g[j] + sum[j]);
+            } else if (leaky(q.cell)) {
+                const double a = q.by_unit[j], x = g[j] + sum[j];
+                g[j] = q.cell == RATE ? activated(q.activation, x) : x;
+                out = (1 - a) * h_before[row * H + j] + a * g[j] + q.by_unit[H + j] * noise(t, b, j);
+                if (q.cell == VOLTAGE) cell = activated(q.activation, out);
             } else if (q.cell == GRU) {
                 const double r = sigmoid(g[j] + sum[j]), z = sigmoid(g[H + j] + sum[H + j]);
                 const double inner = sum[2 * H + j] + (q.b_hh ? q.b_hh[2 * H + j] : 0), n = std::tanh(g[2 * H + j] + r * inner);
@@ -133,8 +172,9 @@ struct Reference {
     void run_backward(int64_t N) {
         d_gates.assign(N * S * H, 0), dh.resize(q.rows * H), dc.resize(q.rows * H);
         for (int64_t i = 0; i < q.rows * H; ++i) dh[i] = q.d_hn ? q.d_hn[i] : 0, dc[i] = q.d_cn ? q.d_cn[i] : 0;
+        d_by_unit.assign(q.rows * BY_UNIT * H, 0), d_start_h.assign(q.rows * H, 0), d_start_c.assign(q.rows * H, 0);
         for (int64_t s = q.steps - 1; s >= 0; --s)
-            for (int64_t b = 0; b < rows(s); ++b) step_back(flat(s, b), b, starts(s, b), weight(s, b));
+            for (int64_t b = 0; b < rows(s); ++b) step_back(flat(s, b), b, starts(s, b), weight(s, b), t(s));
         dx.assign(q.distinct * I, 0), d_w_ih.assign(G * H * I, 0), d_w_hh.assign(G * H * H, 0);
         d_b_ih.assign(G * H, 0), d_b_hh.assign(G * H, 0);
         for (int64_t row = 0; row < N; ++row)
@@ -146,18 +186,25 @@ struct Reference {
                     dx[(q.ids ? q.ids[row] : row) * I + j] += of_input * q.w_ih[i * I + j];
                     d_w_ih[i * I + j] += of_input * x(row)[j];
                 }
-                for (int64_t j = 0; j < H; ++j) d_w_hh[i * H + j] += of_state * h_before[row * H + j];
+                for (int64_t j = 0; j < H; ++j) d_w_hh[i * H + j] += of_state * operand()[row * H + j];
             }
     }
 
-    void step_back(int64_t row, int64_t b, bool starts, double w) {
+    void step_back(int64_t row, int64_t b, bool starts, double w, int64_t t) {
         double *g = &gates[row * S * H], *d = &d_gates[row * S * H];
         Doubles past(H);
         for (int64_t j = 0; j < H; ++j) {
             const double out = w * dh[b * H + j] + (q.d_outputs ? q.d_outputs[row * H + j] : 0);
             const double old = h_before[row * H + j], h = outputs[row * H + j];
             if (q.cell == RNN) {
-                d[j] = out * (q.activation == TANH ? 1 - h * h : q.activation == RELU ? h > 0 : 1);
+                d[j] = out * slope(q.activation, h);
+            } else if (leaky(q.cell)) {
+                const double a = q.by_unit[j], r = cells[row * H + j];
+                const double of_h = q.cell == VOLTAGE ? out + w * dc[b * H + j] * slope(q.activation, r) : out;
+                d[j] = of_h * a * (q.cell == RATE ? slope(q.activation, g[j]) : 1);
+                past[j] = (1 - a) * of_h;
+                d_by_unit[(b * BY_UNIT) * H + j] += of_h * (g[j] - old);
+                d_by_unit[(b * BY_UNIT + 1) * H + j] += of_h * noise(t, b, j);
             } else if (q.cell == GRU) {
                 const double r = g[j], z = g[H + j], n = g[2 * H + j], dn = out * (1 - z) * (1 - n * n);
                 d[j] = dn * g[3 * H + j] * r * (1 - r), d[H + j] = out * (old - n) * z * (1 - z);
@@ -171,15 +218,19 @@ struct Reference {
             }
         }
         for (int64_t j = 0; j < H; ++j) {
-            double sum = past[j];
+            double sum = 0;
             for (int64_t i = 0; i < G * H; ++i) sum += d[i] * q.w_hh[i * H + j];
-            dh[b * H + j] = starts ? 0 : sum;
+            const double of_h = past[j] + (q.cell == VOLTAGE ? 0 : sum);
+            if (q.cell == VOLTAGE) dc[b * H + j] = starts ? 0 : sum;
+            if (starts) d_start_h[b * H + j] += of_h, d_start_c[b * H + j] += sum;
+            dh[b * H + j] = starts ? 0 : of_h;
         }
     }
 };
 
 static void sequence(int isa, int64_t cell, int64_t T, int64_t B, int64_t I, int64_t H, int threads) {
-    const int64_t G = cell == RNN ? 1 : cell == GRU ? 3 : 4, S = cell == RNN ? 1 : 4;
+    const int64_t G = gates_of(cell), S = saved_of(cell);
+    const bool two = cell == LSTM || cell == VOLTAGE;
     std::vector<int64_t> sizes, offsets;
     int64_t N = T * B;
     const bool packed = chance(0.3);
@@ -204,10 +255,14 @@ static void sequence(int isa, int64_t cell, int64_t T, int64_t B, int64_t I, int
     Floats cells(N * H), outputs(N * H), h0(B * H, 1), c0(B * H, 1), hn(B * H), cn(B * H), d_outputs(N * H, 1);
     Floats d_hn(B * H, 1), d_cn(B * H, 1), d_gates(N * S * H), d_h0(B * H), d_c0(B * H), d_x(distinct * I);
     Floats d_w_ih(G * H * I), d_w_hh(G * H * H), d_b_ih(G * H), d_b_hh(G * H);
+    Floats by_unit(BY_UNIT * H, 0.5), start_h(H, 1), start_c(H, 1), d_by_unit(B * BY_UNIT * H), d_start_h(B * H), d_start_c(B * H);
+    for (int64_t i = 0; i < by_unit.n; ++i) by_unit.at[i] += 0.5f;
+    for (Floats *sums : {&d_by_unit, &d_start_h, &d_start_c})  // added to
+        for (int64_t i = 0; i < sums->n; ++i) sums->at[i] = 0;
     auto maybe = [](float *p) { return chance(0.7) ? p : nullptr; };
 
     Sequence q{};
-    q.cell = cell, q.activation = whole(0, 2), q.threads = threads, q.steps = T, q.rows = B, q.inputs = I, q.units = H;
+    q.cell = cell, q.activation = whole(0, leaky(cell) ? 4 : 2), q.threads = threads, q.steps = T, q.rows = B, q.inputs = I, q.units = H;
     q.total = N, q.distinct = distinct;
     if (looked_up) q.ids = ids.data();
     q.reverse = chance(0.3);
@@ -217,9 +272,13 @@ static void sequence(int isa, int64_t cell, int64_t T, int64_t B, int64_t I, int
     if (q.start || q.weight) q.reverse = 0;
     q.x = x.at.get(), q.w_ih = w_ih.at.get(), q.w_hh = w_hh.at.get(), q.gates = gates.at.get();
     if (chance(0.7)) q.b_ih = b_ih.at.get(), q.b_hh = b_hh.at.get();
-    q.outputs = cell == RNN ? q.gates : outputs.at.get(), q.cells = cell == LSTM ? cells.at.get() : nullptr;
-    q.h0 = maybe(h0.at.get()), q.c0 = cell == LSTM ? maybe(c0.at.get()) : nullptr;
-    q.hn = hn.at.get(), q.cn = cell == LSTM ? cn.at.get() : nullptr;
+    q.outputs = cell == RNN ? q.gates : outputs.at.get(), q.cells = two ? cells.at.get() : nullptr;
+    q.h0 = maybe(h0.at.get()), q.c0 = two ? maybe(c0.at.get()) : nullptr;
+    q.hn = hn.at.get(), q.cn = two ? cn.at.get() : nullptr;
+    if (leaky(cell)) {
+        q.by_unit = by_unit.at.get(), q.noisy = chance(0.7), q.key = whole(0, INT64_MAX), q.clock = whole(0, 1000);
+        if (q.start && q.h0 && (!two || q.c0) && chance(0.5)) q.start_h = start_h.at.get(), q.start_c = two ? start_c.at.get() : nullptr;
+    }
     Reference want{q};
     want.run_forward(N);
     if (looked_up) {  // refused before anything is read there
@@ -232,19 +291,24 @@ static void sequence(int isa, int64_t cell, int64_t T, int64_t B, int64_t I, int
     compare(name, "gates", gates.at.get(), want.gates);
     compare(name, "outputs", q.outputs, want.outputs);
     compare(name, "hn", q.hn, want.h);
-    if (cell == LSTM) compare(name, "cells", q.cells, want.cells), compare(name, "cn", q.cn, want.c);
+    if (two) compare(name, "cells", q.cells, want.cells), compare(name, "cn", q.cn, want.c);
 
     q.hn = q.cn = nullptr;
     q.d_outputs = maybe(d_outputs.at.get()), q.d_hn = maybe(d_hn.at.get()), q.d_gates = d_gates.at.get();
-    q.d_cn = cell == LSTM ? maybe(d_cn.at.get()) : nullptr;
-    q.d_h0 = maybe(d_h0.at.get()), q.d_c0 = cell == LSTM ? maybe(d_c0.at.get()) : nullptr;
+    q.d_cn = two ? maybe(d_cn.at.get()) : nullptr;
+    q.d_h0 = maybe(d_h0.at.get()), q.d_c0 = two ? maybe(d_c0.at.get()) : nullptr;
     q.d_x = maybe(d_x.at.get()), q.d_w_ih = maybe(d_w_ih.at.get()), q.d_w_hh = maybe(d_w_hh.at.get());
     q.d_b_ih = maybe(d_b_ih.at.get()), q.d_b_hh = maybe(d_b_hh.at.get());
+    if (leaky(cell) && chance(0.7)) q.d_by_unit = d_by_unit.at.get();
+    if (q.start_h && chance(0.7)) q.d_start_h = d_start_h.at.get(), q.d_start_c = two ? d_start_c.at.get() : nullptr;
     want.run_backward(N);
     if (backward(isa, &q)) abort();
     compare(name, "d_gates", q.d_gates, want.d_gates);
     if (q.d_h0) compare(name, "d_h0", q.d_h0, want.dh);
     if (q.d_c0) compare(name, "d_c0", q.d_c0, want.dc);
+    if (q.d_by_unit) compare(name, "d_by_unit", q.d_by_unit, want.d_by_unit);
+    if (q.d_start_h) compare(name, "d_start_h", q.d_start_h, want.d_start_h);
+    if (q.d_start_c) compare(name, "d_start_c", q.d_start_c, want.d_start_c);
     if (q.d_x) compare(name, "d_x", q.d_x, want.dx);
     if (q.d_w_ih) compare(name, "d_w_ih", q.d_w_ih, want.d_w_ih);
     if (q.d_w_hh) compare(name, "d_w_hh", q.d_w_hh, want.d_w_hh);
@@ -263,7 +327,7 @@ int main(int, char **argv) {
         for (const int threads : {1, 2, 3, 5}) {  // five asked for, three given
             use_openmp(threads == 1 ? nullptr : parallel, number, count);
             given = threads == 5 ? 3 : 64;
-            for (const int64_t cell : {RNN, GRU, LSTM}) {
+            for (const int64_t cell : {RNN, GRU, LSTM, RATE, VOLTAGE}) {
                 for (const int64_t H : {1, 2, 7, 15, 16, 17, 31, 33, 64, 67})
                     for (const int64_t B : {1, 2, 5, 9, 13}) sequence(isa, cell, whole(1, 4), B, whole(1, 40), H, threads);
                 sequence(isa, cell, 2, 200, 7, 9, threads), sequence(isa, cell, 3, 97, 70, 33, threads);

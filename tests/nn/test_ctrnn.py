@@ -220,6 +220,17 @@ def test_chunks_budgets_and_resets(options, how):
     assert_equal([p.grad for p in parameters], list(want), 1e-12)
 
 
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_start_at_the_first_step_reaches_the_initial_state(name):
+    """Also where the state that is passed in wants no gradient, which has no part in it."""
+    layer, x, start = bptt.nn.CTRNN(WIDE, H, alpha=0.2, learn_initial=True), torch.randn(T, B, WIDE), torch.zeros(T, B)
+    start[0] = 1
+    with kernel(name):
+        want = torch.autograd.grad(layer(x)[0].square().sum(), layer.initial)
+        passed = layer(x, torch.randn(1, B, H), is_start=start)[0]
+        assert_equal(list(torch.autograd.grad(passed.square().sum(), layer.initial)), list(want))
+
+
 def test_embedding_and_unbatched():
     layer, table = bptt.nn.CTRNN(WIDE, H, alpha=0.2), torch.randn(4, WIDE)
     ids = torch.randint(4, (T, B))

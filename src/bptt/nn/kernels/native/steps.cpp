@@ -166,14 +166,15 @@ template <class CELL> void backward_rows(const Recurrence &steps, const Part &pa
     static constexpr auto next = backward_tiles<CELL, NEXT>(std::make_index_sequence<rows_of(2)>());
     static constexpr auto end = backward_tiles<CELL, END>(std::make_index_sequence<rows_of(2)>());
     const Sequence &q = steps.q;
+    const bool begins = q.d_h0 || q.d_c0 || q.d_start_h || q.d_start_c;  // what comes before a row's first step is wanted
     for (int64_t s = q.steps - 1; s >= 0; --s) {
         const int64_t here = std::clamp(steps.rows(s), from, to), after = std::clamp(steps.rows(s + 1), from, to);
         each(next, steps, s, from, std::min(here, after), part);
         each(end, steps, s, after, here, part);
-        if (q.d_h0 || q.d_c0) each(next, steps, s, here, after, part);
+        if (begins) each(next, steps, s, here, after, part);
         part.wait();
     }
-    if (q.d_h0 || q.d_c0) each(next, steps, -1, from, std::clamp(steps.rows(0), from, to), part);
+    if (begins) each(next, steps, -1, from, std::clamp(steps.rows(0), from, to), part);
 }
 
 // ---- packing: panels of the recurrent weights, [panel][k][vector][lane], zeros beyond the last unit; forward a panel ends
