@@ -106,7 +106,6 @@ template <class CELL, int ROWS, int FROM> void backward_tile(const Recurrence &s
                 if constexpr (SHAPE.carry != NONE) d[SHAPE.carry] += load(steps.carry + b * H + j, n);
             }
             const float w = initial || !q.weight ? 1.f : steps.weight(s, b);
-            const int64_t flat = steps.flat(s) + b;
             for (int i = 0; i < SHAPE.states; ++i) {
                 if (FROM == END && ends[i]) d[i] = load(ends[i] + b * H + j, n);
                 if (cut && starts[i]) store(starts[i] + b * H + j, load(starts[i] + b * H + j, n) + d[i], n);
@@ -115,6 +114,7 @@ template <class CELL, int ROWS, int FROM> void backward_tile(const Recurrence &s
                 if (!initial && q.weight) d[i] = w == 0.f ? V{} : d[i] * w;
             }
             if (initial) continue;
+            const int64_t flat = steps.flat(s) + b;
             if (q.d_outputs) d[0] += load(q.d_outputs + flat * H + j, n);
             CELL::backward({steps, s, b, flat, j, n, wide, noise.of(r, v)}, d);
         }
