@@ -260,6 +260,16 @@ def test_dale_and_masks():
     assert_equal([layer.weight_ih.grad], [plain.weight_ih.grad])
 
 
+def test_under_autocast():
+    """Products in bfloat16, of inputs in it too; state and outputs stay in float32."""
+    layer, x = bptt.nn.CTRNN(WIDE, H, alpha=0.2, sigma=0.1), torch.randn(T, B, WIDE)
+    want, (h, clock, key) = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = layer(x.bfloat16(), (torch.zeros_like(h), clock - T, key))
+    assert (y.dtype, state[0].dtype) == (torch.float32, torch.float32)
+    assert_equal([y], [want], 0.02)
+
+
 def test_copies_and_files():
     layer, x = bptt.nn.CTRNN(WIDE, H, alpha=torch.rand(H) * 0.5 + 0.2, sigma=0.1), torch.randn(T, B, WIDE)
     _, state = layer(x)
@@ -276,6 +286,7 @@ def test_errors():
     refused(lambda: bptt.nn.CTRNN(0, H, alpha=0.2), "input_size=0")
     refused(lambda: bptt.nn.CTRNN(WIDE, H, alpha=0.0), "alpha=0.0", "(0, 1]")
     refused(lambda: bptt.nn.CTRNN(WIDE, H, alpha=1.5), "alpha=1.5", "time constant")
+    refused(lambda: bptt.nn.CTRNN(WIDE, 2, alpha=torch.tensor([0.5, 2.0])), "from 0.5 to 2", "(0, 1]")
     refused(lambda: bptt.nn.CTRNN(WIDE, H, alpha="0.2"), "alpha='0.2'", kind=TypeError)
     refused(lambda: bptt.nn.CTRNN(WIDE, H, alpha=torch.ones(H + 1)), "alpha is (38,)")
     refused(lambda: bptt.nn.CTRNN(WIDE, H, alpha=1.0, learn_alpha=True), "learned α lies below 1")

@@ -29,7 +29,8 @@ class CTRNN(nn.Module):
 
     input_size, hidden_size: I and H, >= 1.
     alpha: α, in (0, 1]: a number, or a tensor (H,) of one for each unit.
-    sigma: σ >= 0, a number. The attribute of that name may be changed, to 0 for a run without noise.
+    sigma: σ >= 0, a number. The attribute of that name may be changed, to 0 for a run without noise. `state_dict` holds
+        α but not σ.
     nonlinearity: f: "tanh", "relu", "softplus", "sigmoid" or "identity". form: "rate" or "voltage".
     bias: whether there is b.
     learn_alpha: α is learned, in (0, 1), by its logit, from `alpha` < 1 on.
@@ -144,6 +145,8 @@ class CTRNN(nn.Module):
             raise TypeError(
                 "CTRNN takes no PackedSequence: pass padded inputs, and is_start= or a mask where rows end."
             )
+        if isinstance(input, Tensor) and input.is_floating_point() and torch.is_autocast_enabled(input.device.type):
+            input = input.to(self.weight_hh.dtype)  # what a layer before this one gives, rounded already
         shown = input if embedding is None else layer.embedded(self, input, embedding)
         self._check(shown)
         fits.keywords(self, shown, is_start=is_start, cotangent_weight=cotangent_weight)
@@ -250,9 +253,8 @@ def _leak(alpha: Any, units: int, learned: bool) -> Tensor:
     if tuple(leak.shape) not in ((), (units,)):
         raise ValueError(f"CTRNN: alpha is {tuple(leak.shape)}, not a number or ({units},), one for each unit.")
     if not bool(((leak > 0) & (leak <= 1)).all()):
-        raise ValueError(
-            f"CTRNN(alpha={alpha!r}): α = dt/τ lies in (0, 1]: make the step dt at most the time constant τ."
-        )
+        got = repr(alpha) if leak.dim() == 0 else f"a tensor from {float(leak.min()):g} to {float(leak.max()):g}"
+        raise ValueError(f"CTRNN(alpha={got}): α = dt/τ lies in (0, 1]: make dt at most the time constant τ.")
     if learned and bool((leak == 1).any()):
         raise ValueError("CTRNN(alpha=1, learn_alpha=True): a learned α lies below 1: start from 0.99 or less.")
     return leak
