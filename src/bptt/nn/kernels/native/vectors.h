@@ -22,16 +22,24 @@ INLINE V all(float x) { return V{} + x; }
 // The first n floats at p, zeros after them; and the other way round.
 INLINE V load(const float *p, int64_t n) {
     if (n >= LANES) return *(const Unaligned *)p;
+#if defined(__AVX512F__)
+    return (V)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+#else
     V v = {};
     std::memcpy(&v, p, n * sizeof(float));
     return v;
+#endif
 }
 
 INLINE void store(float *p, V v, int64_t n) {
     if (n >= LANES)
         *(Unaligned *)p = v;
     else
+#if defined(__AVX512F__)
+        _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
+#else
         std::memcpy(p, &v, n * sizeof(float));
+#endif
 }
 
 // The pairs of a[i], a[i + D] change the blocks of D lanes across their diagonal.
