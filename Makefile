@@ -31,7 +31,7 @@ test-deep: $(VENV)/test.stamp  ## the property tests on many more cases, the lon
 test-lowest: | $(LOWEST)/bin/python  ## the tests on the oldest torch that is supported, in .venv-lowest  (VERSION=2.8.0)
 	@grep -v '^torch==' constraints.txt > $(LOWEST)/constraints.txt
 	@$(LOWEST)/bin/python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-	  print(*(r for name in ("test", "cli", "docs") for r in extras[name] if not r.startswith("bptt[")), sep="\n")' > $(LOWEST)/requirements.txt
+	  print(*(r for name in ("test", "cli", "data", "export", "docs") for r in extras[name] if not r.startswith("bptt[")), sep="\n")' > $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/python $(INSTALL) -c $(LOWEST)/constraints.txt torch==$(VERSION) -r $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/python $(INSTALL) --no-deps -e .
 	$(LOWEST)/bin/python -m pytest $(SPREAD) $(ARGS)

@@ -121,7 +121,8 @@ def test_commands(bptt_):
     result = bptt_("tarin")
     assert result.code == 2
     assert result.error.startswith(
-        "bptt: no command 'tarin'; there are train, sample, compare, plan, diagnose, explain, doctor"
+        "bptt: no command 'tarin'; there are train, sample, forecast, export, compare, plan, diagnose, verify, "
+        "explain, doctor"
     )
     assert bptt_("doctor", "--gpu").error.startswith("bptt doctor: takes no options")
 

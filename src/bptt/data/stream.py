@@ -89,7 +89,8 @@ class Lanes(Reading):
         horizons targets are (length, batch, horizons, ...), in the order given, and a step of which one is missing is
         masked.
 
-    Cost: memory of one chunk, longer by the longest horizon, whatever N is; pages of a read-only memmap are handed back after each.
+    Cost: memory of one chunk, longer by the longest horizon, whatever N is; pages of a read-only memmap are handed back
+        after each.
 
     Raises: ValueError or TypeError, at the call: for numbers below 1, arrays that don't go together, or lanes too short
         for two steps and the horizon.

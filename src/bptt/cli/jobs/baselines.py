@@ -29,13 +29,14 @@ def season_of(values: Any, split: int, places: list[int]) -> int | None:
     """Steps of a season, None without any.
 
     That is the first peak of the autocorrelation, beyond its first fall below zero, that is near the largest one: of
-    the columns, each without its linear trend, on the end of the training part; or else of their changes from step to
-    step, where a season may be hidden by slow drift.
+    the columns, each without its linear trend, on the end of the training part; or of their changes from step to step,
+    since slow drift may hide a season, if that one is shorter.
     """
     start = max(0, split - LOOKED_AT)
     known = np.asarray(values[start:split], np.float64)[:, places]
     known = np.where(np.isnan(known), np.nanmean(known, 0), known)
-    return _season(known) or _season(np.diff(known, axis=0))
+    found = [season for each in (known, np.diff(known, axis=0)) if (season := _season(each)) is not None]
+    return min(found, default=None)
 
 
 def _season(known: np.ndarray) -> int | None:

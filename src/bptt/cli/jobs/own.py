@@ -298,7 +298,7 @@ def own_job(config: TrainConfig, device: torch.device) -> Job:
         told=told,
         facts={"code": f"{one_line(made.named)}, SHA-256 {made.digest}"},
         files={**(source.files if text else {}), MODEL: _named(made)},
-        stamp={"model": one_line(made.named), "sha256": made.digest},
+        stamp={"sha256": made.digest},
         code=made.digest,
         seed=config.seed,
     )

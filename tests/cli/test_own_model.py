@@ -1,0 +1,120 @@
+"""A model of the user's own in a file: what is printed is what the library's calls say."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bptt
+from bptt.data import Lanes
+
+MODEL = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.GRU(2, 6)
+        self.out = nn.Linear(6, 2)
+
+    def forward(self, x, state=None):
+        hidden, state = self.cell(x, state)
+        return self.out(hidden), state
+
+
+def make():
+    return Net()
+
+
+def with_stream():
+    import bptt
+    from bptt.data import Lanes
+    return Net(), bptt.per_step(nn.MSELoss()), Lanes(torch.randn(600, 2), 3, 10, epochs=None)
+"""
+
+
+@pytest.fixture
+def data(folder):
+    (folder / "net.py").write_text(MODEL)
+    values = np.random.default_rng(0).normal(size=(1000, 2)).cumsum(0).astype(np.float32)
+    np.save(folder / "x.npy", values)
+    return torch.from_numpy(values)
+
+
+def test_verify_says_what_the_library_says(bptt_, data):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.out = nn.GRU(2, 6), nn.Linear(6, 2)
+
+        def forward(self, x, state=None):
+            hidden, state = self.cell(x, state)
+            return self.out(hidden), state
+
+    chunk = next(Lanes(data[800:], 4, 32))
+    found = bptt.verify(Net(), bptt.per_step(nn.MSELoss()), chunk._replace(is_start=None), state_batch_dim=1)
+    result = bptt_("verify", "net.py:make", "--data", "x.npy")
+    assert result.code == 0
+    assert result.out.split("\n")[: len(found.answers)] == str(found).split("\n")
+
+
+def test_train_and_go_on(bptt_, folder, data):
+    for out, steps in (("whole", 20), ("part", 7)):
+        words = ["--data", "x.npy", "--strategy", "tbptt:5", "--batch", 4, "--steps", steps, "--out", out]
+        assert bptt_("train", "net.py:make", *words).code == 0
+    assert '"sha256"' in (folder / "whole" / "model.json").read_text()
+    assert bptt_("train", "--resume", "part", "--steps", 20).code == 0
+    whole, part = ((folder / run / "weights.safetensors").read_bytes() for run in ("whole", "part"))
+    assert whole == part
+    (folder / "net.py").write_text(MODEL + "\n")
+    result = bptt_("train", "--resume", "part", "--steps", 30)
+    assert (result.code, "net.py:make was changed since the run began" in result.error) == (2, True)
+
+
+def test_a_stream_of_its_own_goes_on_too(bptt_, folder, data):
+    for out, steps in (("whole", 20), ("part", 7)):
+        words = ["--strategy", "tbptt:3:8", "--steps", steps, "--out", out]
+        assert bptt_("train", "net.py:with_stream", *words).code == 0
+    assert bptt_("train", "--resume", "part", "--steps", 20).code == 0
+    whole, part = ((folder / run / "weights.safetensors").read_bytes() for run in ("whole", "part"))
+    assert whole == part
+
+
+def test_diagnose_and_plan(bptt_, data):
+    result = bptt_("diagnose", "net.py:make", "--data", "x.npy", "--length", 20, "--batch", 2)
+    assert (result.code, result.err) == (0, "")
+    assert "sequence    2 lanes of 20 steps" in result.out
+    result = bptt_("plan", "net.py:make", "--data", "x.npy", "--steps", 40, "--strategies", "full,tbptt:5")
+    assert (result.code, result.err) == (0, "")
+
+
+@pytest.mark.deep
+def test_compare(bptt_, data):
+    words = ["--strategies", "full,tbptt:5", "--budget", 200, "--seeds", 1, "--sequence-length", 20, "--out", "c"]
+    result = bptt_("compare", "net.py:make", "--data", "x.npy", *words)
+    assert (result.code, result.err) == (0, "")
+    assert "exact gradient: full" in result.out
+
+
+@pytest.mark.parametrize(
+    ("file", "word", "message"),
+    [
+        ("import nothing_there", "bad.py:make", "running bad.py failed (ModuleNotFoundError: No module"),
+        ("def make(:", "bad.py:make", "running bad.py failed (SyntaxError"),
+        ("def make(): return 3", "bad.py:make", "make() returned int: it must return a module"),
+        ("def make(): raise KeyError('k')", "bad.py", "make() failed (KeyError: 'k', line 1 of bad.py)"),
+        ("raise SystemExit(3)", "bad.py", "running bad.py failed (SystemExit: 3"),
+        ("x = 1", "bad.py:make", "bad.py has no function make"),
+        ("from torch import nn\ndef make(): return nn.Identity()", "bad.py", "no parameter to train"),
+        ("from torch import nn\ndef make(): return nn.GRU(5, 4)", "bad.py", "fails on the data, inputs (2, 8, 2)"),
+        ("", "missing.py:make", "missing.py cannot be read"),
+    ],
+)
+def test_what_can_t_be(bptt_, folder, data, file, word, message):
+    (folder / "bad.py").write_text(file + "\n")
+    result = bptt_("train", word, "--data", "x.npy", "--steps", 1, "--out", "run")
+    assert result.code == 2
+    assert message in result.error
+    assert not (folder / "run").exists()
