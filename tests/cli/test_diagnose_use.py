@@ -64,8 +64,8 @@ def test_a_plot_that_cannot_be_written(bptt_, run):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "give a run folder, or --cell"),
-        (["run", "--cell", "rnn"], "one of the two"),
+        ([], "give a run folder or a model of your own, or --cell"),
+        (["run", "--cell", "rnn"], "one of them"),
         (["run", "--hidden", "3"], "--hidden applies only to --cell"),
         (["run", "--layers", "3"], "--layers applies only to --cell"),
         (["missing"], "missing is not a run folder"),

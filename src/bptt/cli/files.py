@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import re
 import stat
 from pathlib import Path
@@ -51,9 +50,9 @@ def data_text(source: str, surely: bool = False) -> str:
 def _table(source: str) -> bool:
     """Whether the first lines of a file are rows of numbers, equally many in each."""
     try:
+        if not stat.S_ISREG(Path(source).stat().st_mode):  # a pipe would be waited for
+            return False
         with open(source, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return False
             lines = file.read(LOOKED_AT).decode("utf-8-sig").splitlines()[:-1]
     except (OSError, ValueError):  # load_text says what is wrong
         return False
