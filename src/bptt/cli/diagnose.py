@@ -15,8 +15,8 @@ from bptt.cli.config import PLAIN, at_least_one, can_be_written, flag, parse
 from bptt.cli.data_options import OF_NUMBERS, DataOptions, is_own
 from bptt.cli.diagnosis import Measured, ladder, show, truncates
 from bptt.cli.files import data_text
-from bptt.cli.folder import load
-from bptt.cli.jobs.make import saved_job
+from bptt.cli.folder import CONFIG, load
+from bptt.cli.jobs.make import of_text, saved_job
 from bptt.cli.jobs.own import loss_of, make, rows_of, source_of, tried
 from bptt.cli.jobs.texts import first_steps
 from bptt.cli.jobs.texts import named as model_named
@@ -26,7 +26,7 @@ from bptt.cli.printing import UserError, one_line, user_errors
 from bptt.cli.reading import reading
 from bptt.cli.screen import Screen
 from bptt.cli.train import described, device_of
-from bptt.cli.train_config import TrainConfig
+from bptt.cli.train_config import TrainConfig, parse_train
 from bptt.cli.writing import replace
 from bptt.data import PYTHON_DOCS, Vocabulary, split
 
@@ -176,8 +176,8 @@ def _fresh(config: DiagnoseConfig) -> Subject:
 
 
 def _trained(config: DiagnoseConfig, folder: Path) -> Subject:
-    trained, job = saved_job(folder)
-    if job is not None:
+    if not of_text(folder):
+        trained, job = saved_job(folder)
         if config.data is not None:
             raise UserError(f"--data {config.data}: {folder} is a run on its own numbers or model. Leave it out")
         chunk = job.source.measured(config.length, config.batch)
@@ -185,6 +185,7 @@ def _trained(config: DiagnoseConfig, folder: Path) -> Subject:
         rows_at = 1 if trained.model is None else rows_of(job.model, chunk.inputs)
         return Subject(job.model, job.loss, chunk, described(job.name, trained), told, job.start, rows_at, trained)
     model, vocabulary = load(folder)
+    trained = parse_train([f"--config={folder / CONFIG}"])
     text, source = _text(config.data or trained.data or PYTHON_DOCS, "text" in (config.read_as, trained.read_as))
     with user_errors(prefix=f"--data {source}: "):
         ids = vocabulary.encode(text)

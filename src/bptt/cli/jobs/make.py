@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import torch
@@ -11,7 +12,6 @@ from bptt.cli.jobs.job import Job
 from bptt.cli.jobs.numeric import numeric_job
 from bptt.cli.jobs.own import own_job
 from bptt.cli.jobs.texts import text_job
-from bptt.cli.printing import UserError
 from bptt.cli.train_config import TrainConfig, parse_train
 
 
@@ -27,16 +27,19 @@ def make_job(config: TrainConfig, device: torch.device) -> Job:
     return text_job(config, device)
 
 
-def saved_job(folder: Path) -> tuple[TrainConfig, Job | None]:
-    """The options of a run folder, and its job with the trained weights; None in its place for a run on a text.
+def of_text(folder: Path) -> bool:
+    """Whether a folder isn't that of a run on numbers, or of a model of the user's."""
+    with contextlib.suppress(OSError):  # such as a name that is too long
+        return not any((folder / name).is_file() for name in (SERIES, MODEL))
+    return True
 
-    Raises: UserError where the folder isn't one, its data or code aren't there any more, or its weights don't fit.
+
+def saved_job(folder: Path) -> tuple[TrainConfig, Job]:
+    """The options of a run folder that isn't of a text, and its job with the trained weights.
+
+    Raises: UserError where its data or code aren't there any more, or its weights don't fit.
     """
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder} is not a run folder with weights (no {CONFIG}). Give a DIR that bptt train wrote")
     config = parse_train([f"--config={folder / CONFIG}"])
-    if not any((folder / name).is_file() for name in (SERIES, MODEL)):
-        return config, None
     job = make_job(config, torch.device("cpu"))
     load_weights(folder, job.model, job.stamp)
     return config, job
