@@ -1,5 +1,6 @@
 """Sizes that no machine has, windows and files that never end: refused before anything is allocated or read."""
 
+import itertools
 import os
 import resource
 import signal
@@ -179,13 +180,14 @@ def test_ctrl_c_leaves_a_window_that_is_still_being_read(train, folder, monkeypa
     never = Never(bptt.ConstantLaw(1e12))
     monkeypatch.setattr("bptt.cli.reading.parse_strategy", lambda *words: never)
 
-    def ten(stream):
-        for number, chunk in enumerate(stream):
-            if number == 10:
-                os.kill(os.getpid(), signal.SIGINT)
-            yield chunk
+    read = itertools.count()
 
-    monkeypatch.setattr("bptt.cli.reading.continuous", ten)
+    def tenth(chunk, device):
+        if next(read) == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+        return chunk
+
+    monkeypatch.setattr("bptt.cli.reading.moved", tenth)
     result = train("--strategy", "artbp:4", "--out", "run")
     assert result.code == 130
     assert "Interrupted after 0 updates" in result.out
