@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot
@@ -39,6 +40,25 @@ QUICK = {
     "compare": "--seeds 1 --draws 3 --budget 1000 --strategies full,tbptt:50",
 }
 """Words that make a command a matter of a second; the last one of a flag wins."""
+OTHERS = {"train": "--steps 2 --device cpu", "diagnose": "--length 12 --batch 2"}
+"""Those of a command on other data than a text: numbers, or a model of one's own."""
+NET = """\
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell, self.out = nn.GRU(2, 6), nn.Linear(6, 2)
+
+    def forward(self, x, state=None):
+        hidden, state = self.cell(x, state)
+        return self.out(hidden), state
+
+
+def make():
+    return Net()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -127,14 +147,19 @@ def test_every_block_is_of_a_kind_that_is_run(page):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with a text and a run."""
+    """A folder with a text, numbers, a model of one's own, and runs."""
     path = tmp_path_factory.mktemp("trained")
     (path / "book.txt").write_text("the quick brown fox jumps over the lazy dog. The end.\n" * 80)
     words = ["train", *QUICK["train"].split(), "--data", str(path / "book.txt"), "--out", str(path / "runs/first")]
     with pytest.MonkeyPatch.context() as patch:
         quick_plots(patch)
         assert main(words) == 0
+        words = ["train", *OTHERS["train"].split(), "--data", "weather", "--out", str(path / "runs/weather")]
+        assert main(words) == 0
     shutil.copytree(path / "runs/first", path / "runs/DATE")
+    (path / "new.csv").write_text("temperature,dew_point,wind_speed\n" + "50,40,10\n" * 20)
+    (path / "net.py").write_text(NET)
+    np.save(path / "x.npy", np.random.default_rng(0).normal(size=(2000, 2)).astype(np.float32))
     return path
 
 
@@ -162,7 +187,8 @@ def test_command_of_a_page_runs(command, trained, tmp_path, monkeypatch, capsys)
     if "--resume" in words:
         words += ["--steps", "3"] * ("--steps" in words)
     elif words[0] != "--help" and "--help" not in words:
-        words += QUICK.get(words[0], "").split()
+        others = "weather" in words or "net.py:make" in words
+        words += (OTHERS if others else QUICK).get(words[0], "").split()
     try:
         code = main(words)
     except SystemExit as stop:  # --help
