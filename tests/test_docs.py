@@ -20,6 +20,7 @@ import bptt
 import bptt.data
 from bptt.cli import main
 from support.drawing import quick_savefig
+from support.own_model import NET
 from support.pages import PAGES, ROOT, blocks, commands, name_of, quotations
 
 DOCS = ROOT / "docs"
@@ -42,23 +43,6 @@ QUICK = {
 """Words that make a command a matter of a second; the last one of a flag wins."""
 OTHERS = {"train": "--steps 2 --device cpu", "diagnose": "--length 12 --batch 2"}
 """Those of a command on other data than a text: numbers, or a model of one's own."""
-NET = """\
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.cell, self.out = nn.GRU(2, 6), nn.Linear(6, 2)
-
-    def forward(self, x, state=None):
-        hidden, state = self.cell(x, state)
-        return self.out(hidden), state
-
-
-def make():
-    return Net()
-"""
 
 
 @pytest.fixture(scope="module")

@@ -183,16 +183,13 @@ def run(
     rewind.forward_steps, kept, after = _unfinished(span, length)
     kept = begin if kept is None and window.keep == window.start else kept
     segments[0].reaches_all, flush = bool(ranks.wrappers), ranks.flushes(len(segments[0].calls))
-    objective: Objective | None = None
     by_window = span.problem.loss.by_window
     cotangent: list[Tensor | None] | None = None
     found: deque[Losses] = deque()
-    memory_bytes: float = 0
-    differentiable = False
+    memory_bytes, differentiable = 0.0, False
     measured = isinstance(memory, Budget) or rewind.forward_steps > 0
-    if by_window and not whole:
-        objective = _looked_ahead(span, segments)
-        rewind.forward_steps += window.stop - window.start
+    objective = _looked_ahead(span, segments) if by_window and not whole else None
+    rewind.forward_steps += (window.stop - window.start) * (objective is not None)
 
     for segment, carried in rewind:
         last = segment.start == window.start

@@ -1,7 +1,10 @@
 """Numbers in order on the command line: forecasts against NumPy's own arithmetic, exports against the model."""
 
 import importlib.util
+import itertools
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -60,6 +63,34 @@ def test_a_run_that_goes_on_ends_with_the_same_bits(trained, bptt_, folder):
     for name in ("tensors.safetensors",):
         whole, part = (folder / run / "checkpoints" / f"{40:010}" / name for run in ("whole", "part"))
         assert whole.read_bytes() == part.read_bytes()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_the_best_weights_stay_where_a_run_is_interrupted(trained, bptt_, folder, monkeypatch):
+    """Those of the lowest validation, whatever the weights are at Ctrl-C; the run that goes on ends with the same."""
+    words = ["--steps", 64, "--lr", 0.1]  # validations rise and fall
+    trained(*words, "--out", "whole")
+    points = [line for line in read(folder / "whole") if line["kind"] == "valid"]
+    best = min(points, key=lambda point: point["loss"])["step"]
+    assert best < 62
+    step, count = torch.optim.Adam.step, itertools.count(1)
+
+    def counted(self, *args):
+        if next(count) == best + 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", counted)
+        assert trained(*words, "--out", "part").code == 130
+    weights = (folder / "whole" / "weights.safetensors").read_bytes()
+    assert (folder / "part" / "weights.safetensors").read_bytes() == weights
+    assert bptt_("train", "--resume", "part").code == 0
+    assert (folder / "part" / "weights.safetensors").read_bytes() == weights
+
+
+def read(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_forecasts_step_by_step_in_blocks_and_in_two_calls(trained, bptt_, folder):

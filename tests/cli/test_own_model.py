@@ -7,29 +7,12 @@ from torch import nn
 
 import bptt
 from bptt.data import Lanes
+from support.own_model import NET
 
-MODEL = """
-import torch
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.cell = nn.GRU(2, 6)
-        self.out = nn.Linear(6, 2)
-
-    def forward(self, x, state=None):
-        hidden, state = self.cell(x, state)
-        return self.out(hidden), state
-
-
-def make():
-    return Net()
-
+MODEL = f"""{NET}
 
 def with_stream():
-    import bptt
+    import bptt, torch
     from bptt.data import Lanes
     return Net(), bptt.per_step(nn.MSELoss()), Lanes(torch.randn(600, 2), 3, 10, epochs=None)
 """
@@ -44,17 +27,10 @@ def data(folder):
 
 
 def test_verify_says_what_the_library_says(bptt_, data):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.cell, self.out = nn.GRU(2, 6), nn.Linear(6, 2)
-
-        def forward(self, x, state=None):
-            hidden, state = self.cell(x, state)
-            return self.out(hidden), state
-
+    made = {"__name__": "net"}
+    exec(NET, made)
     chunk = next(Lanes(data[800:], 4, 32))
-    found = bptt.verify(Net(), bptt.per_step(nn.MSELoss()), chunk._replace(is_start=None), state_batch_dim=1)
+    found = bptt.verify(made["make"](), bptt.per_step(nn.MSELoss()), chunk._replace(is_start=None), state_batch_dim=1)
     result = bptt_("verify", "net.py:make", "--data", "x.npy")
     assert result.code == 0
     assert result.out.split("\n")[: len(found.answers)] == str(found).split("\n")

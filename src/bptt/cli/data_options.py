@@ -21,6 +21,8 @@ FROM = tyro.conf.arg(metavar="FILE|python-docs|weather", help_behavior_hint="")
 MODEL = tyro.conf.arg(metavar="FILE.py:NAME", help_behavior_hint="")
 
 
+BUILT_IN = ("cell", "hidden", "layers", "season")
+"""Options of some commands for the models that come with bptt."""
 OF_NUMBERS = ("columns", "targets", "horizon")
 
 
@@ -49,6 +51,9 @@ class DataOptions:
         """Raise `UserError` for words that can't be, and options of numbers for what is a text."""
         if self.model is not None and not is_own(self.model):
             raise UserError(f"{self.model}: takes the form FILE.py:NAME, a function in a file that makes your model")
+        for name in BUILT_IN if self.model is not None else ():
+            if getattr(self, name, None) is not None:
+                raise UserError(f"--{name} is of the models that come with bptt, not of {self.model}. Leave it out")
         if self.horizon is not None and self.horizon < 1:
             raise UserError(f"--horizon {self.horizon}: must be at least 1")
         for name in OF_NUMBERS:

@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from bptt.cli.config import PLAIN, at_least_one, can_be_written, parse
 from bptt.cli.files import small_text
 from bptt.cli.folder import FORECAST, WEIGHTS
-from bptt.cli.jobs.forecaster import Forecaster
+from bptt.cli.jobs.forecaster import Forecaster, step_by_step
 from bptt.cli.jobs.forecasts import shown
 from bptt.cli.jobs.numeric import saved_forecaster
 from bptt.cli.jobs.series import ROWS, read
@@ -62,7 +62,7 @@ def run(words: Sequence[str]) -> int:
         if config.out.exists() and not config.overwrite:
             raise UserError(f"--out {config.out}: exists already. Choose another name, or give --overwrite")
     model, known = saved_forecaster(config.run)
-    table = _ordered(read(config.data, "--data"), known["columns"], config.data)
+    table = read(config.data, "--data", known["columns"])
     stamp = hashlib.sha256((config.run / WEIGHTS).read_bytes()).hexdigest()
     state, before = _state(config.state, model, stamp)
     last: dict[str, Any] = {}
@@ -72,7 +72,7 @@ def run(words: Sequence[str]) -> int:
             pass
     else:
         try:
-            replace(config.out, lambda path: _write(path, forecasts, table, known))
+            replace(config.out, lambda path: _write(path, forecasts, known))
         except OSError as error:
             raise UserError(f"--out {config.out}: cannot be written ({error.strerror})", 1) from None
     count = before + len(table.values)
@@ -83,30 +83,6 @@ def run(words: Sequence[str]) -> int:
         replace(config.state, lambda path: path.write_bytes(data))
     _show(Screen(), config, known, table, last["outputs"], count)
     return 0
-
-
-def _ordered(table: Table, columns: list[str], path: str) -> Table:
-    """The columns that the model reads, by their names."""
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
-        there = ", ".join(map(one_line, table.columns))
-        raise UserError(f"--data {path}: no column {one_line(missing[0])!r}, which the run reads; there are {there}")
-    places = [table.columns.index(name) for name in columns]
-    plain = places == list(range(len(table.columns)))
-    return table if plain else dataclasses.replace(table, values=_Columns(table.values, places), columns=tuple(columns))
-
-
-class _Columns:
-    """Some columns, taken when they are sliced."""
-
-    def __init__(self, values: Any, places: list[int]) -> None:
-        self._values, self._places = values, places
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __getitem__(self, rows: slice) -> Any:
-        return self._values[rows][:, self._places]
 
 
 def _state(path: Path | None, model: Forecaster, stamp: str) -> tuple[Any, int]:
@@ -141,17 +117,13 @@ def _forecasts(
             row = start + int(np.argwhere(np.isinf(stretch))[0, 0])
             raise UserError(f"--data {path}: step {row:,} is infinite. Put a number there, or NaN")
         inputs = torch.from_numpy(stretch)[:, None]
-        outputs = []
-        with torch.no_grad():
-            for piece in inputs.split(block):
-                output, state = model(piece, state)
-                outputs.append(output[:, 0])
-        made = torch.cat(outputs).numpy()
+        outputs, state = step_by_step(model, inputs, state, block)
+        made = outputs[:, 0].numpy()
         last.update(outputs=made[-1], state=state)
         yield made
 
 
-def _write(path: Path, forecasts: Iterator[np.ndarray], table: Table, known: dict[str, Any]) -> None:
+def _write(path: Path, forecasts: Iterator[np.ndarray], known: dict[str, Any]) -> None:
     horizons, targets = known["horizons"], known["targets"]
     names = [f"{name}+{h}" if h else name for h, name in itertools.product(horizons, targets)]
     step = 0

@@ -62,9 +62,6 @@ class PlanConfig(DataOptions):
     def check(self) -> None:
         """Raise `UserError` for a number that cannot be."""
         self.check_data()
-        for name in ("cell", "hidden", "layers") if self.model is not None else ():
-            if getattr(self, name) is not None:
-                raise UserError(f"{flag(name)} is of the models that come with bptt, not of {self.model}. Leave it out")
         if self.model is None and self.kind == "numbers":
             raise UserError(f"--data {self.data}: bptt plan reads a text, or numbers for a model of your own")
         at_least_one(self, "hidden", "layers", "batch", "steps")

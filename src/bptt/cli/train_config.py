@@ -11,15 +11,13 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from bptt.cli.config import PLAIN, at_least_one, flag, is_seed, parse
-from bptt.cli.data_options import OF_NUMBERS, DataOptions
+from bptt.cli.data_options import BUILT_IN, OF_NUMBERS, DataOptions
 from bptt.cli.files import read_settings
 from bptt.cli.printing import UserError
 from bptt.cli.strategies import LAWFUL
 from bptt.data import PYTHON_DOCS
 
 HOW_LONG = ("steps", "epochs", "minutes")
-BUILT_IN = ("cell", "hidden", "layers", "season")
-"""Options of the models that come with bptt."""
 BATCH, STEPS = 32, 1500
 HOW = "how long (one of them; 1500 updates if none is given, of long windows of numbers fewer)"
 _HOW_LONG = tyro.conf.create_mutex_group(required=False, title=HOW)
@@ -101,9 +99,6 @@ class TrainConfig(DataOptions):
         at_least_one(self, "hidden", "layers", "batch", "steps", "epochs", "every", "sequence_length")
         at_least_one(self, "season")
         self.check_data()
-        for name in BUILT_IN if self.model is not None else ():
-            if getattr(self, name) is not None:
-                raise UserError(f"{flag(name)} is of the models that come with bptt, not of {self.model}. Leave it out")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise UserError(f"--minutes {self.minutes}: must be a positive number")
         if not 0 < self.lr <= 1e30:  # beyond that an optimizer's step has no place in a float32

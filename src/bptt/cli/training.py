@@ -93,8 +93,8 @@ class Training:
         self._validated, self._before, self._loaded = state["validated"], state["seconds"], state
         points = self.history.validations
         if points:
-            self.saved_step = points[-1].step
-        if self.saved_step == self.history.step:  # the run may have been killed before it had written them
+            self.saved_step = points[-1].step if self._best() is None else self._best()
+        if points and points[-1].step == self.history.step:  # the run may have been killed before it had written them
             self._save()
 
     def begin(self) -> None:
@@ -290,14 +290,14 @@ class Training:
         """The weights, for who reads them, and a checkpoint."""
         if not self._finite():
             raise NonFinite("a weight is not finite")
-        points = self.history.validations
-        best = min(points, key=lambda point: point.loss, default=None)
-        better = not self.job.keeps_best or best is None or best is points[-1]
-        self.folder.save(self.config, self.job, self.history.step, self.state(), weights=better)
-        if better or best is None:
-            self.saved_step = self.history.step
-        else:
-            self.saved_step = best.step
+        step, kept = self.history.step, self._best()
+        self.folder.save(self.config, self.job, step, self.state(), weights=kept in (None, step))
+        self.saved_step = step if kept is None else kept
+
+    def _best(self) -> int | None:
+        """The update whose weights stay, where those of the lowest validation do; None for the last ones."""
+        points = self.history.validations if self.job.keeps_best else []
+        return min(points, key=lambda point: point.loss).step if points else None
 
     def _keep(self) -> None:
         """A checkpoint alone; none of weights that aren't finite, which the next loss will tell of."""

@@ -18,7 +18,7 @@ from bptt.cli.jobs.baselines import season_of
 from bptt.cli.jobs.forecaster import Forecaster
 from bptt.cli.jobs.forecasts import LEVEL, Forecasts, as_json, forecasts, shown
 from bptt.cli.jobs.job import Job, Results
-from bptt.cli.jobs.series import Numbers, SeriesSource, Stretch, changes, lanes_of, numbers, scale
+from bptt.cli.jobs.series import Numbers, Scale, SeriesSource, Stretch, changes, lanes_of, numbers, scale
 from bptt.cli.jobs.texts import named
 from bptt.cli.printing import UserError, one_line, user_errors
 from bptt.cli.reading import reading
@@ -97,67 +97,68 @@ def numeric_job(config: TrainConfig, device: torch.device) -> NumericJob:
 
     Raises: UserError for files, columns, horizons or sizes that can't be.
     """
-    asked(config)
-    found = numbers(config)
+    found = asked(config)
     rows = lanes_of(config.batch, found)
     config = dataclasses.replace(config, batch=rows)
     if all(getattr(config, name) is None for name in HOW_LONG):
         steps = READ // (rows * reading(config).chunk_length)
         config = dataclasses.replace(config, steps=max(FEWEST, min(STEPS, steps)))
-    dtype = torch.float32 if device.type == "mps" else torch.float64  # which has no other
-    of_inputs = scale(found.table.values, found.split, f"--data {config.data}")
-    of_targets = of_inputs
-    if found.paired:
-        of_targets = scale(found.wanted.values, found.split, f"--targets {config.targets}")
-    flat = [name for name, i in zip(found.targets, found.places, strict=True) if of_targets.constant[i]]
+    inputs = scale(found.table.values, found.split, f"--data {config.data}")
+    targets = scale(found.wanted.values, found.split, f"--targets {config.targets}") if found.paired else inputs
+    flat = [name for name, i in zip(found.targets, found.places, strict=True) if targets.constant[i]]
     if flat:
         raise UserError(
             f"--data {config.data}: column {one_line(flat[0])} never changes in the training part, so there is nothing "
             f"to learn. Give the others with --targets"
         )
-    source = SeriesSource(found, config.batch or 1, lambda values: values.to(dtype))
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # which has no other
+    source = SeriesSource(found, rows, lambda values: values.to(dtype))
     season = _season(config, found)
+    model = _forecaster(config, found, inputs, targets, dtype)
+    shape = (config.cell or "", config.hidden or 1, config.layers or 1)
+    of = "the targets' variances" if found.paired else "that of persistence on the training part"
+    return NumericJob(
+        name=named(*shape),
+        model=model.to(device),
+        loss=model.loss,
+        source=source,
+        measure=LOSS,
+        config=config,
+        told=_told(config, found, source, season, inputs.constant),
+        facts={"loss": f"mean squared error, in units of {of}"},
+        files={SERIES: json.dumps(described(found, season, dtype), indent=1) + "\n"},
+        stamp={"series": ",".join(found.targets)},
+        keeps_best=True,
+        validations=16,
+        kept=numbers_of_window(1, rows, *shape, len(model.decoder.bias)),
+        seed=config.seed,
+        season=season,
+    )
+
+
+def _forecaster(
+    config: TrainConfig, found: Numbers, of_inputs: Scale, of_targets: Scale, dtype: torch.dtype
+) -> Forecaster:
+    """The model with its first weights, and the scales of the training part."""
     cell, hidden, layers = config.cell or "", config.hidden or 1, config.layers or 1
     columns, targets, horizons = len(found.table.columns), len(found.targets), len(found.horizons)
-    outputs = targets * horizons
-    count = numbers_of_layers(cell, columns, hidden, layers) + (hidden + 1) * outputs
+    count = numbers_of_layers(cell, columns, hidden, layers) + (hidden + 1) * targets * horizons
     given = f"--hidden {hidden} --layers {layers}" + f" --horizon {horizons}" * (horizons > 1)
     must_have_room(ADAM * FLOAT * count, given, f"no memory for a model of this size: its {count:,} parameters")
     torch.manual_seed(config.seed)
     with user_errors():
         places = None if found.paired else found.places
         model = Forecaster(columns, places, targets, horizons, cell, hidden, layers, dtype)
-    deviation = np.where(of_inputs.deviation > 0, of_inputs.deviation, 1.0)
     at = list(found.places)
     unit = of_targets.deviation[at][None] if found.paired else changes(found)
     for name, value in (
         ("mean", of_inputs.mean),
-        ("deviation", deviation),
+        ("deviation", np.where(of_inputs.constant, 1.0, of_inputs.deviation)),
         ("target_mean", of_targets.mean[at]),
         ("unit", np.broadcast_to(np.where(unit > 0, unit, of_targets.deviation[at]), (horizons, targets))),
     ):
         getattr(model, name).copy_(torch.from_numpy(np.array(value)))
-    return NumericJob(
-        name=named(cell, hidden, layers),
-        model=model.to(device),
-        loss=model.loss,
-        source=source,
-        measure=LOSS,
-        config=config,
-        told=_told(config, found, source, season, of_inputs.constant),
-        facts={
-            "loss": "mean squared error, in units of the targets' variances"
-            if found.paired
-            else "mean squared error, in units of that of persistence on the training part"
-        },
-        files={SERIES: json.dumps(described(found, season, dtype), indent=1) + "\n"},
-        stamp={"series": ",".join(found.targets)},
-        keeps_best=True,
-        validations=16,
-        kept=numbers_of_window(1, source.rows, cell, hidden, layers, outputs),
-        seed=config.seed,
-        season=season,
-    )
+    return model
 
 
 def saved_forecaster(folder: Path) -> tuple[Forecaster, dict[str, Any]]:
@@ -183,20 +184,24 @@ def saved_forecaster(folder: Path) -> tuple[Forecaster, dict[str, Any]]:
     return model.eval(), known
 
 
-def asked(config: TrainConfig) -> None:
-    """Raise UserError where a table may as well be a text, or numbers may be ids: what is wanted must be said."""
-    if config.horizon is None and config.targets is None and config.read_as is None:
-        if (config.data or "").lower().endswith((".csv", ".tsv")):
-            raise UserError(
-                f"--data {config.data}: a table. To forecast its numbers, give --horizon 1, or more; to read it as "
-                f"characters, --read-as text"
-            )
-        found = numbers(config)
-        if found.table.values.dtype.kind in "iu":
-            raise UserError(
-                f"--data {config.data}: whole numbers. To forecast them, give --horizon 1, or more; ids of tokens take "
-                f"a model of your own, bptt train my.py:make --data {config.data}"
-            )
+def asked(config: TrainConfig) -> Numbers:
+    """The numbers that the options name.
+
+    Raises: UserError where a table may as well be a text, or numbers may be ids: what is wanted must be said.
+    """
+    said = config.horizon is not None or config.targets is not None
+    if not said and (config.data or "").lower().endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz")):
+        raise UserError(
+            f"--data {config.data}: a table. To forecast its numbers, give --horizon 1, or more; to read it as "
+            f"characters, --read-as text"
+        )
+    found = numbers(config)
+    if not said and found.table.values.dtype.kind in "iu":
+        raise UserError(
+            f"--data {config.data}: whole numbers. To forecast them, give --horizon 1, or more; ids of tokens take a "
+            f"model of your own, bptt train my.py:make --data {config.data}"
+        )
+    return found
 
 
 def _season(config: TrainConfig, found: Numbers) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -105,24 +106,20 @@ def _checked(named: str, name: str, model: nn.Module, loss: Any, stream: Any) ->
         raise UserError(f"{named}: the model's state_dict holds {odd[0]}, which is no tensor and can't be saved")
 
 
-class users_own:
+@contextlib.contextmanager
+def users_own(told: str, code: int = 2) -> Iterator[None]:
     """Turn whatever the user's code raises into one line, with the place where it did.
 
     told: what failed. code: exit code.
     """
-
-    def __init__(self, told: str, code: int = 2) -> None:
-        self._told, self._code = told, code
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, _: Any) -> None:
-        if error is None or isinstance(error, UserError | KeyboardInterrupt | GeneratorExit):
-            return
-        if not isinstance(error, Exception | SystemExit) or no_memory(error):
-            return
-        raise UserError(f"{self._told} ({said(error)})", self._code) from error
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        if no_memory(error):
+            raise
+        raise UserError(f"{told} ({said(error)})", code) from error
 
 
 def said(error: BaseException) -> str:

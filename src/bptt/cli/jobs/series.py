@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,11 +84,6 @@ class Numbers:
         """Names of the target columns."""
         return tuple(self.wanted.columns[i] for i in self.places)
 
-    @property
-    def digest(self) -> str:
-        """Of all values."""
-        return self.table.sha256 + (self.wanted.sha256 if self.paired else "")
-
 
 def numbers(config: DataOptions, several: bool = True) -> Numbers:
     """Read the files that the options name.
@@ -96,7 +92,8 @@ def numbers(config: DataOptions, several: bool = True) -> Numbers:
 
     Raises: UserError for files that can't be read, and targets, horizons and lengths that can't be.
     """
-    table = read(config.data or "", "--data", config.columns)
+    names = None if config.columns is None else [name.strip() for name in config.columns.split(",")]
+    table = read(config.data or "", "--data", names)
     wanted, places, paired = table, tuple(range(len(table.columns))), False
     if config.targets is not None and _is_file(config.targets):
         wanted, paired = read(config.targets, "--targets"), True
@@ -121,11 +118,10 @@ def numbers(config: DataOptions, several: bool = True) -> Numbers:
     return Numbers(table, wanted, places, horizons, split)
 
 
-def read(path: str, option: str, columns: str | None = None) -> Table:
+def read(path: str, option: str, columns: list[str] | None = None) -> Table:
     """A table out of a file, or these columns of it. Raises UserError."""
-    names = None if columns is None else [name.strip() for name in columns.split(",")]
     try:
-        return load_series(WEATHER if path == WEATHER_NAME else path, columns=names)
+        return load_series(WEATHER if path == WEATHER_NAME else path, columns=columns)
     except ValueError as error:
         raise UserError(f"{option} {error}".replace("columns=", "--columns")) from None
     except ModuleNotFoundError as error:
@@ -196,7 +192,6 @@ class SeriesSource:
         flat: bool = False,
     ) -> None:
         self.found, self.rows, self._convert, self._several, self._flat = found, rows, convert, several, flat
-        self.digest = found.digest
         self._ahead = max(found.horizons)
         least = 2 + self._ahead
         if found.split // rows < least:
@@ -210,6 +205,11 @@ class SeriesSource:
         self.validation = Stretch.of(found.split, middle - self._ahead, rows)
         self.test = Stretch.of(middle, found.steps - self._ahead, rows)
         self.held_out_rows = self.validation.rows
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of all values, which are read for it."""
+        return self.found.table.sha256 + (self.found.wanted.sha256 if self.found.paired else "")
 
     def _part(self, table: Table, start: int, stop: int, columns: Sequence[int] | None = None) -> Part:
         return Part(table.values, start, stop, columns, self._flat)

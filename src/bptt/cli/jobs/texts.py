@@ -36,7 +36,7 @@ class TextSource:
 
     def __init__(self, data: str, rows: int, surely: bool = False) -> None:
         text = data_text(data, surely)
-        self.vocabulary, self.rows, self.data = Vocabulary.of(text), rows, data
+        self.vocabulary, self.rows = Vocabulary.of(text), rows
         with user_errors(prefix=f"--batch {rows}: "):
             train, validation = split(self.vocabulary.encode(text))
             self._train = lanes(train, rows)
