@@ -208,6 +208,7 @@ def test_lanes_over_a_file_are_those_over_the_array(kind, tmp_path):
 @pytest.mark.parametrize("place", [None, 1])
 def test_tables_lie_on_disk_and_their_pages_are_handed_back(kind, place, tmp_path, monkeypatch):
     handed, maps = [], series._maps
+    monkeypatch.setattr("bptt.data.stream.HELD_CHUNKS", 1)
     monkeypatch.setattr(series, "_maps", lambda part: handed.extend(maps(part)) or [])
     table = load_series(FILES[kind](tmp_path))
     table = table if place is None else load_series(FILES[kind](tmp_path), columns=[table.columns[place]])

@@ -12,6 +12,9 @@ from bptt import Chunk
 from bptt.data.missing import observed
 from bptt.data.series import Series, lane_steps
 
+HELD_CHUNKS, HELD_BYTES = 32, 2**24
+"""Chunks, and bytes of them, after which a memmap's pages are handed back: each time costs half a millisecond."""
+
 
 class Reading(Iterator[Chunk]):
     """What `chunks` returns: an iterator of chunks with the two methods by which a run is saved and goes on.
@@ -90,7 +93,7 @@ class Lanes(Reading):
         masked.
 
     Cost: memory of one chunk, longer by the longest horizon, whatever N is; pages of a read-only memmap are handed back
-        after each.
+        after some of them.
 
     Raises: ValueError or TypeError, at the call: for numbers below 1, arrays that don't go together, or lanes too short
         for two steps and the horizon.
@@ -133,8 +136,15 @@ class Lanes(Reading):
             rows = _rows(wanted, batch, steps, start + first, stop + last)
             if several:
                 rows = torch.stack([rows[h - first : h - first + stop - start] for h in ahead], 2)
-            return _rows(given, batch, steps, start, stop), rows
+            inputs = _rows(given, batch, steps, start, stop)
+            self._held = self._held[0] + 1, self._held[1] + inputs.nbytes + rows.nbytes
+            if self._held[0] >= HELD_CHUNKS or self._held[1] >= HELD_BYTES:
+                self._held = 0, 0
+                given.forget()
+                wanted.forget()
+            return inputs, rows
 
+        self._held = 0, 0
         super().__init__(read, steps - last, length, epochs)
         self._missing = missing
 
@@ -150,6 +160,4 @@ def _ahead(horizons: tuple[int, ...], least: int, steps: int, given: Any) -> tup
 
 def _rows(series: Series, batch: int, steps: int, start: int, stop: int) -> Tensor:
     """Steps [start, stop) of every lane, side by side: (stop - start, batch, ...)."""
-    table = torch.stack([series.read(lane * steps + start, lane * steps + stop) for lane in range(batch)], 1)
-    series.forget()
-    return table
+    return torch.stack([series.read(lane * steps + start, lane * steps + stop) for lane in range(batch)], 1)
