@@ -129,7 +129,6 @@ lanes(series, batch)
 load_series(path, *, columns=None)
 load_text(source)
 observed(targets)
-ordered(loader)
 pack(inputs, targets, batch=None)
 split(ids, part=10)
 tasks

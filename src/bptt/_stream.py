@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from bptt import _tree
 from bptt._tree import Tree, check_dense, check_no_graph, shape
@@ -170,6 +171,8 @@ class Timeline:
             self._check(chunk)
             chunk = chunk._replace(inputs=self._like(chunk.inputs, 0), targets=self._like(chunk.targets, 1))
             piece = _Piece(chunk, self.end, self.time_dim)
+            if self.end and (piece.is_start is None or not piece.is_start[0].all()):
+                _check_in_order(self._stream)
             piece.before = before
             self._pieces.append(piece)
             self._any_masked |= piece.masked
@@ -313,6 +316,18 @@ def check_stream(value: Any) -> Any:
     if not isinstance(value, Iterable):
         raise TypeError(f"stream must be an iterable of chunks (inputs, targets), not {type(value).__name__}.")
     return value
+
+
+def _check_in_order(stream: Any) -> None:
+    """No loader whose sampler shuffles: asked where a state is carried from one of its batches into the next."""
+    batches = getattr(stream, "batch_sampler", None)
+    for sampler in (getattr(stream, "sampler", None), batches, getattr(batches, "sampler", None)):
+        shuffles = isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler)
+        if shuffles or (isinstance(sampler, DistributedSampler) and sampler.shuffle):
+            raise ValueError(
+                f"stream shuffles ({type(sampler).__name__}), and the state is carried from batch to batch: pass "
+                f"shuffle=False or a sampler that keeps the order, or mark in is_start that each batch begins anew."
+            )
 
 
 def _check_not_empty(steps: int) -> None:

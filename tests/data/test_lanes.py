@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils import data
 
 from bptt import Chunk
-from bptt.data import Lanes, chunks, continuous, lanes, ordered
+from bptt.data import Lanes, chunks, continuous, lanes
 
 
 @given(
@@ -114,40 +114,3 @@ def test_continuous_takes_features_and_missing_values():
     assert len(list(continuous(chunks(table, 5)))) == 4
     with pytest.raises(ValueError, match=r"chunk 1, row 0: starts with \[12.0, 13.0\]"):
         list(continuous([pair(table, 0, 5), pair(table, 6, 9)]))
-
-
-NUMBERS = range(20)
-DISTRIBUTED = {"num_replicas": 2, "rank": 0}
-
-
-@pytest.mark.parametrize(
-    "keywords",
-    [
-        {"shuffle": True},
-        {"shuffle": True, "batch_size": None},
-        {"sampler": data.SubsetRandomSampler(NUMBERS)},
-        {"sampler": data.WeightedRandomSampler([1.0] * 20, 20)},
-        {"sampler": data.DistributedSampler(NUMBERS, **DISTRIBUTED)},
-        {"batch_sampler": data.BatchSampler(data.RandomSampler(NUMBERS), 4, False)},
-    ],
-)
-def test_a_loader_that_shuffles_is_refused(keywords):
-    loader = data.DataLoader(NUMBERS, **keywords)
-    assert torch.cat([torch.as_tensor(x).reshape(-1) for x in loader]).diff().min() < 0  # it does
-    with pytest.raises(ValueError, match=r"loader shuffles \(\w+\)") as raised:
-        ordered(loader)
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    "keywords",
-    [
-        {},
-        {"batch_size": None},
-        {"sampler": data.DistributedSampler(NUMBERS, **DISTRIBUTED, shuffle=False)},
-        {"batch_sampler": data.BatchSampler(data.SequentialSampler(NUMBERS), 4, False)},
-    ],
-)
-def test_a_loader_in_order_and_any_other_stream_pass(keywords):
-    for stream in (data.DataLoader(NUMBERS, **keywords), [1, 2], Lanes(torch.arange(20), 2, 3)):
-        assert ordered(stream) is stream

@@ -1,7 +1,7 @@
 """Text and series as streams: lanes side by side, cut into chunks with the state carried; and tasks."""
 
 from bptt.data import tasks
-from bptt.data.lanes import chunks, continuous, lanes, ordered
+from bptt.data.lanes import chunks, continuous, lanes
 from bptt.data.missing import observed
 from bptt.data.packing import pack
 from bptt.data.prefetch import Prefetch
@@ -22,7 +22,6 @@ __all__ = [
     "load_series",
     "load_text",
     "observed",
-    "ordered",
     "pack",
     "split",
     "tasks",

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch.utils.data import DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from bptt import Chunk
 from bptt.data.series import Series, lane_steps
 from bptt.data.stream import Reading, check_counts
-
-Loader = TypeVar("Loader", bound=Iterable[Any])
 
 
 def lanes(series: Any, batch: int) -> torch.Tensor:
@@ -114,34 +111,3 @@ don't shuffle, or mark the jump in is_start.
                 )
         ended = chunk.targets[-1]
         yield chunk
-
-
-def ordered(loader: Loader) -> Loader:
-    """Pass a DataLoader on, and refuse one that shuffles: the state would be carried into a stretch of elsewhere.
-
-    What it can see is the sampler: torch's random ones, and a distributed one that shuffles. For the order that a
-    dataset or a sampler of one's own gives, see `continuous`.
-
-    Arguments:
-        loader: a `torch.utils.data.DataLoader`, or any stream, which passes.
-
-    Returns: the same object, with its `state_dict` where it has one.
-
-    Raises: ValueError that names the sampler.
-
-    >>> from torch.utils.data import DataLoader
-    >>> ordered(DataLoader(range(10), shuffle=True))
-    Traceback (most recent call last):
-    ...
-    ValueError: loader shuffles (RandomSampler), and the state is carried from batch to batch: pass \
-shuffle=False, or a sampler that keeps the order.
-    """
-    batches = getattr(loader, "batch_sampler", None)
-    for sampler in (getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)):
-        shuffles = isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler)
-        if shuffles or (isinstance(sampler, DistributedSampler) and sampler.shuffle):
-            raise ValueError(
-                f"loader shuffles ({type(sampler).__name__}), and the state is carried from batch to batch: pass "
-                f"shuffle=False, or a sampler that keeps the order."
-            )
-    return loader

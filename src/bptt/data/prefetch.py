@@ -49,6 +49,7 @@ class Prefetch(Iterator[Chunk]):
         if not isinstance(stream, Iterable):
             raise TypeError(f"stream must be an iterable of chunks, not {type(stream).__name__}.")
         self._stream: Any = stream
+        self.sampler, self.batch_sampler = (getattr(stream, name, None) for name in ("sampler", "batch_sampler"))
         self._state = _state(stream)
         self._end: BaseException | None = None
         self._ready: SimpleQueue[_Read] = SimpleQueue()
