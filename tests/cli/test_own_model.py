@@ -15,6 +15,11 @@ def with_stream():
     import bptt, torch
     from bptt.data import Lanes
     return Net(), bptt.per_step(nn.MSELoss()), Lanes(torch.randn(600, 2), 3, 10, epochs=None)
+
+def read_ahead():
+    from bptt.data import Prefetch
+    model, loss, stream = with_stream()
+    return model, loss, Prefetch(stream, 4)
 """
 
 
@@ -49,10 +54,11 @@ def test_train_and_go_on(bptt_, folder, data):
     assert (result.code, "net.py:make was changed since the run began" in result.error) == (2, True)
 
 
-def test_a_stream_of_its_own_goes_on_too(bptt_, folder, data):
+@pytest.mark.parametrize("name", ["with_stream", "read_ahead"])
+def test_a_stream_of_its_own_goes_on_too(bptt_, folder, data, name):
     for out, steps in (("whole", 20), ("part", 7)):
         words = ["--strategy", "tbptt:3:8", "--steps", steps, "--out", out]
-        assert bptt_("train", "net.py:with_stream", *words).code == 0
+        assert bptt_("train", f"net.py:{name}", *words).code == 0
     assert bptt_("train", "--resume", "part", "--steps", 20).code == 0
     whole, part = ((folder / run / "weights.safetensors").read_bytes() for run in ("whole", "part"))
     assert whole == part

@@ -1,5 +1,6 @@
 """A stream read ahead: the same chunks and the same run, errors where they belong, and no thread left behind."""
 
+import contextlib
 import copy
 import gc
 import threading
@@ -154,7 +155,15 @@ def test_ahead_is_a_whole_number(ahead):
 def test_what_cannot_be_read_or_loaded_is_refused():
     with pytest.raises(TypeError, match="iterable of chunks, not int"):
         Prefetch(3)
-    fetched = Prefetch(Counted())
-    next(fetched)
-    with pytest.raises(ValueError, match="is being read"):
-        fetched.load_state_dict({"at": 3})
+
+
+@pytest.mark.parametrize("read", [0, 1, 20])
+@pytest.mark.parametrize("fails", [None, 7])
+def test_it_goes_to_a_place_whatever_was_read_before(read, fails):
+    fetched = Prefetch(Counted(fails=fails), 3)
+    with contextlib.suppress(OSError):
+        for _ in range(read):
+            next(fetched)
+    fetched.load_state_dict({"at": 15})
+    assert fetched.state_dict()["at"] == 15
+    assert list(fetched) == [15, 16, 17, 18, 19]

@@ -50,11 +50,9 @@ class Prefetch(Iterator[Chunk]):
             raise TypeError(f"stream must be an iterable of chunks, not {type(stream).__name__}.")
         self._stream: Any = stream
         self.sampler, self.batch_sampler = (getattr(stream, name, None) for name in ("sampler", "batch_sampler"))
-        self._state = _state(stream)
-        self._end: BaseException | None = None
-        self._ready: SimpleQueue[_Read] = SimpleQueue()
-        self._room, self._left = threading.Semaphore(ahead), threading.Event()
+        self._ahead, self._state = ahead, _state(stream)
         self._thread: threading.Thread | None = None
+        self._end: BaseException | None = None
 
     def __next__(self) -> Chunk:
         if self._thread is None:
@@ -68,8 +66,10 @@ class Prefetch(Iterator[Chunk]):
 
     def _begin(self) -> None:
         """Start the thread, which knows nothing of this object: it would keep it in use for ever."""
-        weakref.finalize(self, _leave, self._room, self._left)
-        words = (self._stream, self._ready, self._room, self._left)
+        self._ready: SimpleQueue[_Read] = SimpleQueue()
+        self._room, left = threading.Semaphore(self._ahead), threading.Event()
+        self._leave = weakref.finalize(self, _leave, self._room, left)
+        words = (self._stream, self._ready, self._room, left)
         self._thread = threading.Thread(target=_read, args=words, name="bptt prefetch", daemon=True)
         self._thread.start()
 
@@ -78,16 +78,17 @@ class Prefetch(Iterator[Chunk]):
         return copy.deepcopy(self._state)
 
     def load_state_dict(self, state: Any) -> None:
-        """Go to a place that `state_dict` gave; ValueError once a chunk was asked for, or where the stream has none."""
-        if self._thread is not None:
-            raise ValueError(
-                "load_state_dict: this stream is being read: make a new one, and load before its first chunk."
-            )
+        """Go to a place that `state_dict` gave, once the thread has read the chunk it is at; ValueError where the
+        stream has none."""
         if not hasattr(self._stream, "load_state_dict"):
             raise ValueError(
                 f"load_state_dict: a {type(self._stream).__name__} keeps no place: pass Prefetch a stream with "
                 f"state_dict and load_state_dict, such as bptt.data.Lanes."
             )
+        if self._thread is not None:
+            self._leave()
+            self._thread.join()
+            self._thread = self._end = None
         self._stream.load_state_dict(state)
         self._state = _state(self._stream)
 
