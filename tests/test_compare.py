@@ -246,7 +246,8 @@ def test_time_on_another_axis():
 def test_as_a_table():
     case = make("gru", 6)
     found = compared(case, [bptt.TruncatedBPTT(2), bptt.ARTBP(law=bptt.ConstantLaw(3))], draws=3)
-    head, fixed, random = str(found).splitlines()
+    head, fixed, random = str(found.table()).splitlines()
+    assert str(found).startswith(f"{head}\n{fixed}\n{random}\nexact gradient: none of these\n")
     names = "strategy draws bias cosine variance updates forward backward memory time"
     assert " ".join(head.split()) == names
     assert len(head) == len(fixed) == len(random)

@@ -181,6 +181,8 @@ def test_the_library_neither_prints_nor_asserts_of_users(path):
 
 
 def test_no_other_dependency_than_torch():
+    """But for the plot of a result, which imports matplotlib when it's called."""
     for path in engine_files():
+        called = {"matplotlib"} if path.name == "shown.py" else set()
         for name in imports(path):
-            assert name[0] in {"torch", "bptt"} | sys.stdlib_module_names, f"{path.name} imports {name[0]}"
+            assert name[0] in {"torch", "bptt"} | called | sys.stdlib_module_names, f"{path.name} imports {name[0]}"

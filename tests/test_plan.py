@@ -144,7 +144,7 @@ def test_best_is_exact_else_unbiased_else_the_least_biased():
     assert planned(case, strategies=everything[:4]).best.strategy == randomised
     found = planned(case, strategies=truncated)
     assert found.best.strategy == bptt.TruncatedBPTT(12)
-    assert "TruncatedBPTT(k1=12, k2=None) stored whole is the least biased gradient:" in found.reason
+    assert "TruncatedBPTT(k1=12, k2=None) stored whole is the least biased gradient:" in found.verdict()
     # what one step stored whole takes is less than any schedule needs
     found = planned(case, strategies=everything, memory=found.rows[-1].memory_bytes)
     assert [row.strategy for row in found.rows if row.fits] == [bptt.TruncatedBPTT(1)]
@@ -163,7 +163,7 @@ def test_strategies_to_consider_by_default():
 def test_a_plan_as_text():
     found = planned(make("rnn", STEPS), memory="10KB", strategies=[bptt.FullBPTT(), bptt.TruncatedBPTT(4)])
     *table, reason = str(found).splitlines()
-    assert reason == found.reason
+    assert reason == found.verdict()
     assert len(table) == 1 + len(found.rows)
     assert len({len(line) for line in table}) == 1
     assert table[0].split() == ["strategy", "memory", "gradient", "reach", "seconds", "bytes", "forwards", "fits"]

@@ -42,6 +42,7 @@ Update(t0, t1, start, loss, steps, aux, forward_steps, memory_bytes, decision)
 Verification(answers)
 Window(start, first, stop, keep, weights=<factory>, decision=None, progress=None, *, burn_in=0)
 advance(model, inputs, state=None, *, is_start=None, initial_state=None, state_batch_dim=None, time_dim=0)
+analysis
 backward(model, loss, chunk, state=None, *, strategy=None, memory=None, initial_state=None, state_batch_dim=None,
     time_dim=0, params=None, reduction='mean', clip_cotangent=None, generator=None, scale=1.0, group=None)
 compare(model, loss, sequence, state=None, *, strategies, draws=100, memory=None, initial_state=None,
@@ -190,5 +191,5 @@ def test_every_public_name_is_explained(path):
 def test_nothing_else_is_in_sight():
     """Beside modules, what one sees of the package is what it says is public; its types are shipped."""
     seen = {name for name, thing in vars(bptt).items() if name[0] != "_" and not isinstance(thing, ModuleType)}
-    assert seen == set(bptt.__all__) - {"equations", "nn", "strategies"}
+    assert seen == set(bptt.__all__) - {"analysis", "equations", "nn", "strategies"}
     assert (importlib.resources.files(bptt) / "py.typed").is_file()

@@ -3,7 +3,7 @@
 import importlib
 import typing
 
-from bptt import equations, nn, strategies
+from bptt import analysis, equations, nn, strategies
 from bptt._boundary import scale_gradient
 from bptt._calls import advance, backward, evaluate, unroll
 from bptt._checkpoint import Checkpoints
@@ -16,8 +16,10 @@ from bptt._stream import Chunk
 from bptt._window_loss import per_window
 from bptt.analysis.answers import Answer, Verification
 from bptt.analysis.compare import compare
-from bptt.analysis.diagnose import Diagnosis, diagnose
-from bptt.analysis.estimates import Compared, Comparison, Deviation, Estimate
+from bptt.analysis.comparison import Comparison
+from bptt.analysis.diagnose import diagnose
+from bptt.analysis.diagnosis import Diagnosis
+from bptt.analysis.estimates import Compared, Deviation, Estimate
 from bptt.analysis.plan import Plan, PlanRow, plan
 from bptt.analysis.spectrum import lyapunov
 from bptt.analysis.verify import verify
@@ -71,6 +73,7 @@ __all__ = [
     "Verification",
     "Window",
     "advance",
+    "analysis",
     "backward",
     "compare",
     "diagnose",

@@ -6,10 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils import data
 
 from bptt import Chunk
-from bptt.data import Lanes, chunks, continuous, lanes
+from bptt.data import chunks, continuous, lanes
 
 
 @given(

@@ -1,1 +1,5 @@
-"""What looks at a model instead of training it: `bptt.compare`, `bptt.diagnose` and `bptt.plan`."""
+"""What looks at a model instead of training it, and how results show themselves: tables, records, plots, verdicts."""
+
+from bptt.analysis.shown import Shown, Table, ladder, number, share
+
+__all__ = ["Shown", "Table", "ladder", "number", "share"]

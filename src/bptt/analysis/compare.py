@@ -22,7 +22,8 @@ from bptt._stream import Chunk
 from bptt._torch import unwrapped
 from bptt._tree import Tree, leaves, map_leaves
 from bptt._window_loss import PerWindow, WindowLoss, inner
-from bptt.analysis.estimates import Compared, Comparison, Draws
+from bptt.analysis.comparison import Comparison
+from bptt.analysis.estimates import Compared, Draws
 from bptt.strategies import FullBPTT, Strategy
 from bptt.strategies.windows import Window
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -20,60 +19,9 @@ from bptt._stream import Chunk
 from bptt._torch import unwrapped
 from bptt._tree import Tree
 from bptt._window_loss import PerWindow
+from bptt.analysis.diagnosis import Diagnosis
 from bptt.analysis.spectrum import Spectrum, spectral_radius
 from bptt.analysis.sweep import Sweep, tapes
-
-
-@dataclass(frozen=True, eq=False)
-class Diagnosis:
-    """What `diagnose` found; tensors are float64 on the CPU, rates are in nats a step.
-
-    steps: T. rows: batch rows told apart (1 without a `state_batch_dim`). state_size: real numbers of state per row, in
-        the leaves of the state that some loss depends on: all else is left out.
-    norms: (max_lag, T, rows), entry [k-1, t, b] the 2-norm of row b of ∂l_t/∂s_{t-k}; NaN where t - k < -1.
-    mean: (max_lag,), of `norms` over t and rows. quantiles: (levels, max_lag), over t and rows. levels: which.
-    growth_rates: (rows,), of a generic cotangent by the renormalised product: the top exponent, or the mean of the top
-        two where they are as near as those of a complex pair may come out (10 / counted steps, 0.02 at most).
-    exponents: (rows, n), the leading Lyapunov exponents, sorted.
-    singular_values: lag k -> (rows, state_size), those of ∂s_{T-1}/∂s_{T-1-k}, sorted; what lies below the state's
-        precision times the largest is rounding.
-    memory_length: the first lag from which on `mean` stays below `fraction` of its largest entry; None if it doesn't
-        within max_lag. spectral_radius: parameter -> largest |eigenvalue| of it.
-    gradient_norm: over all parameters, ‖dL/dθ‖ with L = Σ_t l_t. dropped: τ -> the share ‖dL/dθ - g_τ‖ / ‖dL/dθ‖ that
-        `TruncatedBPTT(1, τ)` drops, g_τ its gradient; may be above 1 where terms cancel, NaN where there is none.
-    """
-
-    steps: int
-    rows: int
-    state_size: int
-    norms: Tensor
-    mean: Tensor
-    quantiles: Tensor
-    levels: tuple[float, ...]
-    growth_rates: Tensor
-    exponents: Tensor
-    singular_values: dict[int, Tensor]
-    memory_length: int | None
-    fraction: float
-    spectral_radius: dict[str, float]
-    gradient_norm: float
-    dropped: dict[int, float]
-
-    @property
-    def growth_rate(self) -> float:
-        """The mean of `growth_rates` over rows, in nats a step."""
-        return self.growth_rates.mean().item()
-
-    @property
-    def regime(self) -> str:
-        """ "vanishing", "exploding", or "marginal": a cotangent changes by no more than a factor e over T steps.
-
-        "undefined" where every step that counts is a reset.
-        """
-        change = self.growth_rate * self.steps
-        if math.isnan(change):
-            return "undefined"
-        return "vanishing" if change < -1 else "exploding" if change > 1 else "marginal"
 
 
 def diagnose(

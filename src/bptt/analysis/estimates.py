@@ -1,17 +1,19 @@
-"""What `compare` returns: estimates of bias and variance with intervals, costs, and all of it as a table."""
+"""What `compare` estimates: bias and variance of a strategy with intervals, and its costs."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bptt.strategies.base import says
+from bptt.strategies.base import Strategy, says
 
 CONFIDENCE = 0.99
+ESTIMATES = ("bias", "signed_bias", "cosine", "variance")
+COSTS = ("seconds", "memory_bytes", "updates", "forward_steps", "backward_steps")
 
 
 class Estimate(NamedTuple):
@@ -57,7 +59,7 @@ class Compared(Deviation):
         differentiated.
     """
 
-    strategy: Any
+    strategy: Strategy
     draws: int
     parameters: dict[str, Deviation]
     seconds: float
@@ -76,30 +78,6 @@ class Compared(Deviation):
         value, low, high = self.signed_bias
         off = self.bias.value > 1e-4 if self.draws == 1 else abs(value) > high - low
         return "biased" if off else says(self.strategy, "kind")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What `compare` found; as a string a table, a line a strategy, with intervals for those that draw.
-
-    steps: T. norms: name -> ‖g*‖ of that parameter. norm: ‖g*‖ of all. entries: a `Compared` each strategy, as listed.
-    """
-
-    steps: int
-    norms: dict[str, float]
-    norm: float
-    entries: tuple[Compared, ...]
-
-    def __str__(self) -> str:
-        heads = ("strategy", "draws", "bias", "cosine", "variance", "updates", "forward", "backward", "memory", "time")
-        return columns([heads, *(_cells(entry) for entry in self.entries)], 1)
-
-
-def columns(lines: Sequence[Sequence[str]], left: int) -> str:
-    """Lines of cells as a table, the first columns, as many as `left`, aligned to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    sides = ["<" if i < left else ">" for i in range(len(widths))]
-    return "\n".join("  ".join(map("{:{}{}}".format, line, sides, widths)) for line in lines)
 
 
 class Draws:
@@ -189,29 +167,3 @@ def student(freedom: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if inside(middle) < CONFIDENCE else (low, middle)
     return math.sqrt(freedom) * math.tan(low)
-
-
-def _cells(entry: Compared) -> tuple[str, ...]:
-    def shown(estimate: Estimate) -> str:
-        value, low, high = (f"{number:.3g}" for number in estimate)
-        return value if entry.draws == 1 else f"{value} [{low}, {high}]"
-
-    counts: Sequence[float] = (entry.updates, entry.forward_steps, entry.backward_steps)
-    return (
-        f"{entry.strategy!r} ({entry.kind})",
-        str(entry.draws),
-        *(shown(estimate) for estimate in (entry.bias, entry.cosine, entry.variance)),
-        *(f"{count:.1f}".removesuffix(".0") for count in counts),
-        _size(entry.memory_bytes),
-        f"{entry.seconds * 1e3:.3g} ms",
-    )
-
-
-def _size(count: float) -> str:
-    if math.isnan(count):
-        return "unknown"
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.4g} {unit}"
-        count /= 1024
-    return f"{count:.4g} GiB"

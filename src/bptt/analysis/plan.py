@@ -23,13 +23,15 @@ from bptt._stream import Chunk
 from bptt._tree import Tree, detach, leaves
 from bptt._window_loss import PerWindow, inner
 from bptt.analysis.costs import Costs, Shape
-from bptt.analysis.estimates import columns
+from bptt.analysis.plain import label
+from bptt.analysis.shown import Shown, Table, axes, size
 from bptt.strategies import ARTBP, FullBPTT, Strategy, TruncatedBPTT
 from bptt.strategies.base import Draw, says
 from bptt.strategies.laws import PolynomialLaw
 from bptt.strategies.windows import Window
 
 KINDS = ("exact", "unbiased", "biased")
+COLOURS = {"exact": "C0", "unbiased": "C1", "biased": "C2"}
 FEW = 4  # kinds of windows with a call that ends inside, each measured: a layer may serve short calls in another way
 MARGIN = 1.05  # on what a segment is thought to save, when checkpoints are chosen: lines may bend
 
@@ -58,8 +60,8 @@ class PlanRow:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What `plan` found; `print` shows it as a table.
+class Plan(Shown):
+    """What `plan` found; printed, or at the end of a notebook's cell, a table and the verdict.
 
     steps: T. budget: bytes, or None. rows: one for each strategy that stores everything, and one with checkpoints
         where that is too much.
@@ -78,9 +80,8 @@ class Plan:
 
         return min((row for row in self.rows if row.fits), key=order)
 
-    @property
-    def reason(self) -> str:
-        """Why `best` is the best, in a sentence."""
+    def verdict(self) -> str:
+        """Which row is the best and why, in a sentence."""
         best, kind = self.best, self.best.gradient
         within = "" if self.budget is None else f" that fits {self.budget:,} bytes"
         stored = "stored whole" if best.memory is None else f"with {best.memory}"
@@ -90,23 +91,69 @@ class Plan:
             f"{best.memory_bytes:,} bytes for {self.steps:,} steps."
         )
 
-    def __str__(self) -> str:
-        """The rows as a table, and the reason."""
+    def table(self) -> Table:
+        """A line a row; `forwards` are steps run for a step of the sequence."""
         heads = ("strategy", "memory", "gradient", "reach", "seconds", "bytes", "forwards", "fits")
-        lines = [heads] + [
-            (
-                str(row.strategy),
-                str(row.memory),
-                row.gradient,
-                f"{row.reach:.1f}",
-                f"{row.seconds:.3g}",
-                f"{row.memory_bytes:,}",
-                f"{row.forward_steps / self.steps:.2f}",
-                "yes" if row.fits else "no",
-            )
+        return Table(
+            heads,
+            [
+                (
+                    str(row.strategy),
+                    str(row.memory),
+                    row.gradient,
+                    f"{row.reach:.1f}",
+                    f"{row.seconds:.3g}",
+                    f"{row.memory_bytes:,}",
+                    f"{row.forward_steps / self.steps:.2f}",
+                    "yes" if row.fits else "no",
+                )
+                for row in self.rows
+            ],
+            words=3,
+        )
+
+    def records(self) -> list[dict[str, Any]]:
+        """One for each row; slots and segment are those of its checkpoints, None where everything is stored."""
+        return [
+            {
+                "strategy": label(row.strategy),
+                "slots": row.memory and row.memory.slots,
+                "segment": row.memory and row.memory.segment,
+                **{name: getattr(row, name) for name in ("gradient", "reach", "seconds", "memory_bytes")},
+                "forward_steps": row.forward_steps,
+                "fits": row.fits,
+                "best": row is self.best,
+            }
             for row in self.rows
         ]
-        return f"{columns(lines, 3)}\n{self.reason}"
+
+    def plot(self, ax: Any = None) -> Any:
+        """Memory against time, a point a row, with the budget; what doesn't fit is hollow, the best one bold."""
+        return _plot(self, axes(ax, len(self.rows)))
+
+
+def _plot(found: Plan, ax: Any) -> Any:
+    """A row a row: memory, and the time in words; what doesn't fit the budget is hollow, the best one bold."""
+    unit = 2**20
+    for place, row in enumerate(found.rows):
+        fill = "full" if row.fits else "none"
+        ax.plot(row.memory_bytes / unit, place, "o", color=COLOURS[row.gradient], fillstyle=fill)
+    names = [
+        f"{label(row.strategy)}\n{row.seconds:.3g} s{'' if row.memory is None else ' with checkpoints'}"
+        for row in found.rows
+    ]
+    for tick, row in zip(ax.set_yticks(range(len(names)), names, fontsize="small"), found.rows, strict=True):
+        tick.label1.set_fontweight("bold" if row is found.best else "normal")
+    for gradient in COLOURS:
+        if any(row.gradient == gradient for row in found.rows):
+            ax.plot([], [], "o", color=COLOURS[gradient], label=gradient)
+    if found.budget is not None:
+        ax.axvline(found.budget / unit, color="C3", linestyle=":", label=f"budget, {size(found.budget)}")
+    ax.set_xscale("log")
+    ax.invert_yaxis()
+    ax.set_xlabel(f"memory for {found.steps:,} steps, MiB")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    return ax
 
 
 def plan(

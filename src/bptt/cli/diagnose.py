@@ -11,9 +11,10 @@ import torch
 import tyro
 
 import bptt
+from bptt.analysis import ladder
 from bptt.cli.config import PLAIN, at_least_one, can_be_written, flag, parse
 from bptt.cli.data_options import OF_NUMBERS, DataOptions, is_own
-from bptt.cli.diagnosis import Measured, ladder, show, truncates
+from bptt.cli.diagnosis import Measured, show, truncates
 from bptt.cli.files import data_text
 from bptt.cli.folder import CONFIG, load
 from bptt.cli.jobs.make import of_text, saved_job

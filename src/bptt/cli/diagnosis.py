@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import bptt
+from bptt.analysis import ladder, number, share
 from bptt.cli.screen import Screen
 from bptt.cli.strategies import first
 from bptt.strategies import says
@@ -61,69 +62,17 @@ def show(screen: Screen, measured: Measured) -> None:
         screen.say(sentence)
 
 
-def ladder(most: int) -> list[int]:
-    """1, 2, 5, 10, 20, 50, ... up to `most`.
-
-    >>> ladder(60)
-    [1, 2, 5, 10, 20, 50]
-    """
-    return [m * 10**e for e in range(len(str(most))) for m in (1, 2, 5) if m * 10**e <= most]
-
-
-def number(value: float) -> str:
-    """Three digits; "none" where there is no number.
-
-    >>> number(0.0123456), number(0.0), number(float("nan"))
-    ('0.0123', '0', 'none')
-    """
-    return "none" if math.isnan(value) else f"{value:.3g}"
-
-
-def share(value: float) -> str:
-    """A share in per cent; from ten on as so many times.
-
-    >>> share(0.8546), share(0.00583), share(1e-9), share(1.4), share(146.2), share(float("nan"))
-    ('85.5%', '0.583%', '<0.001%', '140%', '146 times', 'none')
-    """
-    if math.isnan(value):
-        return number(value)
-    if 0 < value < 1e-5:
-        return "<0.001%"
-    return f"{100 * value:.3g}%" if value < 9.995 else f"{value:.3g} times"
-
-
 def _summary(found: bptt.Diagnosis) -> dict[str, str]:
     largest = found.exponents.mean(0)[:4].tolist()
     shown = ", ".join(f"{value:.3g}" for value in largest)
     rows = {
-        "regime": _regime(found),
-        "memory": _memory(found),
+        **{name: found.summary()[name] for name in ("regime", "memory")},
         "lyapunov": f"{shown}: the {len(largest)} largest exponents of {found.state_size}",
     }
     if found.spectral_radius:
         values = ", ".join(f"{value:.3g} of {name}" for name, value in found.spectral_radius.items())
         rows["radius"] = f"{values} (largest |eigenvalue|)"
     return rows
-
-
-def _regime(found: bptt.Diagnosis) -> str:
-    rate = found.growth_rate
-    if not math.isfinite(rate):
-        return f"{found.regime}: of a cotangent nothing is left after {found.steps} steps"
-    pace = f"a factor e every {1 / abs(rate):.3g} steps"
-    if found.regime == "marginal":
-        pace = f"at most a factor e in {found.steps} steps"
-    return f"{found.regime}, {round(rate, 5):+.3g} nats a step: {pace}"
-
-
-def _memory(found: bptt.Diagnosis) -> str:
-    lags, largest = len(found.mean), found.mean.max().item()
-    if not largest > 0:
-        return "none: no loss depends on a state before its own step"
-    if found.memory_length is None:
-        last = share(found.mean[-1].item() / largest)
-        return f"over {lags} steps: mean credit at lag {lags} is {last} of its largest"
-    return f"{found.memory_length} steps: from that lag on mean credit is below {found.fraction:.0%} of its largest"
 
 
 def _credit(measured: Measured) -> list[list[str]]:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 import bptt
+from bptt.analysis import number
 from bptt.cli.contest.config import Budget, CompareConfig
 from bptt.cli.contest.folder import ContestFolder
 from bptt.cli.contest.gradients import WHEN, measure
 from bptt.cli.contest.progress import Bars
 from bptt.cli.contest.runner import Run, Runner
 from bptt.cli.contest.settings import Setting
-from bptt.cli.diagnosis import number
 from bptt.cli.interrupt import Interrupt
 from bptt.cli.printing import duration
 from bptt.cli.strategies import labelled

@@ -13,11 +13,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 
+from bptt.analysis import number
 from bptt.cli.contest.contest import Found
 from bptt.cli.contest.gradients import WHEN
 from bptt.cli.contest.results import Standing, between
 from bptt.cli.contest.runner import Point, Run
-from bptt.cli.diagnosis import number
 from bptt.cli.plots import style
 from bptt.cli.printing import size
 

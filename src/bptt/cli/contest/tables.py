@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from bptt.analysis import number, share
 from bptt.cli.contest.contest import Found
 from bptt.cli.contest.results import Standing, equal_time, standings
 from bptt.cli.contest.verdict import spread
-from bptt.cli.diagnosis import number, share
 from bptt.cli.printing import duration, quantity, size
 
 

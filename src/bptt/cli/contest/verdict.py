@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from bptt.analysis import number, share
 from bptt.cli.contest.contest import Found
 from bptt.cli.contest.results import Spread, Standing, equal_time, standings
-from bptt.cli.diagnosis import number, share
 from bptt.cli.printing import duration, size
 
 EXACT = 1e-4
