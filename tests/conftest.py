@@ -19,12 +19,17 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Of a test marked thin a third of the cases, never two in a row nor five missing in a row; the others are deep."""
-    number = Counter()
-    for item in items:
-        if item.get_closest_marker("thin"):
-            number[item.originalname, item.path] += 1
-            if (number[item.originalname, item.path] - 1) * (math.sqrt(5) - 1) / 2 % 1 >= 1 / 3:
+    """Of a test marked thin, and of each grid of nine cases or more, a third of the cases; the others are deep.
+
+    A grid has two lists of cases or more. Never two cases in a row run, and never are five missing in a row.
+    """
+    named = [(item, (getattr(item, "originalname", item.name), item.path)) for item in items]
+    cases, number = Counter(name for _, name in named), Counter()
+    for item, name in named:
+        grid = cases[name] >= 9 and len(list(item.iter_markers("parametrize"))) > 1
+        if grid or item.get_closest_marker("thin"):
+            number[name] += 1
+            if (number[name] - 1) * (math.sqrt(5) - 1) / 2 % 1 >= 1 / 3:
                 item.add_marker(pytest.mark.deep)
 
 

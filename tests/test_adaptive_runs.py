@@ -13,6 +13,7 @@ ADAPTIVE = bptt.AdaptiveTruncatedBPTT
 
 
 @pytest.mark.parametrize("name", ["lstm", "dict", "complex"])
+@pytest.mark.thin
 def test_it_takes_part_in_backward_and_compare(name):
     case = make(name, 60)
     strategy = ADAPTIVE(tolerance=0.4, window=12, probe_every=2)
@@ -29,6 +30,7 @@ def test_it_takes_part_in_backward_and_compare(name):
 
 
 @pytest.mark.parametrize("memory", [bptt.Checkpoints(1, 1), bptt.Checkpoints(5, 3), 0.99, 0.7])
+@pytest.mark.thin
 def test_a_probe_keeps_within_the_budget_too(memory):
     """With the states in between run again, its answer and the gradient are the same; the least that is named works."""
     case = make("lstm", 200)

@@ -59,7 +59,7 @@ def scripted(pattern, compensate=True):
 
 
 @pytest.mark.parametrize("kind", ["torch", "fused", "step"])
-@pytest.mark.parametrize(("T", "B"), [(4, 3), (5, 2)])
+@pytest.mark.parametrize(("T", "B"), [pytest.param(4, 3, marks=pytest.mark.deep), (5, 2)])
 def test_the_expectation_over_all_patterns_of_all_rows_is_the_full_gradient(kind, T, B):
     case = Case(kind, T, B)
     full = case.gradient(bptt.FullBPTT())

@@ -191,6 +191,7 @@ def test_random_budgets(data):
 
 
 @pytest.mark.parametrize("number", range(4))
+@pytest.mark.thin
 def test_budgets_where_windows_and_calls_differ(number):
     """Random windows cut by resets into other calls each time: a plan made for one must hold for its own window."""
     case = make("named", 71, B=4, hidden=5, dtype=torch.float32)

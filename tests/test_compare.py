@@ -94,6 +94,7 @@ def test_closed_form_of_every_truncation(T):
 
 
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.thin
 def test_first_and_second_moment_over_all_patterns(law):
     """The engine's gradient of each of the 2^8 patterns, as `compare` reports it, against the recursion over ages."""
     scalar = Scalar(9)
@@ -110,6 +111,7 @@ def test_first_and_second_moment_over_all_patterns(law):
 
 
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.thin
 def test_sample_variance_is_the_exact_one_within_its_own_deviation(law):
     scalar, n = Scalar(20), 400
     (entry,) = scalar.compare([bptt.ARTBP(law=law)], draws=n, generator=seed(1)).entries
@@ -159,6 +161,7 @@ def test_a_biased_random_strategy(name):
 
 @pytest.mark.parametrize("name", ["gru2", "dict", "named", "complex"])
 @pytest.mark.parametrize("resets", [False, True], ids=["no resets", "resets"])
+@pytest.mark.thin
 def test_each_parameter_against_the_engines_gradients(name, resets):
     case = make(name, T=8)
     data = (case.xs, case.ys)

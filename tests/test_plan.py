@@ -68,6 +68,7 @@ def compared(case, rows, loss=square, tolerance=0.05):
     "name",
     ["rnn", pytest.param("lstm2", marks=pytest.mark.deep), "dict", pytest.param("complex", marks=pytest.mark.deep)],
 )
+@pytest.mark.thin
 def test_bytes_and_forwards_are_those_of_a_run(name, share):
     case = make(name, STEPS, B=4, hidden=13)
     budget = None if share is None else int(share * ran(case, planned(case, strategies=[bptt.FullBPTT()]).best)[0])

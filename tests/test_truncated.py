@@ -60,7 +60,7 @@ def test_k2_defaults_to_k1():
     oracle.assert_close(gradient(case, bptt.TruncatedBPTT(3))[0], gradient(case, bptt.TruncatedBPTT(3, 3))[0], 0.0)
 
 
-@pytest.mark.parametrize("length", [1, 2, 5, 8, 12])
+@pytest.mark.parametrize("length", [1, 2, 5, 8, pytest.param(12, marks=pytest.mark.deep)])
 def test_window_definition_for_all_k1_k2(length):
     """Every 1 <= k1 <= k2 <= T + k1 - 1, short last blocks included, two layers."""
     case = make("rnn2", length, hidden=3)

@@ -26,6 +26,7 @@ def width(request, monkeypatch):
     return request.param
 
 
+@pytest.mark.thin
 def test_train_and_diagnose(train, bptt_, width):
     words = ["--layers", 2, "--strategy", "artbp:12", "--optimizer", "rmsprop", "--steps", 3]
     result = train(*words, "--out", LONG)
@@ -42,6 +43,7 @@ def test_train_and_diagnose(train, bptt_, width):
     assert "of lag 1" in " ".join(result.out.split())
 
 
+@pytest.mark.thin
 def test_plan_and_compare(bptt_, text, width, monkeypatch):
     monkeypatch.setattr("bptt.cli.compare._write", lambda *args: None)  # drawing takes most of the time
     common = ["--hidden", 4, "--batch", 2]

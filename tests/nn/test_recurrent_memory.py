@@ -46,6 +46,7 @@ def test_the_formula(cell, dtype, name):
 
 
 @pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.thin
 def test_nothing_stays(cell):
     """After a step, and without a graph, only the parameters and their gradients are left."""
     layer = getattr(bptt.nn, cell)(SIZE, H)

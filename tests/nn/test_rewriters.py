@@ -85,6 +85,7 @@ def test_fx(cell):
 @torchs_own
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.thin
 def test_export(cell, strict):
     """To torch.nn's own operators."""
     x, layer = torch.randn(T, B, SIZE), getattr(bptt.nn, cell)(SIZE, H, num_layers=2)
