@@ -36,6 +36,8 @@ Plan(steps, budget, rows)
 PlanRow(strategy, memory, gradient, reach, seconds, memory_bytes, forward_steps, fits)
 PolynomialLaw(alpha=3, mean_length=50)
 Probe(start, stop, losses)
+Race(title, facts, budget, unit, rows, steps, draws, marks, parameter, optimum, strategies, runs, gradients,
+    reference)
 Strategy(*args, **kwargs)
 TruncatedBPTT(k1, k2=None, burn_in=0)
 Update(t0, t1, start, loss, steps, aux, forward_steps, memory_bytes, decision)
@@ -60,6 +62,8 @@ per_step(criterion)
 per_window(function)
 plan(model, loss, chunk, state=None, *, steps=None, memory=None, strategies=None, initial_state=None,
     state_batch_dim=None, time_dim=0)
+race(build, loss, stream, strategies, *, budget, seeds=1, validation=None, optimizer=None, clip=None, draws=60,
+    memory=None, reduction='mean', initial_state=None, state_batch_dim=None, time_dim=0, folder=None)
 scale_gradient(state, w, state_batch_dim=None)
 scan(step, time_dim=0)
 strategies
@@ -191,5 +195,5 @@ def test_every_public_name_is_explained(path):
 def test_nothing_else_is_in_sight():
     """Beside modules, what one sees of the package is what it says is public; its types are shipped."""
     seen = {name for name, thing in vars(bptt).items() if name[0] != "_" and not isinstance(thing, ModuleType)}
-    assert seen == set(bptt.__all__) - {"analysis", "equations", "nn", "strategies"}
+    assert seen == set(bptt.__all__) - {"Race", "analysis", "equations", "nn", "race", "strategies"}
     assert (importlib.resources.files(bptt) / "py.typed").is_file()

@@ -32,12 +32,16 @@ if typing.TYPE_CHECKING:
     from bptt import data as data
     from bptt import distributed as distributed
     from bptt import models as models
+    from bptt.analysis.race import Race as Race
+    from bptt.analysis.race import race as race
 else:
 
     def __getattr__(name):
-        """`bptt.data`, `bptt.distributed` and `bptt.models` on their first use."""
+        """`bptt.data`, `bptt.distributed`, `bptt.models` and `bptt.race` on their first use."""
         if name in ("data", "distributed", "models"):
             return importlib.import_module(f"bptt.{name}")
+        if name in ("race", "Race"):
+            return getattr(importlib.import_module("bptt.analysis.race"), name)
         raise AttributeError(f"module 'bptt' has no attribute {name!r}")
 
 
@@ -67,6 +71,7 @@ __all__ = [
     "PlanRow",
     "PolynomialLaw",
     "Probe",
+    "Race",
     "Strategy",
     "TruncatedBPTT",
     "Update",
@@ -85,6 +90,7 @@ __all__ = [
     "per_step",
     "per_window",
     "plan",
+    "race",
     "scale_gradient",
     "scan",
     "strategies",

@@ -6,12 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from bptt.cli.contest.config import CompareConfig, parse_budget
-from bptt.cli.contest.contest import Found
-from bptt.cli.contest.runner import Point, Run
-from bptt.cli.contest.settings import setting
-from bptt.cli.contest.verdict import verdict
-from bptt.cli.strategies import parse_strategies
+import bptt
+from bptt.analysis.race import Budget, Point, Race, Run
 
 SMALL = ["--hidden", "5", "--batch", "2", "--sequence-length", "20", "--draws", "3", "--seeds", "2", "--budget", "120"]
 
@@ -71,33 +67,39 @@ def made(name, seed, losses, seconds, memory_bytes, diverged=None):
     return Run(name, seed, points, Counter({10: 10}), [], 10, 100, seconds, 100, memory_bytes, diverged)
 
 
-def measured(bias, signed, draws=1):
-    estimates = {name: [1.0, 1.0, 1.0] for name in ("cosine", "variance")}
-    return {"draws": draws, "bias": bias, "signed_bias": signed, **estimates}
+def measured(strategy, bias, signed, draws=1):
+    """What `compare` would have found for one strategy, its interval [value, low, high] given."""
+    rest = {"cosine": bptt.Estimate(1.0, 1.0, 1.0), "variance": bptt.Estimate(1.0, 1.0, 1.0), "parameters": {}}
+    cost = dict.fromkeys(("seconds", "memory_bytes", "updates", "forward_steps", "backward_steps"), 1)
+    found = bptt.Compared(bptt.Estimate(*bias), bptt.Estimate(*signed), strategy=strategy, draws=draws, **rest, **cost)
+    return bptt.Comparison(10, {}, 1.0, (found,))
 
 
 def test_the_verdict_is_what_the_numbers_say():
-    config = CompareConfig(seeds=2).resolved()
     runs = {
-        "full": [made("full", 0, (4.0, 2.0), 4.0, 900), made("full", 1, (4.0, 2.2), 4.0, 900)],
-        "tbptt:5": [made("tbptt:5", 0, (4.0, 3.0), 1.0, 100), made("tbptt:5", 1, (4.0, 3.1), 1.0, 100)],
-        "artbp:5": [made("artbp:5", 0, (4.0, 1.8), 2.0, 300), made("artbp:5", 1, (4.0, 2.6), 2.0, 300)],
-        "tbptt:2": [made("tbptt:2", 0, (4.0, 0.1), 0.5, 200), made("tbptt:2", 1, (4.0, 0.1), 0.5, 200, "at once")],
+        "full": (made("full", 0, (4.0, 2.0), 4.0, 900), made("full", 1, (4.0, 2.2), 4.0, 900)),
+        "tbptt:5": (made("tbptt:5", 0, (4.0, 3.0), 1.0, 100), made("tbptt:5", 1, (4.0, 3.1), 1.0, 100)),
+        "artbp:5": (made("artbp:5", 0, (4.0, 1.8), 2.0, 300), made("artbp:5", 1, (4.0, 2.6), 2.0, 300)),
+        "tbptt:2": (made("tbptt:2", 0, (4.0, 0.1), 0.5, 200), made("tbptt:2", 1, (4.0, 0.1), 0.5, 200, "at once")),
     }
+    strategies = {name: bptt.strategies.parse(name) for name in runs}
     biases = {
-        "full": measured([1e-7] * 3, [0.0] * 3),
-        "tbptt:5": measured([0.3] * 3, [-0.3] * 3),
-        "artbp:5": measured([0.05, 0.0, 0.2], [0.01, -0.1, 0.1], draws=60),
-        "tbptt:2": measured([0.6] * 3, [-0.6] * 3),
+        "full": measured(strategies["full"], [1e-7] * 3, [0.0] * 3),
+        "tbptt:5": measured(strategies["tbptt:5"], [0.3] * 3, [-0.3] * 3),
+        "artbp:5": measured(strategies["artbp:5"], [0.05, 0.0, 0.2], [0.01, -0.1, 0.1], draws=60),
+        "tbptt:2": measured(strategies["tbptt:2"], [0.6] * 3, [-0.6] * 3),
     }
-    strategies, gradients = parse_strategies(",".join(runs)), {"start": biases, "end": {}}
-    found = Found(config, setting(config), parse_budget("100"), strategies, runs, gradients, runs["full"][0])
-    said = verdict(found)
+    known = {"budget": Budget.of(100), "unit": "step", "rows": 2, "steps": 10, "draws": 60, "marks": {}, "facts": {}}
+    gradients, ends = {"start": biases, "end": {}}, {"parameter": None, "optimum": None, "reference": ("full", 0)}
+    found = Race("", strategies=strategies, runs=runs, gradients=gradients, **known, **ends)
+    said = found.sentences()
     assert said["exact gradient"] == "full"
-    assert said["least biased of the others"] == "artbp:5, whose bias 60 draws can't tell from none"
-    assert said["cheapest"] == "tbptt:2 in time (5 s for 1,000 steps), tbptt:5 in memory (100B)"
+    assert said["least biased of the others"] == "artbp:5, off by at most 20% (60 draws) of the gradient's norm"
+    assert said["cheapest"] == "tbptt:2 in time (5 s for 1,000 steps), tbptt:5 in memory (100 B)"
     # On the straight lines after 1 s: full 3.5 and 3.55, tbptt:5 3 and 3.1, artbp:5 2.9 and 3.3.
     assert said["best at equal time"].startswith("tbptt:5 with loss 3.05 ± 0.07 (within the spread: artbp:5)")
     assert said["best at equal time"].endswith("all after 1.0 s of training")
     assert said["best for equal data"] == "full with loss 2.10 ± 0.14 (within the spread: artbp:5), all after 100 steps"
     assert said["diverged"] == "tbptt:2 (1 of 2) runs"
+    assert "longest window" not in said
+    assert Race.from_dict(found.to_dict()) == found

@@ -41,11 +41,22 @@ def without(name):
     return lambda kept: {key: value for key, value in kept.items() if key != name}
 
 
+POINT = {"updates": 0, "steps": 0, "seconds": 0.0, "loss": 1.0, "training": None, "parameter": None}
+
+
+def entry(change):
+    """A change of what was measured of the strategy."""
+    return lambda kept: {**kept, "entries": [change(each) for each in kept["entries"]]}
+
+
 CHANGES = [
     *[(part, lambda kept, other=other: other) for part in (RUN, GRADIENT) for other in ([], None, 3, "a", {"a": 1})],
     *[(RUN, without(name)) for name in ("points", "windows", "seed", "updates")],
     (RUN, lambda kept: {}),
-    *[(RUN, changed(points=value)) for value in ([], {}, None, [1], [[1, 2]], [[1, 2, 3, 4, 5, "a"]], [[None] * 6])],
+    *[
+        (RUN, changed(points=value))
+        for value in ([], {}, None, [1], [[1, 2]], [{"a": 1}], [{**POINT, "loss": "a"}], [{**POINT, "loss": None}])
+    ],
     *[(RUN, changed(windows=value)) for value in ([], None, {"a": 1}, {"4": "a"}, {"4": -1}, {"4": 1.5})],
     *[(RUN, changed(decisions=value)) for value in ({}, None, [1], [[1]], [["a", 1]])],
     *[(RUN, changed(**{name: value})) for name in ("updates", "seconds", "memory_bytes") for value in ("1", None, [])],
@@ -55,10 +66,12 @@ CHANGES = [
     (RUN, changed(strategy="tbptt:5")),
     (RUN, changed(seed=1)),
     (RUN, changed(more=1)),
-    *[(GRADIENT, without(name)) for name in ("bias", "parameters", "draws", "norm")],
-    *[(GRADIENT, changed(bias=value)) for value in (None, 1, [], [1, 2], [1, 2, "a"], {"0": 1})],
-    *[(GRADIENT, changed(parameters=value)) for value in (None, [], {"a": 1}, {"a": {}})],
-    *[(GRADIENT, changed(draws=value)) for value in (None, "3", 3.5)],
+    (GRADIENT, without("norm")),
+    (GRADIENT, changed(entries=[])),
+    *[(GRADIENT, entry(without(name))) for name in ("bias", "parameters", "draws", "strategy")],
+    *[(GRADIENT, entry(changed(bias=value))) for value in (None, 1, [], [1, 2], [1, 2, "a"], {"0": 1})],
+    *[(GRADIENT, entry(changed(parameters=value))) for value in (None, [], {"a": 1}, {"a": {}})],
+    *[(GRADIENT, entry(changed(draws=value))) for value in (None, "3", 3.5)],
 ]
 
 

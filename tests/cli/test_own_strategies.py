@@ -1,16 +1,18 @@
 """Strategies of one's own, of no class that the command line knows: it asks them, and has a sentence for each."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 import bptt
-from bptt.cli.contest.config import Budget, CompareConfig
-from bptt.cli.contest.results import Standing
-from bptt.cli.contest.runner import Run, Runner, must_fit
+from bptt.analysis.race import Budget
+from bptt.analysis.race.runner import Runner
+from bptt.analysis.verdict import verdicts
+from bptt.cli.contest.config import CompareConfig
+from bptt.cli.contest.fits import must_fit
 from bptt.cli.contest.settings import setting
-from bptt.cli.contest.verdict import _least_biased
 from bptt.cli.diagnosis import Measured, advice
 from bptt.cli.plan import named
 from bptt.cli.printing import UserError
@@ -176,16 +178,20 @@ def task():
     return setting(CompareConfig(hidden=4, batch=2, sequence_length=SEQUENCE).resolved())
 
 
+def fit(task, strategies, steps=200, memory=None):
+    must_fit(replace(task, setting=replace(task.setting, memory=memory)), strategies, Budget(steps, None))
+
+
 def refused(task, strategies, steps=200, memory=None):
     with pytest.raises(UserError) as error:
-        must_fit(task, strategies, Budget(steps, None), memory)
+        fit(task, strategies, steps, memory)
     return str(error.value)
 
 
 def test_a_comparison_that_can_t_be(task):
     assert "--budget 49: mine needs at least the 50 steps" in refused(task, {"mine": Whole()}, 49)
     assert "leave mine out of --strategies" in refused(task, {"mine": Whole()}, 49)
-    must_fit(task, {"mine": Whole(), "other": own(Found, reach=201)}, Budget(SEQUENCE, None), None)
+    fit(task, {"mine": Whole(), "other": own(Found, reach=201)}, SEQUENCE)
     long = {"mine": own(Plain, reach=201)}
     assert "--strategies mine: windows of 201 steps, but --budget 200 has only 200" in refused(task, long)
 
@@ -197,29 +203,40 @@ def test_a_comparison_in_too_little_memory_names_the_least_of_each(task):
     least = int(said.split("The least that would is ")[1].split("B, for ")[0])
     assert said.startswith("--memory 10B: no strategy fits. ")
     name = said.split(", for ")[1]
-    must_fit(task, {name: strategies[name]}, Budget(200, None), f"{least}B")
+    fit(task, {name: strategies[name]}, memory=f"{least}B")
     assert refused(task, strategies, memory=f"{least - 1}B") == said.replace("10B", f"{least - 1}B", 1)
     other = next(each for each in strategies if each != name)
     more = refused(task, strategies, memory=f"{least}B")
     assert more.startswith(f"--memory {least}B: too little for {other} (the least is ")
-    must_fit(task, strategies, Budget(200, None), more.split("the least is ")[1].split(")")[0])
+    fit(task, strategies, memory=more.split("the least is ")[1].split(")")[0])
     assert refused(task, strategies, memory="lots").startswith("memory='lots': ")
 
 
 def test_a_run_takes_one_sequence_after_the_other(task):
     """Where the strategy asks for sequences; else the stream as it comes, to the budget's last step."""
     for base, windows in ((Whole, {50: 2}), (Plain, {8: 15})):
-        runner = Runner(task, "mine", base(), 0, Budget(120, None), 0.01, 1.0, None, lambda *_: None, lambda: False)
+        runner = Runner(task.setting, "mine", base(), 0, Budget(120, None), lambda *_: None, lambda: False)
         assert runner.train().windows == windows
 
 
-def test_the_verdict_believes_kinds_and_not_names():
-    def standing(name, strategy, signed):
-        gradient = {"draws": 60, "bias": [0.3] * 3, "signed_bias": signed}
-        return Standing(name, labelled(name, strategy), says(strategy, "kind"), [Run(name, 0)], {"start": gradient})
+def test_the_verdict_believes_intervals_and_not_names():
+    def measured(strategy, bias, signed):
+        rest = {"variance": bptt.Estimate(1.0, 1.0, 1.0), "cosine": bptt.Estimate(1.0, 1.0, 1.0), "parameters": {}}
+        cost = dict.fromkeys(("seconds", "memory_bytes", "updates", "forward_steps", "backward_steps"), 1)
+        return [
+            bptt.Compared(bptt.Estimate(*bias), bptt.Estimate(*signed), strategy=strategy, draws=60, **rest, **cost)
+        ]
 
-    zero, off = [0.0, -0.1, 0.1], [0.2, 0.1, 0.3]
-    mine, liar = own(Drawn, kind="unbiased"), own(Drawn, kind="biased")
-    assert _least_biased([standing("artbp:9", liar, zero), standing("mine", mine, zero)]).startswith("mine, whose bias")
-    assert _least_biased([standing("mine", mine, off)]) == "mine, off by 30% of the gradient's norm"
-    assert _least_biased([standing("artbp:9", liar, zero)]) == "artbp:9 (biased), off by 30% of the gradient's norm"
+    def said(**found):
+        return verdicts(found)["least biased of the others"]
+
+    zero, off = (0.0, -0.1, 0.1), (0.3, 0.2, 0.4)
+    mine, other = own(Drawn, kind="unbiased"), own(Drawn, kind="biased")
+    near, wide, far = (0.1, 0.0, 0.15), (0.0, 0.0, 0.3), (0.3, 0.2, 0.4)
+    assert said(a=measured(mine, far, off), b=measured(other, near, zero)).startswith(
+        "b, off by at most 15% (60 draws)"
+    )
+    told = said(a=measured(mine, wide, zero), b=measured(other, near, zero))
+    assert told == "undecided between b, off by at most 15% (60 draws); a, off by at most 30% (60 draws)"
+    assert "a (along the exact" in verdicts({"a": measured(mine, far, off)})["biased, whatever it says"]
+    assert "biased, whatever it says" not in verdicts({"a": measured(other, far, off)})

@@ -251,14 +251,18 @@ def test_another_comparison_stays_until_the_new_one_is_finished(compare, folder,
 def test_a_stopped_comparison_over_another_goes_on(compare, folder, monkeypatch):
     compare("--budget", 20)
     old = contents(folder / "out")
-    keep = ContestFolder.keep_gradient
-    monkeypatch.setattr(ContestFolder, "keep_gradient", lambda *_: signal.raise_signal(signal.SIGINT))
+    keep = ContestFolder.save
+
+    def stopping(self, part, data):
+        return signal.raise_signal(signal.SIGINT) if part.startswith("gradient") else keep(self, part, data)
+
+    monkeypatch.setattr(ContestFolder, "save", stopping)
     stopped = compare("--budget", 40, "--overwrite")
     assert stopped.code == 130
     assert "stopped; 2 of 2 runs are kept. Go on: bptt compare" in stopped.err
     assert {name: contents(folder / "out")[name] for name in old} == old
     assert compare("--budget", 20).code == 0  # the old one is still to be had
-    monkeypatch.setattr(ContestFolder, "keep_gradient", keep)
+    monkeypatch.setattr(ContestFolder, "save", keep)
     again = compare("--budget", 40, "--overwrite")
     assert again.code == 0
     assert "2 of 2 runs are finished and kept" in again.out

@@ -1,5 +1,6 @@
 """What looks at a model instead of training it, and how results show themselves: tables, records, plots, verdicts."""
 
-from bptt.analysis.shown import Shown, Table, ladder, number, share
+from bptt.analysis.numbers import ladder, number, share, size
+from bptt.analysis.shown import Shown, Table
 
-__all__ = ["Shown", "Table", "ladder", "number", "share"]
+__all__ = ["Shown", "Table", "ladder", "number", "share", "size"]

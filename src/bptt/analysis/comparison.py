@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bptt.analysis.estimates import COSTS, ESTIMATES, Compared, Estimate
+from bptt.analysis.numbers import size
 from bptt.analysis.plain import label
-from bptt.analysis.shown import Shown, Table, axes, size
+from bptt.analysis.shown import Shown, Table, axes
 from bptt.analysis.verdict import verdicts
 
 

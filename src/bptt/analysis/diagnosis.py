@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from bptt.analysis.shown import Shown, Table, axes, ladder, number, share
+from bptt.analysis.numbers import ladder, number, share
+from bptt.analysis.shown import Shown, Table, axes
 
 ENOUGH = 0.1
 """A truncation that drops less than this share of the gradient is named."""

@@ -39,7 +39,7 @@ def to_plain(value: Any) -> Any:
         return [to_plain(each) for each in value]
     if type(value) is BY_FIELDS.get(type(value).__name__):
         return {"class": type(value).__name__, **_fields(value)}
-    if hasattr(value, "windows") or not dataclasses.is_dataclass(value):
+    if callable(getattr(value, "windows", None)) or not dataclasses.is_dataclass(value):
         raise TypeError(
             f"to_dict: {value!r} is of a class that only your own code knows, so that nothing could read it back. "
             f"Take records(), which says it as text."
@@ -61,7 +61,7 @@ def from_plain(kind: Any, value: Any) -> Any:
         plain = next(each for each in inside if each is not types.NoneType)
         return None if value is None else from_plain(plain, value)
     if kind is float:
-        return math.nan if value is None else float(value)
+        return math.nan if value is None else _of(value, int | float)
     if kind is Tensor:
         return _tensor(value)
     if kind in (Strategy, Any) or kind in BY_FIELDS.values():
@@ -70,6 +70,8 @@ def from_plain(kind: Any, value: Any) -> Any:
         if len(inside) == 2 and inside[1] is Ellipsis:
             return tuple(from_plain(inside[0], each) for each in _of(value, list))
         return tuple(from_plain(each, part) for each, part in zip(inside, _of(value, list), strict=True))
+    if origin is list:
+        return [from_plain(inside[0], each) for each in _of(value, list)]
     if origin is dict:
         of_key, of_value = inside
         return {of_key(key): from_plain(of_value, each) for key, each in _of(value, dict).items()}
@@ -82,12 +84,16 @@ def from_plain(kind: Any, value: Any) -> Any:
 
 def _typed(kind: Any, values: dict[str, Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
+    if missing := [
+        field.name for field in getattr(kind, "__dataclass_fields__", {}).values() if field.name not in values
+    ]:
+        raise KeyError(missing[0])
     return {name: from_plain(hints[name], each) for name, each in values.items()}
 
 
 def _of(value: Any, kind: Any) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise TypeError(f"{value!r} is no {kind.__name__}")
+        raise TypeError(f"{value!r} is no {getattr(kind, '__name__', 'number')}")
     return value
 
 

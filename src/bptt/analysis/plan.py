@@ -23,8 +23,9 @@ from bptt._stream import Chunk
 from bptt._tree import Tree, detach, leaves
 from bptt._window_loss import PerWindow, inner
 from bptt.analysis.costs import Costs, Shape
+from bptt.analysis.numbers import size
 from bptt.analysis.plain import label
-from bptt.analysis.shown import Shown, Table, axes, size
+from bptt.analysis.shown import Shown, Table, axes
 from bptt.strategies import ARTBP, FullBPTT, Strategy, TruncatedBPTT
 from bptt.strategies.base import Draw, says
 from bptt.strategies.laws import PolynomialLaw

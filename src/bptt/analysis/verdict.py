@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from bptt.analysis.estimates import Compared
-from bptt.analysis.shown import share, size
+from bptt.analysis.numbers import share, size
 from bptt.strategies.base import says
 
 EXACT = 1e-4

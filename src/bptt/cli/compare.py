@@ -6,25 +6,28 @@ import json
 import shlex
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
+from bptt.analysis.race import Contest, Race, Stopped
+from bptt.analysis.race.kept import keep_run, kept_run
+from bptt.analysis.race.result import WHEN
 from bptt.cli.config import parse
-from bptt.cli.contest import tables
 from bptt.cli.contest.config import CompareConfig, parse_budget
-from bptt.cli.contest.contest import Contest, Found, Stopped
-from bptt.cli.contest.drawing import png
+from bptt.cli.contest.drawing import curves, places, png
+from bptt.cli.contest.fits import must_fit
 from bptt.cli.contest.folder import PAGE, RESULTS, ContestFolder
+from bptt.cli.contest.jobs import runs_of
 from bptt.cli.contest.page import page
 from bptt.cli.contest.panels import cost_panels, gradient_panels, loss_panels
 from bptt.cli.contest.progress import Bars
-from bptt.cli.contest.results import numbers, standings
-from bptt.cli.contest.runner import must_fit
+from bptt.cli.contest.results import numbers
 from bptt.cli.contest.settings import setting
-from bptt.cli.contest.verdict import verdict
 from bptt.cli.interrupt import Interrupt
-from bptt.cli.printing import UserError, one_line
+from bptt.cli.printing import UserError, one_line, user_errors
 from bptt.cli.screen import Screen
 from bptt.cli.strategies import parse_strategies
 from bptt.cli.writing import jsonable
+from bptt.strategies import says
 
 
 def run(words: Sequence[str]) -> int:
@@ -34,25 +37,28 @@ def run(words: Sequence[str]) -> int:
     config = config.resolved()
     strategies, budget = parse_strategies(config.strategies or ""), parse_budget(config.budget or "")
     chosen = setting(config)
-    must_fit(chosen, strategies, budget, config.memory)
+    must_fit(chosen, strategies, budget)
     folder = ContestFolder(config, chosen.digest)
     again = shlex.join(["bptt", "compare", *words, *([] if config.out else ["--out", str(folder.path)])])
-    interrupt = Interrupt()
-    contest = Contest(config, chosen, strategies, budget, folder, interrupt)
+    interrupt, seeds = Interrupt(), config.seeds or 1
+    parts = len(strategies) * (seeds + len(WHEN))
+    bars = Bars(parts, chosen.setting.parameter, interrupt)
+    contest = Contest(chosen.setting, strategies, budget, seeds, folder, bars)
+    runs = seeds * len(strategies)
     try:
         kept = contest.kept()
         with interrupt:
-            with Bars(contest.parts) as bars:
-                bars.say(f"task        {chosen.title}")
+            with bars, user_errors():
+                bars.say(f"task        {chosen.setting.title}")
                 bars.say(f"folder      {one_line(str(folder.path))}")
                 if kept:
-                    bars.say(f"going on    {kept} of {contest.total} runs are finished and kept")
-                found = contest.run(bars)
-            _write(found, folder, again)
+                    bars.say(f"going on    {kept} of {runs} runs are finished and kept")
+                if config.jobs > 1:
+                    _side_by_side(config, contest, bars)
+                found = contest.run()
+            _write(found, folder, again, config.recorded())
     except Stopped:
-        raise UserError(
-            f"stopped; {contest.kept()} of {contest.total} runs are kept. Go on: {again}", interrupt.code
-        ) from None
+        raise UserError(f"stopped; {contest.kept()} of {runs} runs are kept. Go on: {again}", interrupt.code) from None
     except OSError as error:
         raise UserError(f"{folder.path}: writing failed ({error.strerror})", 1) from None
     finally:
@@ -61,21 +67,37 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _write(found: Found, folder: ContestFolder, again: str) -> None:
-    placed = standings(found)
-    panels = loss_panels(found, placed), gradient_panels(placed), cost_panels(placed)
-    for name, row in zip(("loss.png", "gradients.png", "windows.png"), panels, strict=True):
-        folder.replace(name, partial(png, row, found))
-    folder.write(RESULTS, json.dumps(jsonable(numbers(found)), indent=1) + "\n")
+def _side_by_side(config: CompareConfig, contest: Contest, bars: Bars) -> None:
+    """Make the runs that aren't kept in processes of their own, and keep each as it is finished. Raises Stopped."""
+    missing = [each for each in contest.each() if kept_run(contest.store, *each) is None]
+    bars.begin(f"{config.jobs} runs at once")
+    for done, (run, weights) in enumerate(runs_of(config, missing, bars), 1):
+        keep_run(contest.store, run, weights)
+        bars.ran(run)
+        bars.several(done, len(missing))
+
+
+def _write(found: Race, folder: ContestFolder, again: str, config: dict[str, Any]) -> None:
+    placed = found.standings
+    for name, panels, legend in (
+        ("loss.png", loss_panels(found), curves(found)),
+        ("gradients.png", gradient_panels(placed), places(found)),
+        ("windows.png", cost_panels(placed), []),
+    ):
+        folder.replace(name, partial(png, panels, found, legend))
+    folder.write(RESULTS, json.dumps(jsonable(numbers(found, config)), indent=1) + "\n")
     folder.write(PAGE, page(found, again))
     folder.finish()
 
 
-def _show(found: Found, screen: Screen, path: str) -> None:
-    table = tables.brief(found)
+def _show(found: Race, screen: Screen, path: str) -> None:
     screen.say("")
+    for each in found.standings:
+        screen.say(f"{each.label}: {says(each.strategy, 'words')}")
+    screen.say("")
+    table = found.table()
     screen.table(table.columns, table.rows, words=1)
     screen.say("")
-    for name, text in verdict(found).items():
+    for name, text in found.sentences().items():
         screen.say(f"{name}: {text}")
     screen.say(f"\nThe report is {path}/{PAGE}")

@@ -29,6 +29,8 @@ class CharModel(nn.Module):
         layers: layers on top of each other.
     """
 
+    state_batch_dim = 1
+
     def __init__(self, characters: int, cell: str, hidden: int, layers: int = 1) -> None:
         super().__init__()
         self.embedding = nn.Embedding(characters, EMBEDDING)
@@ -45,6 +47,10 @@ class CharModel(nn.Module):
         keywords = {"cotangent_weight": cotangent_weight, "embedding": self.embedding.weight}
         hidden, last = self.recurrent(inputs, state, **keywords)
         return self.decoder(hidden), last
+
+    def zero_state(self, inputs: torch.Tensor) -> State:
+        """Where a text starts."""
+        return self.initial_state(inputs.shape[1])
 
     def initial_state(self, batch: int) -> State:
         """Zeros (layers, batch, hidden); for an LSTM two of them."""

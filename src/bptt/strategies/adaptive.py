@@ -75,6 +75,11 @@ class AdaptiveTruncatedBPTT(Strategy):
             raise ValueError(f"{self!r}: a slope needs lags to be measured at: use window=3 or more.")
 
     @property
+    def words(self) -> str:
+        """In a phrase."""
+        return f"cut where what is dropped is estimated to stay below {self.tolerance:.0%} of the gradient"
+
+    @property
     def lengths_known(self) -> bool:
         """They follow from what probes find."""
         return False

@@ -63,6 +63,12 @@ class ARTBP(Strategy):
             _errors.check_switch(getattr(self, name), f"ARTBP({name}=...)")
 
     @property
+    def words(self) -> str:
+        """In a phrase."""
+        often = f", {plain(mean)} steps apart on average" if (mean := getattr(self.law, "mean_length", 0)) else ""
+        return f"cut at random{often}, {'with factors that make' if self.compensate else 'and nothing makes'} up for it"
+
+    @property
     def kind(self) -> str:
         """Unbiased by its factors."""
         return "unbiased" if self.compensate else "biased"

@@ -38,6 +38,11 @@ class Strategy(Protocol):
         return "biased"
 
     @property
+    def words(self) -> str:
+        """What it does, in a phrase; the first line of its docstring if it says nothing else."""
+        return (type(self).__doc__ or type(self).__name__).strip().splitlines()[0].rstrip(".")
+
+    @property
     def sequences(self) -> bool:
         """Whether it needs the end of the stream before it yields anything, and so finite sequences."""
         return False

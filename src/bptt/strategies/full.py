@@ -28,6 +28,11 @@ class FullBPTT(Strategy):
     """
 
     @property
+    def words(self) -> str:
+        """In a phrase."""
+        return "exact: an update a sequence, each loss through all steps before it"
+
+    @property
     def kind(self) -> str:
         """Exact."""
         return "exact"

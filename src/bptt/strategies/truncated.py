@@ -70,6 +70,13 @@ class TruncatedBPTT(Strategy):
         return self.k1, self.reach, self.burn_in
 
     @property
+    def words(self) -> str:
+        """In a phrase."""
+        through = "" if self.k2 in (None, self.k1) else f", through the last {self.k2}"
+        before = f", after a burn-in of {self.burn_in} steps" if self.burn_in else ""
+        return f"an update every {self.k1} step{'s' * (self.k1 > 1)}{through}{before}; what lies before is cut off"
+
+    @property
     def reach(self) -> int:
         """k2."""
         return self.k1 if self.k2 is None else self.k2

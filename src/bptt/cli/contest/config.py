@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from bptt.analysis.race import Budget
 from bptt.cli.config import PLAIN, at_least_one, at_most, flag
 from bptt.cli.data_options import OF_NUMBERS, DataOptions
-from bptt.cli.printing import UserError, duration
+from bptt.cli.printing import UserError
 
-UNTIL = {"": 1, "s": 1, "min": 60, "h": 3600}
 OWN = "own"
 """A model of the user's own, in the place of a task."""
 NETWORK = ("text", "copy", "delayed", "adding", "bernoulli")
@@ -79,21 +78,6 @@ COMMON = {"cell": "lstm", "hidden": 32, "batch": 16, "clip": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
-class Budget:
-    """How long every run may train: so many steps of the stream, or seconds of training."""
-
-    steps: int | None
-    seconds: float | None
-
-    def __str__(self) -> str:
-        return f"{self.steps:,} steps" if self.steps is not None else f"{duration(self.seconds or 0.0)} of training"
-
-    def fraction(self, steps: int, seconds: float) -> float:
-        """How much is used up, 1 at the end."""
-        return min(1.0, steps / self.steps if self.steps is not None else seconds / (self.seconds or 1.0))
-
-
-@dataclasses.dataclass(frozen=True)
 class CompareConfig(DataOptions):
     """Train the same model from the same start by several strategies, on equal budgets, and report what each one gets.
 
@@ -154,6 +138,9 @@ class CompareConfig(DataOptions):
     """Largest norm of the gradient; 0 never clips. 1 if not given."""
     memory: Annotated[str | None, tyro.conf.arg(metavar="SIZE", help_behavior_hint="")] = None
     """Memory budget for what a backward pass needs, such as 64KiB: same gradients, more time."""
+    jobs: Annotated[int, PLAIN] = 1
+    """So many runs at once, each in a process of its own, with the results of one after the other; a budget of time is
+    then one of a machine that they share. 1 if not given."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder; with finished runs of the same comparison, it goes on. A new dated folder under runs/ if not given."""
     overwrite: Annotated[tyro.conf.FlagCreatePairsOff[bool], PLAIN] = False
@@ -171,8 +158,8 @@ class CompareConfig(DataOptions):
                 raise UserError(f"{flag(name)} applies only to {where}, not to {self.learned}")
         if self.task != "text":
             self.check_data()
-        at_least_one(self, "seeds", "sequence_length", "hidden", "batch")
-        at_most(self, seeds=10_000, draws=1_000_000)
+        at_least_one(self, "seeds", "sequence_length", "hidden", "batch", "jobs")
+        at_most(self, seeds=10_000, draws=1_000_000, jobs=1000)
         if self.draws is not None and self.draws < 3:
             raise UserError(f"--draws {self.draws}: must be at least 3, for a variance and its interval")
         if self.lr is not None and not 0 < self.lr <= 1e30:
@@ -195,8 +182,9 @@ class CompareConfig(DataOptions):
         return dataclasses.replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
 
     def recorded(self) -> dict[str, Any]:
-        """What makes this comparison the one it is: every option that has a value, but where it is written to."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k not in ("out", "overwrite")}
+        """What makes this comparison the one it is: every option that has a value, but where and how it is made."""
+        how = ("out", "overwrite", "jobs")
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k not in how}
 
 
 def parse_budget(text: str) -> Budget:
@@ -207,8 +195,9 @@ def parse_budget(text: str) -> Budget:
     >>> parse_budget("20000"), str(parse_budget("1.5min"))
     (Budget(steps=20000, seconds=None), '1 min 30 s of training')
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h|)", text)
-    value = float(found[1]) * UNTIL[found[2]] if found else 0.0
-    if not found or not 0 < value < math.inf or not (found[2] or found[1].isdigit()):
-        raise UserError(f"--budget {text}: must be a number of steps, such as 20000, or a time, such as 30s or 5min")
-    return Budget(None, value) if found[2] else Budget(int(found[1]), None)
+    try:
+        return Budget.of(text)
+    except ValueError:
+        raise UserError(
+            f"--budget {text}: must be a number of steps, such as 20000, or a time, such as 30s or 5min"
+        ) from None

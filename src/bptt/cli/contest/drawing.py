@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure  # a Figure of its own draws with Agg and needs no display
 from matplotlib.lines import Line2D
 
-from bptt.cli.contest.contest import Found
+from bptt.analysis.race import Race
 from bptt.cli.contest.panels import INK, MARK, RULE, Panel, looks, marks
 
 STYLE: Any = {
@@ -44,18 +44,30 @@ def svg(panel: Panel) -> Markup:
     return Markup(text.replace("xlink:href", "href"))
 
 
-def png(panels: Sequence[Panel], found: Found, path: Path) -> None:
+def png(panels: Sequence[Panel], found: Race, legend: Sequence[Line2D], path: Path) -> None:
     """The panels in a row, with a legend."""
     with rc_context({**STYLE, "font.size": 9}):
         figure = Figure(figsize=(4.6 * len(panels), 4), dpi=110, layout="constrained")
-        figure.suptitle(found.setting.title, fontsize=11, x=0.01, ha="left", parse_math=False)
+        figure.suptitle(found.title, fontsize=11, x=0.01, ha="left", parse_math=False)
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             panel.draw(axes)
             axes.set_title(panel.title, fontsize=10, loc="left")
-        lines = [
-            Line2D([], [], color=look.colour, linestyle=look.dash, label=found.label(name))
-            for name, look in looks(found.names).items()
-        ]
-        lines += [Line2D([], [], **MARK, label=told) for told in marks(found)]
-        figure.legend(handles=lines, loc="outside lower center", ncols=min(8, len(lines)), frameon=False)
+        if legend:
+            figure.legend(handles=legend, loc="outside lower center", ncols=min(8, len(legend)), frameon=False)
         figure.savefig(path)
+
+
+def curves(found: Race) -> list[Line2D]:
+    """A legend of the strategies' lines, and of what the dotted ones are."""
+    lines = [
+        Line2D([], [], color=look.colour, linestyle=look.dash, label=name)
+        for name, look in looks([each.label for each in found.standings]).items()
+    ]
+    return lines + [Line2D([], [], **MARK, label=told) for told in marks(found)]
+
+
+def places(found: Race) -> list[Line2D]:
+    """A legend of where gradients were measured; the strategies are named beside their rows."""
+    where: dict[str, Any] = {"at the first weights": "none", "at those of the lowest loss": "full"}
+    told = list(where.items())[: 1 if found.reference is None else 2]
+    return [Line2D([], [], color=INK, marker="o", linestyle="", fillstyle=fill, label=name) for name, fill in told]

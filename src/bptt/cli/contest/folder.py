@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +13,9 @@ import yaml
 from safetensors.torch import load_file, save
 
 import bptt
+from bptt.analysis.race.kept import MISSING
 from bptt.cli import exchange
 from bptt.cli.contest.config import CompareConfig
-from bptt.cli.contest.parts import is_gradient, run_of
-from bptt.cli.contest.runner import Run
 from bptt.cli.files import read_settings, small_text
 from bptt.cli.folder import ALL_FILES as RUN_FILES
 from bptt.cli.folder import RUNS, dated
@@ -30,7 +28,6 @@ PLOTS = ("loss.png", "gradients.png", "windows.png")
 PARTS = "parts"
 PART_MOST = 2**28
 """Bytes of a part; a run of a million updates, each of another length, has a tenth of that."""
-_MISSING = object()
 
 
 class ContestFolder:
@@ -99,25 +96,21 @@ class ContestFolder:
         """Let other processes write here."""
         self._lock.release()
 
-    def run(self, name: str, seed: int) -> Run | None:
-        """A finished run, or None."""
-        part = _part(name, seed)
-        kept = self._kept(part)
-        if kept is _MISSING:
-            return None
-        return run_of(kept, name, seed) or self._damaged(part)
+    def load(self, part: str) -> Any:
+        """The JSON of a finished part, `MISSING` without one."""
+        path = self._inside / PARTS / f"{part}.json"
+        try:
+            return json.loads(small_text(path, PART_MOST)) if path.exists() else MISSING
+        except (ValueError, RecursionError, UserError, OSError):
+            self.damaged(part)
 
-    def keep_run(self, run: Run, model: torch.nn.Module) -> None:
-        """Keep a finished run: first its weights, then what says that it is there."""
-        weights = {name: t.detach().to(copy=True).contiguous() for name, t in model.state_dict().items()}
-        part = _part(run.strategy, run.seed)
-        replace(self._inside / PARTS / f"{part}.safetensors", lambda path: path.write_bytes(save(weights)))
-        values = {**vars(run), "points": [dataclasses.astuple(point) for point in run.points]}
-        self._keep(part, values)
+    def save(self, part: str, data: Any) -> None:
+        """Keep it."""
+        self.write(f"{PARTS}/{part}.json", json.dumps(jsonable(data)))
 
-    def load_weights(self, run: Run, model: torch.nn.Module) -> None:
+    def load_weights(self, part: str, model: torch.nn.Module) -> None:
         """Let `model` be that of the end of a finished run."""
-        path = self._inside / PARTS / f"{_part(run.strategy, run.seed)}.safetensors"
+        path = self._inside / PARTS / f"{part}.safetensors"
         try:
             weights, own = load_file(path), model.state_dict()
             if any(weights[name].dtype != t.dtype or not weights[name].isfinite().all() for name, t in own.items()):
@@ -126,30 +119,14 @@ class ContestFolder:
         except (OSError, KeyError, RuntimeError, safetensors.SafetensorError):
             raise UserError(f"{path}: missing or damaged. Delete {path.with_suffix('.json')} to run it again") from None
 
-    def gradient(self, name: str, when: str) -> dict[str, Any] | None:
-        """What `bptt.compare` found for a strategy, or None."""
-        part = f"gradient_{when}_{_plain(name)}"
-        kept = self._kept(part)
-        return None if kept is _MISSING else kept if is_gradient(kept) else self._damaged(part)
+    def save_weights(self, part: str, weights: dict[str, torch.Tensor]) -> None:
+        """Keep the weights of the end of a run."""
+        replace(self._inside / PARTS / f"{part}.safetensors", lambda path: path.write_bytes(save(weights)))
 
-    def keep_gradient(self, name: str, when: str, found: dict[str, Any]) -> None:
-        """Keep that."""
-        self._keep(f"gradient_{when}_{_plain(name)}", found)
-
-    def _kept(self, part: str) -> Any:
-        """The JSON of a finished part, `_MISSING` without one."""
-        path = self._inside / PARTS / f"{part}.json"
-        try:
-            return json.loads(small_text(path, PART_MOST)) if path.exists() else _MISSING
-        except (ValueError, RecursionError, UserError, OSError):
-            self._damaged(part)
-
-    def _damaged(self, part: str) -> NoReturn:
+    def damaged(self, part: str) -> NoReturn:
+        """Raise UserError for a part that can't be what was kept."""
         path = self._inside / PARTS / f"{part}.json"
         raise UserError(f"{path}: damaged, or of another version. Delete it to run that part again") from None
-
-    def _keep(self, part: str, values: dict[str, Any]) -> None:
-        self.write(f"{PARTS}/{part}.json", json.dumps(jsonable(values)))
 
     def write(self, name: str, text: str) -> None:
         """Write a text file."""
@@ -183,12 +160,3 @@ def _difference(held: dict[str, Any], wanted: dict[str, Any]) -> str:
     """The first option that differs, in words."""
     name = next(name for name in (*held, *wanted) if held.get(name) != wanted.get(name))
     return f"{name} is {held.get(name, 'not set')} there, {wanted.get(name, 'not set')} here"
-
-
-def _part(name: str, seed: int) -> str:
-    return f"run_{_plain(name)}_{seed}"
-
-
-def _plain(name: str) -> str:
-    """The text of a strategy as a part of a file's name."""
-    return name.replace(":", "-")

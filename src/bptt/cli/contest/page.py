@@ -7,36 +7,36 @@ from pathlib import Path
 import torch
 
 import bptt
+from bptt.analysis.race import Race
+from bptt.analysis.race.result import WHEN
 from bptt.cli.contest import tables
-from bptt.cli.contest.contest import Found
 from bptt.cli.contest.drawing import svg
-from bptt.cli.contest.gradients import WHEN
 from bptt.cli.contest.panels import cost_panels, gradient_panels, looks, loss_panels, marks
-from bptt.cli.contest.results import standings
-from bptt.cli.contest.verdict import verdict
 from bptt.cli.html import templates
 from bptt.cli.printing import printable
+from bptt.strategies import says
 
 
-def page(found: Found, command: str) -> str:
+def page(found: Race, command: str) -> str:
     """The page. command: what makes the same comparison again."""
-    placed, seeds = standings(found), found.config.seeds or 1
+    placed, seeds = found.standings, found.seeds
     environment = templates(Path(__file__).parent)
     environment.filters |= {"printable": printable, "minus": lambda text: text.replace("-", "−")}
     facts = {
-        **found.setting.facts,
+        **found.facts,
         "budget": f"{found.budget} for each run",
         "seeds": f"{seeds}, each with its own first weights and data" if seeds > 1 else "one",
         "versions": f"bptt {bptt.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads",
     }
     return environment.get_template("report.html.j2").render(
-        title=found.setting.title,
-        verdict=verdict(found),
+        title=found.title,
+        verdict=found.sentences(),
         facts=facts,
         command=command,
-        looks={found.label(name): look for name, look in looks(found.names).items()},
+        looks=looks([each.label for each in placed]),
+        words={each.label: says(each.strategy, "words") for each in placed},
         groups=[
-            ("Learning", loss_panels(found, placed)),
+            ("Learning", loss_panels(found)),
             ("Gradient", gradient_panels(placed)),
             ("Windows and cost", cost_panels(placed)),
         ],
@@ -45,9 +45,9 @@ def page(found: Found, command: str) -> str:
         results=tables.results(found),
         gradients=[tables.gradients(found, when) for when in WHEN],
         parameters=[tables.by_parameter(found, when) for when in WHEN],
-        draws=found.config.draws,
+        draws=found.draws,
         diverged={f"{each.label}, seed {run.seed}": run.diverged for each in placed for run in each.diverged},
-        reference=found.reference and f"{found.label(found.reference.strategy)}, seed {found.reference.seed}",
-        measured=found.setting.measured.inputs.shape[0],
+        reference=found.reference and "{}, seed {}".format(*found.reference),
+        measured=found.steps,
         seeds=seeds,
     )

@@ -14,12 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 
 from bptt.analysis import number
-from bptt.cli.contest.contest import Found
-from bptt.cli.contest.gradients import WHEN
-from bptt.cli.contest.results import Standing, between
-from bptt.cli.contest.runner import Point, Run
+from bptt.analysis.race import Point, Race, Run, Standing
+from bptt.analysis.race.result import WHEN, between
 from bptt.cli.plots import style
-from bptt.cli.printing import size
 
 INK, RULE = "#1b1f24", "#dddddd"
 """Of text and axes, and of the grid; the page puts its own colours in their place."""
@@ -27,6 +24,8 @@ COLOURS = ("#1f77c4", "#d55e00", "#10976b", "#c2609f", "#b8860b", "#7a6ff0", "#8
 """Legible on white and on black; then again, dashed."""
 MARK: Any = {"color": INK, "linewidth": 0.8, "linestyle": (0, (2, 2))}
 """A value that is known beforehand."""
+MIB = 2**20
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
 
@@ -53,25 +52,24 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
     return {name: Look(colour, dash) for name, (dash, colour) in zip(names, pairs, strict=False)}
 
 
-def marks(found: Found) -> list[str]:
+def marks(found: Race) -> list[str]:
     """What the dotted lines are."""
-    setting = found.setting
-    told = [f"{name}: loss {number(value)}" for name, value in setting.marks.items()]
-    return told + ([f"optimum: {setting.parameter} = {setting.optimum:.4g}"] if setting.optimum is not None else [])
+    told = [f"{name}: loss {number(value)}" for name, value in found.marks.items()]
+    return told + ([f"optimum: {found.parameter} = {found.optimum:.4g}"] if found.optimum is not None else [])
 
 
-def loss_panels(found: Found, placed: Sequence[Standing]) -> list[Panel]:
+def loss_panels(found: Race) -> list[Panel]:
     """Validation loss against updates, time and data; for a model with one parameter, that too."""
-    setting = found.setting
-    unit = f"{setting.unit}s read, {setting.rows} side by side" if setting.rows > 1 else f"{setting.unit}s read"
+    unit = f"{found.unit}s read, {found.rows} side by side" if found.rows > 1 else f"{found.unit}s read"
+    placed = found.standings
     curves = partial(_curves, found, placed)
     panels = [
         Panel("time", "loss against time", partial(curves, lambda p: p.seconds, "seconds of training")),
-        Panel("data", f"loss against {setting.unit}s", partial(curves, lambda p: p.steps * setting.rows, unit)),
+        Panel("data", f"loss against {found.unit}s", partial(curves, lambda p: p.steps * found.rows, unit)),
         Panel("updates", "loss against updates", partial(curves, lambda p: p.updates, "updates", log=True)),
     ]
-    if setting.parameter is not None:
-        panels.append(Panel("parameter", f"{setting.parameter} against steps", partial(_parameter, found, placed)))
+    if found.parameter is not None:
+        panels.append(Panel("parameter", f"{found.parameter} against steps", partial(_parameter, found, placed)))
     return panels
 
 
@@ -89,8 +87,8 @@ def cost_panels(placed: Sequence[Standing]) -> list[Panel]:
     bars = partial(_bars, placed)
     panels = [
         Panel("windows", "steps an update is differentiated through", partial(_windows, placed)),
-        Panel("memory", "memory of an update", partial(bars, lambda each: each.memory_bytes, "bytes, the most", size)),
-        Panel("pace", "time", partial(bars, lambda e: 1e3 * e.pace, "seconds for 1,000 steps", "{:.3g} s".format)),
+        Panel("memory", "memory of an update", partial(bars, lambda e: e.memory_bytes / MIB, "MiB, the most")),
+        Panel("pace", "time", partial(bars, lambda e: 1e3 * e.pace, "seconds for 1,000 steps")),
     ]
     if any(run.decisions for each in placed for run in each.runs):
         panels.append(Panel("decisions", "lengths that adaptive truncation chose", partial(_decisions, placed)))
@@ -98,11 +96,11 @@ def cost_panels(placed: Sequence[Standing]) -> list[Panel]:
 
 
 def _curves(
-    found: Found, placed: Sequence[Standing], axis: Callable[[Point], float], label: str, axes: Axes, log: bool = False
+    found: Race, placed: Sequence[Standing], axis: Callable[[Point], float], label: str, axes: Axes, log: bool = False
 ) -> None:
     style(axes, label, "validation loss")
     shown: list[float] = []
-    for each, look in zip(placed, looks([e.name for e in placed]).values(), strict=True):
+    for each, look in zip(placed, looks([e.label for e in placed]).values(), strict=True):
         for run in each.runs:
             points = [point for point in run.points if not log or axis(point) > 0]
             across, losses = [axis(point) for point in points], [point.loss for point in points]
@@ -114,12 +112,12 @@ def _curves(
         if len(each.runs) > 1 and not each.diverged:
             across, losses = mean_curve(each.runs, axis, log)
             axes.plot(across, losses, color=look.colour, linestyle=look.dash, linewidth=1.8)
-    for value in found.setting.marks.values():
+    for value in found.marks.values():
         axes.axhline(value, **MARK)
     positive = [value for value in shown if value > 0]
     if positive and max(positive) > 30 * min(positive):
         axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(PLAIN if label.startswith("seconds") else EngFormatter(sep=""))
     if log:
         axes.set_xscale("log")
     else:
@@ -135,14 +133,13 @@ def mean_curve(runs: Sequence[Run], axis: Callable[[Point], float], log: bool) -
     return across, losses
 
 
-def _parameter(found: Found, placed: Sequence[Standing], axes: Axes) -> None:
-    setting = found.setting
-    style(axes, "steps read", setting.parameter or "")
-    for each, look in zip(placed, looks([e.name for e in placed]).values(), strict=True):
+def _parameter(found: Race, placed: Sequence[Standing], axes: Axes) -> None:
+    style(axes, "steps read", found.parameter or "")
+    for each, look in zip(placed, looks([e.label for e in placed]).values(), strict=True):
         for run in each.runs:
             values = [math.nan if p.parameter is None else p.parameter for p in run.points]
             axes.plot([p.steps for p in run.points], values, color=look.colour, linestyle=look.dash, linewidth=1.2)
-    axes.axhline(setting.optimum or 0.0, **MARK)
+    axes.axhline(found.optimum or 0.0, **MARK)
     axes.set_yscale("symlog", linthresh=1)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlim(left=0)
@@ -151,12 +148,12 @@ def _parameter(found: Found, placed: Sequence[Standing], axes: Axes) -> None:
 def _estimates(placed: Sequence[Standing], name: str, label: str, axes: Axes) -> None:
     style(axes, label, "")
     rows(axes, placed)
-    for row, (each, look) in enumerate(zip(placed, looks([e.name for e in placed]).values(), strict=True)):
+    for row, (each, look) in enumerate(zip(placed, looks([e.label for e in placed]).values(), strict=True)):
         for when, shift, face in zip(WHEN, (-0.17, 0.17), ("none", look.colour), strict=True):
-            found = each.value(when, name)
-            if found is None:
+            found = each.gradients.get(when)
+            if found is None or math.isnan(getattr(found, name).value):
                 continue
-            value, low, high = found
+            value, low, high = getattr(found, name)
             axes.plot([low, high], [row + shift] * 2, color=look.colour, linewidth=1.6, solid_capstyle="butt")
             axes.plot(value, row + shift, "o", markersize=4.5, markerfacecolor=face, markeredgecolor=look.colour)
     if name != "cosine":
@@ -166,39 +163,33 @@ def _estimates(placed: Sequence[Standing], name: str, label: str, axes: Axes) ->
 def _windows(placed: Sequence[Standing], axes: Axes) -> None:
     style(axes, "steps: shortest, middle half, longest", "")
     rows(axes, placed)
-    for row, (each, look) in enumerate(zip(placed, looks([e.name for e in placed]).values(), strict=True)):
+    for row, (each, look) in enumerate(zip(placed, looks([e.label for e in placed]).values(), strict=True)):
         if each.windows:
             low, first, middle, last, high = (each.window(share) for share in (0, 0.25, 0.5, 0.75, 1))
             axes.plot([low, high], [row, row], color=look.colour, linewidth=1.2)
             axes.plot([first, last], [row, row], color=look.colour, linewidth=5, solid_capstyle="butt", alpha=0.5)
             axes.plot(middle, row, "o", color=look.colour, markersize=4.5)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_formatter(PLAIN)
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _bars(
-    placed: Sequence[Standing],
-    value: Callable[[Standing], float],
-    label: str,
-    shown: Callable[[float], str],
-    axes: Axes,
-) -> None:
+def _bars(placed: Sequence[Standing], value: Callable[[Standing], float], label: str, axes: Axes) -> None:
     style(axes, label, "")
     rows(axes, placed)
     largest = max(value(each) for each in placed)
-    for row, (each, look) in enumerate(zip(placed, looks([e.name for e in placed]).values(), strict=True)):
+    for row, (each, look) in enumerate(zip(placed, looks([e.label for e in placed]).values(), strict=True)):
         axes.barh(row, value(each), height=0.5, color=look.colour)
         axes.annotate(
-            shown(value(each)), (value(each), row), (3, 0), textcoords="offset points", va="center", fontsize=8
+            f"{value(each):.3g}", (value(each), row), (3, 0), textcoords="offset points", va="center", fontsize=8
         )
     axes.set_xlim(0, largest * 1.3 or 1)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(PLAIN)
 
 
 def _decisions(placed: Sequence[Standing], axes: Axes) -> None:
     style(axes, "updates", "K, steps")
-    for each, look in zip(placed, looks([e.name for e in placed]).values(), strict=True):
+    for each, look in zip(placed, looks([e.label for e in placed]).values(), strict=True):
         for run in each.runs:
             if run.decisions:
                 updates, lengths = zip(*[*run.decisions, (run.updates, run.decisions[-1][1])], strict=True)

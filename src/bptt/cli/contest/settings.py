@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import bptt
+from bptt.analysis.race import Setting
 from bptt.cli import model as text_model
 from bptt.cli.contest.config import CompareConfig
 from bptt.cli.files import data_text
@@ -32,58 +34,17 @@ VALIDATION_STEPS, VALIDATION_ROWS = 500, 32
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
-    """Everything that the strategies of a comparison have in common.
+class Chosen:
+    """What is compared on, and what `must_fit` asks beside.
 
-    title: the task in a phrase. facts: what is known of it, by name, to show.
-    build: the model with its first weights, from torch's default generator. loss: as `bptt.unroll` takes it.
-    stream: seed -> the training data, without an end. start: model, rows -> the state before it, or None for zeros.
-    validation, measured: the held-out data, as chunks; the sequence whose gradient is measured, from the start state.
-    sequence: steps of what `full` takes for a sequence. lag: steps back at which a sequence's losses begin to count.
-    unit: what a step of one row is called. marks: lines to draw through the losses, by name.
-    reduction, optimizer: as the task wants them. parameter, optimum: of a model with a single one, its name and what it
-        should become. lost: beyond this |parameter| a run counts as diverged.
-    state_batch_dim: as `bptt.unroll` takes it. digest: of the text that is read.
-    whole: steps after which the data is read again, None where it never is. kept: numbers that a window keeps for its
-        backward pass, at the least, for each of its steps.
+    digest: of the text or code that is read. whole: steps after which the data is read again, None where it never is.
+    kept: numbers that a window keeps for its backward pass, at the least, for each of its steps.
     """
 
-    title: str
-    facts: dict[str, str]
-    build: Callable[[], nn.Module]
-    loss: Any
-    stream: Callable[[int], Iterator[bptt.Chunk]]
-    start: Callable[[Any, int], Any]
-    rows: int
-    validation: list[bptt.Chunk]
-    measured: bptt.Chunk
-    sequence: int
-    lag: int = 0
-    unit: str = "step"
-    marks: dict[str, float] = dataclasses.field(default_factory=dict)
-    reduction: str = "mean"
-    optimizer: type[torch.optim.Optimizer] = torch.optim.Adam
-    parameter: str | None = None
-    optimum: float | None = None
-    lost: float | None = None
-    state_batch_dim: Any = 1
+    setting: Setting
     digest: str = ""
     whole: int | None = None
     kept: float = 1.0
-
-    def begin(self, model: Any, inputs: Tensor) -> dict[str, Any]:
-        """The state before a chunk with these inputs, as options of the library's calls."""
-        rows = inputs.shape[1] if inputs.dim() > 1 else 1
-        return {"initial_state": self.start(model, rows), "state_batch_dim": self.state_batch_dim}
-
-    def sequences(self, seed: int) -> Iterator[bptt.Chunk]:
-        """The training data as sequences of their own, each from the start state, and no loss without its inputs."""
-        for chunk in self.stream(seed):
-            mask = chunk.mask
-            if self.lag:
-                known = torch.arange(len(chunk.inputs)) >= self.lag
-                mask = known if mask is None else known & mask
-            yield chunk._replace(is_start=None, mask=mask)
 
 
 class TaskModel(nn.Module):
@@ -108,7 +69,7 @@ class TaskModel(nn.Module):
         return self.decoder(hidden), last
 
 
-def setting(config: CompareConfig) -> Setting:
+def setting(config: CompareConfig) -> Chosen:
     """The setting of a resolved configuration.
 
     Raises: UserError for a task's parameter out of range, and for a text that cannot be.
@@ -125,7 +86,7 @@ def setting(config: CompareConfig) -> Setting:
         return _of_task(config, TASKS[config.learned](**given))
 
 
-def _of_task(config: CompareConfig, task: Task) -> Setting:
+def _of_task(config: CompareConfig, task: Task) -> Chosen:
     rows, loss = config.batch or 1, task.loss
     sequence = task.sequence or config.sequence_length or 1
     cell, hidden = config.cell or "", config.hidden or 1
@@ -137,7 +98,7 @@ def _of_task(config: CompareConfig, task: Task) -> Setting:
     held_out = task.stream(VALIDATION_ROWS, sequence, seed=HELD_OUT)
     count = max(1, VALIDATION_STEPS // sequence)
     described = _described(task)
-    return Setting(
+    found = Setting(
         title=f"{TITLES[config.learned]} ({described})",
         facts={
             "task": f"{type(task).__name__}({described})",
@@ -149,18 +110,16 @@ def _of_task(config: CompareConfig, task: Task) -> Setting:
         build=lambda: TaskModel(task.inputs, cell, hidden, task.outputs),
         loss=loss,
         stream=lambda seed: task.stream(rows, sequence, seed=seed),
-        start=lambda model, rows: None,
-        rows=rows,
         validation=list(itertools.islice(held_out, count)),
         measured=next(task.stream(rows, sequence, seed=HELD_OUT + 1)),
-        sequence=sequence,
         lag=0 if task.sequence else task.lag,
-        kept=numbers_of_window(1, rows, cell, hidden, 1, task.outputs),
         marks={"without memory": task.baseline} | ({"best possible": task.floor} if task.floor else {}),
+        **_common(config),
     )
+    return Chosen(found, kept=numbers_of_window(1, rows, cell, hidden, 1, task.outputs))
 
 
-def _of_text(config: CompareConfig) -> Setting:
+def _of_text(config: CompareConfig) -> Chosen:
     source, rows, sequence = config.data or PYTHON_DOCS, config.batch or 1, config.sequence_length or 1
     text = data_text(source, config.read_as == "text")
     vocabulary = Vocabulary.of(text)
@@ -178,7 +137,7 @@ def _of_text(config: CompareConfig) -> Setting:
         begin = torch.randint(len(read) - 1, (), generator=torch.Generator().manual_seed(seed)).item()
         return chunks(read.roll(-int(begin), 0), sequence, epochs=None)
 
-    return Setting(
+    found = Setting(
         title=f"characters of {shown}",
         facts={
             "text": f"{shown}, {len(text):,} characters, {len(vocabulary)} of them distinct, SHA-256 {digest[:12]}...",
@@ -189,19 +148,20 @@ def _of_text(config: CompareConfig) -> Setting:
         build=lambda: text_model.build(len(vocabulary), config.cell or "", config.hidden or 1, 1, ADAM),
         loss=text_model.loss,
         stream=stream,
-        start=lambda model, rows: model.initial_state(rows),
-        rows=rows,
         validation=list(chunks(kept[: VALIDATION_STEPS + 1], CHUNK)),
         measured=bptt.Chunk(measured[:-1], measured[1:]),
-        sequence=sequence,
         unit="character",
+        **_common(config),
+    )
+    return Chosen(
+        found,
         digest=digest,
         whole=len(read) - 1,
         kept=numbers_of_window(1, rows, config.cell or "", config.hidden or 1, 1, len(vocabulary)),
     )
 
 
-def _of_own(config: CompareConfig) -> Setting:
+def _of_own(config: CompareConfig) -> Chosen:
     made = make(config.model or "", 0)
     source = source_of(config, made, config.batch)
     loss = loss_of(made, source)
@@ -220,7 +180,7 @@ def _of_own(config: CompareConfig) -> Setting:
         return read
 
     held_out = source.held_out()
-    return Setting(
+    found = Setting(
         title=one_line(made.named),
         facts={
             "model": f"{one_line(made.named)}, SHA-256 {made.digest[:12]}...",
@@ -231,19 +191,16 @@ def _of_own(config: CompareConfig) -> Setting:
         build=lambda: make(made.named).model,
         loss=loss,
         stream=stream,
-        start=lambda model, rows: None,
-        rows=source.rows,
         validation=[measured] if held_out is None else list(itertools.islice(held_out, VALIDATION_CHUNKS)),
         measured=measured,
-        sequence=sequence,
         unit=source.unit,
-        state_batch_dim=rows_of(made.model, measured.inputs),
-        digest=source.digest + made.digest,
-        whole=source.steps,
+        begin={"state_batch_dim": rows_of(made.model, measured.inputs)},
+        **_common(config),
     )
+    return Chosen(found, digest=source.digest + made.digest, whole=source.steps)
 
 
-def _of_influence(config: CompareConfig) -> Setting:
+def _of_influence(config: CompareConfig) -> Chosen:
     given = {name: value for name in ("size", "positive") if (value := getattr(config, name)) is not None}
     with user_errors(prefix="--task influence: "):
         task = InfluenceBalancing(**given)
@@ -254,7 +211,7 @@ def _of_influence(config: CompareConfig) -> Setting:
     def endless(seed: int = 0) -> Iterator[bptt.Chunk]:
         return (next(task.stream(sequence, sequence)) for _ in itertools.count())
 
-    return Setting(
+    found = Setting(
         title=f"influence balancing ({_described(task)})",
         facts={
             "task": f"InfluenceBalancing({_described(task)}), one parameter, no data",
@@ -265,18 +222,16 @@ def _of_influence(config: CompareConfig) -> Setting:
         build=task.model,
         loss=task.loss,
         stream=endless,
-        start=lambda model, rows: task.start(),
-        rows=1,
         validation=[next(endless())],
         measured=next(endless()),
-        sequence=sequence,
         reduction="sum",
-        optimizer=torch.optim.SGD,
         parameter="θ",
         optimum=task.optimum,
         lost=1e4,
-        state_batch_dim=None,
+        begin={"initial_state": task.start()},
+        **_common(config, torch.optim.SGD),
     )
+    return Chosen(found)
 
 
 def _described(task: Any) -> str:
@@ -285,3 +240,13 @@ def _described(task: Any) -> str:
 
 def _clipping(config: CompareConfig) -> str:
     return f"gradient norm at most {config.clip:g}" if config.clip else "gradient never clipped"
+
+
+def _common(config: CompareConfig, optimizer: Any = torch.optim.Adam) -> dict[str, Any]:
+    """What the options say of every task alike."""
+    return {
+        "optimizer": partial(optimizer, lr=config.lr),
+        "clip": config.clip or None,
+        "memory": config.memory,
+        "draws": config.draws or 3,
+    }

@@ -1,0 +1,59 @@
+"""Numbers as a person reads them."""
+
+
+def number(value: float) -> str:
+    """Three digits; "none" where there is no number.
+
+    >>> number(0.0123456), number(0.0), number(float("nan"))
+    ('0.0123', '0', 'none')
+    """
+    return "none" if value != value else f"{value:.3g}"
+
+
+def share(value: float) -> str:
+    """A share in per cent; from ten on as so many times.
+
+    >>> share(0.8546), share(0.00583), share(1e-9), share(1.4), share(146.2), share(float("nan"))
+    ('85.5%', '0.583%', '<0.001%', '140%', '146 times', 'none')
+    """
+    if value != value:
+        return number(value)
+    if 0 < value < 1e-5:
+        return "<0.001%"
+    return f"{100 * value:.3g}%" if value < 9.995 else f"{value:.3g} times"
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that fits.
+
+    >>> size(512), size(5e6), size(float("nan"))
+    ('512 B', '4.768 MiB', 'unknown')
+    """
+    if count != count:
+        return "unknown"
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} GiB"
+
+
+def ladder(most: int) -> list[int]:
+    """1, 2, 5, 10, 20, 50, ... up to `most`.
+
+    >>> ladder(60)
+    [1, 2, 5, 10, 20, 50]
+    """
+    return [m * 10**e for e in range(len(str(most))) for m in (1, 2, 5) if m * 10**e <= most]
+
+
+def duration(seconds: float) -> str:
+    """A time a person reads at a glance.
+
+    >>> duration(8.25), duration(84), duration(7384)
+    ('8.2 s', '1 min 24 s', '2 h 3 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
