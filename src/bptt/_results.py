@@ -47,6 +47,11 @@ class Update:
         """The state after the last step, the user's own."""
         return map_leaves(torch.Tensor.clone, self._state)
 
+    @property
+    def weight(self) -> Any:
+        """What `mean_loss` divides `loss` by: a number or a 0-d tensor, to average over several updates or ranks."""
+        return self._valid
+
     @cached_property
     def mean_loss(self) -> Tensor:
         """`loss` by valid step."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bptt.cli.printing import bits, quantity, size
@@ -68,7 +68,7 @@ class History:
         self.losses: list[float] = []
         self.grad_norm: list[float] = []
         self.validations: list[Validation] = []
-        self.clipped = self.left_out = 0
+        self.clipped = self.left_out = self.overflowed = 0
         self._smooth: dict[str, float] = {}
         self._shown = 0
 
@@ -80,11 +80,15 @@ class History:
                 self.read.append(record[self.measure.key])
                 self.losses.append(record["loss"])
                 self.grad_norm.append(record["grad_norm"])
-            elif record["kind"] == "left_out":
-                self.left_out += 1
+            elif record["kind"] in ("left_out", "overflowed"):
+                self.add_left_out(record["kind"])
             else:
                 point = Validation(record["step"], record[self.measure.key], record["loss"], record["elapsed"])
                 self.validations.append(point)
+
+    def add_left_out(self, kind: str) -> None:
+        """Count a stretch that was left out as not finite, or a step that was as its gradient overflowed."""
+        setattr(self, kind, getattr(self, kind) + 1)
 
     @property
     def step(self) -> int:
@@ -96,8 +100,10 @@ class History:
         """Characters, or steps of a lane, trained on so far."""
         return self.read[-1] if self.read else 0
 
-    def update(self, update: Any, read: int, loss: float, grad_norm: float, cotangent_norm: float) -> dict[str, Any]:
-        """Take in a `bptt.Update` over `read` characters or steps; its record for the metrics file."""
+    def update(
+        self, updates: Sequence[Any], read: int, loss: float, grad_norm: float, cotangent_norm: float
+    ) -> dict[str, Any]:
+        """Take in the `bptt.Update`s of a step, over `read` characters or steps; its record for the metrics file."""
         clipped = 0 < self.clip < grad_norm
         self.clipped += clipped
         self.read.append(self.total + read)
@@ -111,9 +117,9 @@ class History:
             "grad_norm": grad_norm,
             "clipped": clipped,
             "cotangent_norm": cotangent_norm,
-            "window": update.t1 - update.start,
-            "forward_steps": update.forward_steps,
-            "memory_bytes": update.memory_bytes,
+            "window": updates[-1].t1 - updates[-1].start,
+            "forward_steps": sum(update.forward_steps for update in updates),
+            "memory_bytes": max(update.memory_bytes for update in updates),
         }
 
     def numbers(self, record: dict[str, Any], read: int, seconds: float) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -19,17 +20,22 @@ class Interrupt:
     An exception thrown in the middle of an optimizer step would leave weights half updated, and those would be saved.
     SIGHUP and SIGTERM that were ignored before, as under nohup, stay so. SIGINT doesn't: shells ignore it for every job
     in the background.
+
+    most: the largest of the codes of all processes that train together, each of which asks equally often.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: Callable[[int], float] = int) -> None:
+        self._most = most
         self.code = 0
         """What a shell gives for the signal that came (130, 143, 129); 0 before."""
         self._before: dict[int, Any] = {}
 
     @property
     def asked(self) -> bool:
-        """Whether one came."""
-        return self.code != 0
+        """Whether one came, here or to another process."""
+        code = int(self._most(self.code))
+        self.code = self.code or code  # one that has come since is told of next time
+        return code != 0
 
     def __enter__(self) -> Interrupt:
         # Python lets only the main thread set a handler; elsewhere signals stay what they were.

@@ -64,11 +64,13 @@ class Read:
     """A stream of chunks on a device, at a place that can be saved.
 
     stream: an iterator of chunks. One without `state_dict` and `load_state_dict` is read again up to its place.
-    stopping: asked before each chunk; True raises Stopping.
+    stopping: asked before each chunk; True raises Stopping. lanes: those of each chunk that are read.
     """
 
-    def __init__(self, stream: Any, device: torch.device, stopping: Callable[[], bool]) -> None:
-        self._stream, self._device, self._stopping = stream, device, stopping
+    def __init__(
+        self, stream: Any, device: torch.device, stopping: Callable[[], bool], lanes: slice = slice(None)
+    ) -> None:
+        self._stream, self._device, self._stopping, self._lanes = stream, device, stopping, lanes
         self._iterator: Any = None
         self._count = 0
 
@@ -86,7 +88,7 @@ class Read:
             self._iterator = itertools.islice(iter(self._stream), self._count, None)
 
     def __iter__(self) -> Iterator[Any]:
-        return (moved(chunk, self._device) for chunk in self._until_asked())
+        return (moved(narrowed(chunk, self._lanes), self._device) for chunk in self._until_asked())
 
     def _until_asked(self) -> Iterator[Any]:
         if self._iterator is None:
@@ -98,6 +100,13 @@ class Read:
             self._count += 1
             yield chunk
         raise Stopping
+
+
+def narrowed(chunk: Any, lanes: slice) -> Any:
+    """Some lanes of a chunk whose fields are tensors (T, B, ...), (T,) or None."""
+    if lanes == slice(None):
+        return chunk
+    return chunk._replace(**{name: v[:, lanes] for name, v in chunk._asdict().items() if v is not None and v.dim() > 1})
 
 
 def moved(value: Any, device: torch.device) -> Any:

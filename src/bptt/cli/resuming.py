@@ -9,8 +9,12 @@ from typing import Any
 import torch
 
 import bptt
+from bptt.cli.checkpoint import FOLDER
+from bptt.cli.config import flag
+from bptt.cli.exchange import READY
 from bptt.cli.files import read_settings
 from bptt.cli.printing import UserError, one_line
+from bptt.cli.ranks import restarts
 from bptt.cli.train_config import HOW_LONG, TrainConfig
 
 
@@ -44,10 +48,35 @@ def resumed(asked: TrainConfig, saved: dict[str, Any], settings: Path) -> TrainC
     return config
 
 
-def must_be(saved: dict[str, Any], data: str, code: str) -> str | None:
+def restarted(asked: TrainConfig) -> bool:
+    """Whether torchrun starts a run again that has written a checkpoint: it goes on.
+
+    Raises: UserError for options that leave it open which run is meant.
+    """
+    restart, most = restarts()
+    if not most or asked.resume is not None:
+        return False
+    if asked.overwrite:
+        raise UserError("--overwrite doesn't go with torchrun --max-restarts, which goes on with the run in --out")
+    if asked.out is None:
+        raise UserError("torchrun --max-restarts goes on with the run in --out: give --out DIR")
+    return restart > 0 and any((asked.out / name).is_dir() for name in (FOLDER, READY))
+
+
+def same_run(asked: TrainConfig, saved: dict[str, Any], path: Path) -> None:
+    """Raise UserError where the run in a folder began with other options than a restart has."""
+    for name, value in asked.recorded().items():
+        if saved.get(name) != value:
+            raise UserError(
+                f"{path} already holds a run, whose {flag(name)} is {one_line(str(saved.get(name)))}. Choose another "
+                f"--out"
+            )
+
+
+def must_be(saved: dict[str, Any], data: str, code: str, processes: int) -> str | None:
     """What differs from when the run was saved and changes its last bits, in a line; None if nothing does.
 
-    data, code: digests of what is read, and of the user's own file.
+    data, code: digests of what is read, and of the user's own file. processes: how many train.
 
     Raises: UserError if either isn't the same any more.
     """
@@ -55,14 +84,15 @@ def must_be(saved: dict[str, Any], data: str, code: str) -> str | None:
         if saved[name] != now:
             source = option + one_line(str(saved["config"]["data" if name == "data" else "model"]))
             raise UserError(f"--resume: {source} was changed since the run began. Put it back, or start a new run")
-    changed = {name: (saved["versions"].get(name), now) for name, now in versions().items()}
+    changed = {name: (saved["versions"].get(name), now) for name, now in versions(processes).items()}
     told = [f"{name} {now}, was {before}" for name, (before, now) in changed.items() if before != now]
     return f"not as it was: {'; '.join(told)}. The last bits may differ" if told else None
 
 
-def versions() -> dict[str, str]:
+def versions(processes: int) -> dict[str, str]:
     """What a run's bits depend on beside its settings."""
-    return {"bptt": bptt.__version__, "torch": torch.__version__, "threads": str(torch.get_num_threads())}
+    threads = str(torch.get_num_threads())
+    return {"bptt": bptt.__version__, "torch": torch.__version__, "threads": threads, "processes": str(processes)}
 
 
 def noise(device: torch.device) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import shlex
 import sys
@@ -10,11 +11,13 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import torch
 
 import bptt
+from bptt.cli import precision
+from bptt.cli import ranks as launched
 from bptt.cli.checkpoint import Found
 from bptt.cli.folder import CONFIG, EVENTS, LOSS_PLOT, NORM_PLOT, PART, REPORT, RunFolder
 from bptt.cli.interrupt import Interrupt
@@ -24,9 +27,10 @@ from bptt.cli.jobs.texts import SAMPLE_TEMPERATURE
 from bptt.cli.plots import loss_plot, norm_plot
 from bptt.cli.printing import UserError, block, command, duration, one_line
 from bptt.cli.progress import Display
+from bptt.cli.ranks import Ranks
 from bptt.cli.reading import Reading, reading
 from bptt.cli.report import report
-from bptt.cli.resuming import must_be, resumed
+from bptt.cli.resuming import must_be, restarted, resumed, same_run
 from bptt.cli.room import FLOAT, must_have_room
 from bptt.cli.screen import Screen
 from bptt.cli.strategies import labelled, long_by, parse_strategy
@@ -37,40 +41,64 @@ from bptt.strategies import says
 
 
 def run(words: Sequence[str]) -> int:
-    """Train as `words` say; the exit code."""
-    config = parse_train(words)
-    saved = None
-    if config.resume is None:
-        reading(config)  # what can't be is said before there is a folder
-        device_of(config.device)
-        folder = RunFolder(config.out, config.overwrite)  # before anything that takes time
-    else:
-        folder = RunFolder(config.resume, resume=True)
-    training = None
+    """Train as `words` say, in all processes that were started for it; the exit code."""
+    return launched.together(lambda ranks: _run(parse_train(words), ranks))
+
+
+def _run(asked: TrainConfig, ranks: Ranks) -> int:
+    config, saved, training = asked, None, None
+    if ranks.told(lambda: restarted(asked)):
+        config = dataclasses.replace(asked, resume=asked.out)
+    elif config.resume is None:
+        with ranks.agreed():
+            reading(config)  # what can't be is said before there is a folder
+            device_of(config.device, ranks.size)
+    folder = ranks.told(lambda: _folder(config), tell=False)
     try:
         if config.resume is not None:
-            saved = folder.saved()
-            with damaged(folder.path):
-                config = resumed(config, saved.state["config"], folder.path / CONFIG)
-        read, device = reading(config), device_of(config.device)
-        with Interrupt() as interrupt, Display() as display:
-            training = _prepare(config, read, device, folder, display)
+            config, saved = ranks.told(lambda: _saved(asked, config, folder))
+        with ranks.agreed():
+            read, device = reading(config), device_of(config.device, ranks.size)
+        with Interrupt(ranks.most) as interrupt, Display() as display:
+            with ranks.agreed():
+                training = _prepare(config, read, device, folder, display, ranks)
             _begin(training, saved, display)
             return _train(training, display, interrupt)
     except UserError as error:
-        if error.code == 2 and (training is None or training.history.step == 0):
+        if error.code == 2 and folder is not None and (training is None or training.history.step == 0):
             folder.discard()
         raise
     except OSError as error:
+        if folder is None:
+            raise UserError(str(error), 1) from None
         if training is None or training.history.step == 0:
             folder.discard()
         kept = "" if folder.published or not folder.held else ". It still holds the run before it"
         raise UserError(f"{folder.path}: writing failed ({error.strerror}){kept}", 1) from None
     finally:
-        folder.close()
+        if folder is not None:
+            folder.close()
 
 
-def _prepare(config: TrainConfig, read: Reading, device: torch.device, folder: RunFolder, display: Display) -> Training:
+def _folder(config: TrainConfig) -> RunFolder:
+    """The folder, before anything that takes time."""
+    if config.resume is not None:
+        return RunFolder(config.resume, resume=True)
+    return RunFolder(config.out, config.overwrite)
+
+
+def _saved(asked: TrainConfig, config: TrainConfig, folder: RunFolder) -> tuple[TrainConfig, Found]:
+    """The options of the run that goes on, and where it was saved."""
+    saved = folder.saved()
+    with damaged(folder.path):
+        if asked.resume is None:
+            same_run(asked, saved.state["config"], folder.path)
+        return resumed(config, saved.state["config"], folder.path / CONFIG), saved
+
+
+def _prepare(
+    config: TrainConfig, read: Reading, device: torch.device, folder: Any, display: Display, ranks: Ranks
+) -> Training:
     job = make_job(config, device)
     config = job.config
     source = job.source
@@ -81,32 +109,52 @@ def _prepare(config: TrainConfig, read: Reading, device: torch.device, folder: R
             f"--epochs {config.epochs}: the stream of {config.model} is read once; give --steps or --minutes"
         )
     _fits(config, read, job)
+    precision.check(config.precision, job.model, device)
+    if config.compile:
+        job.model.compile()
+    _shared(config, job, ranks)
     for name, told in job.told.items():
         display.say(f"{name:<12}{told}")
     display.say(f"model       {described(job.name, config)}, {job.parameters:,} parameters, on {device}")
-    display.say(f"run folder  {one_line(str(folder.path))}")
-    return Training(config, read, job, device, folder)
+    if ranks.size > 1:
+        display.say(f"processes   {ranks.size}, of {source.rows // ranks.size} lanes each")
+    if folder is not None:
+        display.say(f"run folder  {one_line(str(folder.path))}")
+    return Training(config, read, job, device, folder, ranks)
+
+
+def _shared(config: TrainConfig, job: Job, ranks: Ranks) -> None:
+    """Raise UserError for a run that several processes can't share."""
+    rows = job.source.rows
+    if ranks.size > 1 and config.kind == "own":
+        raise UserError(f"{config.model}: its stream can't be shared by {ranks.size} processes; give --data, or one")
+    if rows % ranks.size:
+        least = max(1, rows // ranks.size) * ranks.size
+        raise UserError(
+            f"--batch {rows}: {ranks.size} processes can't have equally many of {rows} lanes; give {least}, say"
+        )
 
 
 def _begin(training: Training, saved: Found | None, display: Display) -> None:
     """Make the folder that of this run, or go on where it was saved."""
-    folder, config = training.folder, training.config
+    folder, config, ranks = training.folder, training.config, training.ranks
     if saved is None:
-        if not folder.held:
+        if not ranks.told(lambda: folder.held):
             training.begin()
         return
     for wrong in saved.wrong:
         display.say(f"going on    {wrong}; from the one before it")
-    with damaged(folder.path):
-        differs = must_be(saved.state, training.job.source.digest, training.job.code)
-        if differs is not None:
-            display.say(f"going on    {differs}")
-        training.load(saved.state, folder.go_on(config, saved))
+    with ranks.agreed(), damaged(config.out):
+        differs = must_be(saved.state, training.job.source.digest, training.job.code, ranks.size)
+    if differs is not None:
+        display.say(f"going on    {differs}")
+    with damaged(config.out):
+        training.load(saved.state, ranks.told(lambda: folder.go_on(config, saved)))
     display.say(f"going on    after update {training.history.step:,}")
 
 
 @contextlib.contextmanager
-def damaged(path: Path) -> Iterator[None]:
+def damaged(path: Any) -> Iterator[None]:
     """Whatever a checkpoint lacks that is whole but not one of this program's, in a line."""
     try:
         yield
@@ -144,13 +192,16 @@ def _train(training: Training, display: Display, interrupt: Interrupt) -> int:
     except NonFinite as error:
         failure = str(error).rstrip(".")
     display.stop()
-    folder = training.folder
+    training.ranks.close()
+    if training.ranks.rank > 0:
+        return interrupt.code or int(failure is not None)
+    folder, stopped = training.folder, interrupt.code != 0
     path = one_line(str(folder.path))
-    ended = _ended(training, failure, interrupt.asked, path)
+    ended = _ended(training, failure, stopped, path)
     results = Results() if failure or not folder.published else training.job.results(folder)
     seconds = time.monotonic() - began
     if folder.published:
-        _write_results(training, _ended(training, failure, interrupt.asked, "this folder"), results, seconds)
+        _write_results(training, _ended(training, failure, stopped, "this folder"), results, seconds)
     if failure:
         raise UserError(f"{ended} A lower --lr or --clip may help", 1)
     _show(results, display)
@@ -163,9 +214,9 @@ def _train(training: Training, display: Display, interrupt: Interrupt) -> int:
         name, what, *options = results.more
         display.say(command(name, [what, quoted, *options], display.width), fit=False)
     go_on = f"bptt train --resume {quoted}"
-    if interrupt.asked and lost(sys.stdout):  # with `| tee`, Ctrl-C ends tee first
+    if stopped and lost(sys.stdout):  # with `| tee`, Ctrl-C ends tee first
         raise UserError(f"{ended} Weights, report.md, plots and metrics are in {path}. Go on: {go_on}", interrupt.code)
-    if interrupt.asked:
+    if stopped:
         display.say(command("Go on:", ["bptt train", f"--resume {quoted}"], display.width), fit=False)
     return interrupt.code
 
@@ -189,6 +240,7 @@ def _ended(training: Training, failure: str | None, interrupted: bool, path: str
         how = "Interrupted" if interrupted else "Finished"
         points = history.validations
         updates += f", {history.left_out:,} more left out as not finite" * bool(history.left_out)
+        updates += f", {history.overflowed:,} more left out as fp16 overflowed" * bool(history.overflowed)
         if points:
             best = min(points, key=lambda point: point.loss)
             if training.job.keeps_best and best is not points[-1]:
@@ -226,11 +278,15 @@ def described(name: str, config: TrainConfig) -> str:
     return f"{name}, {strategy}, {config.optimizer} {config.lr:g}"
 
 
-def device_of(name: str) -> torch.device:
-    """The device that `--device` names. Raises UserError if torch cannot use it."""
+def device_of(name: str, processes: int = 1) -> torch.device:
+    """The device that `--device` names, of several processes each its own. Raises UserError if torch cannot use it."""
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device("cpu") if found is None else found
+        name = "cpu" if found is None else found.type
+    if processes > 1 and name != "cpu":
+        if name != "cuda":
+            raise UserError(f"--device {name}: {processes} processes run on cpu, or on cuda with a device each")
+        name = f"cuda:{launched.local()}"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error says it, in one line

@@ -81,6 +81,13 @@ class TrainConfig(DataOptions):
     non_finite: Literal["stop", "skip", "back"] = "stop"
     """A loss or gradient that is NaN or infinite: stop the run; skip, which leaves that part of the text out and goes
     on behind it from the zero state; back, which does so with the weights of the last checkpoint."""
+    accumulate: int = 1
+    """So many windows, one after the other, make an update of the weights: by the mean of their gradients."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What most of the model is computed in, by autocast; the state is carried in float32. In fp16 losses are scaled,
+    and a step whose gradient overflows is left out and counted."""
+    compile: Annotated[tyro.conf.FlagCreatePairsOff[bool], PLAIN] = False
+    """Compile the model by torch.compile: pays for a model of your own with a loop over steps in Python."""
     seed: int = 0
     """Seed of the first weights and of artbp's cuts."""
     device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|...")] = "auto"
@@ -96,7 +103,7 @@ class TrainConfig(DataOptions):
 
     def check(self) -> None:
         """Raise `UserError` for a number that no run can have."""
-        at_least_one(self, "hidden", "layers", "batch", "steps", "epochs", "every", "sequence_length")
+        at_least_one(self, "hidden", "layers", "batch", "steps", "epochs", "every", "sequence_length", "accumulate")
         at_least_one(self, "season")
         self.check_data()
         if self.minutes is not None and not 0 < self.minutes < math.inf:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
+import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -11,13 +14,14 @@ from typing import Any
 import torch
 
 import bptt
-from bptt.cli.folder import RunFolder
 from bptt.cli.history import History, Validation
 from bptt.cli.interrupt import Interrupt
 from bptt.cli.jobs.job import Job
-from bptt.cli.jobs.own import said
+from bptt.cli.jobs.own import rows_of, said
+from bptt.cli.precision import Precision
 from bptt.cli.printing import UserError, brief, fields, no_memory, quantity, user_errors
 from bptt.cli.progress import Display
+from bptt.cli.ranks import Ranks
 from bptt.cli.reading import Read, Reading, Stopping
 from bptt.cli.resuming import noise, set_noise, versions
 from bptt.cli.train_config import TrainConfig
@@ -38,19 +42,25 @@ class NonFinite(Exception):
     """A loss or gradient that is no number ended the run; the message names where."""
 
 
+class Overflowed(NonFinite):
+    """A gradient in fp16 that was too large: the step is left out, and the next losses are scaled less."""
+
+
 @dataclasses.dataclass(eq=False)
 class Training:
     """One run.
 
     Arguments:
         job: its model on the device to train on.
+        folder: that of the first rank, None on the others. ranks: the processes that train together.
     """
 
     config: TrainConfig
     reading: Reading
     job: Job
     device: torch.device
-    folder: RunFolder
+    folder: Any
+    ranks: Ranks = dataclasses.field(default_factory=Ranks)
 
     def __post_init__(self) -> None:
         config, self.model = self.config, self.job.model
@@ -62,24 +72,39 @@ class Training:
         self._loaded: dict[str, Any] = {}
         self._updates: Any = None
         self._in_a_row = 0
+        self._precision = Precision(config.precision, self.device, config.accumulate)
+        self._rows, self._axes = self.job.source.rows // self.ranks.size, 1
+        if self.ranks.size > 1:
+            if self.job.code:
+                inputs = self.job.source.measured(1, None).inputs.to(self.device)
+                self._axes = rows_of(copy.deepcopy(self.model), inputs)
+            torch.manual_seed(config.seed + self.ranks.rank)  # from here on noise is a rank's own
 
     def state(self) -> dict[str, Any]:
-        """All that the run needs to go on after its last update; its records are in the metrics."""
+        """All that the run needs to go on after its last update; its records are in the metrics.
+
+        It holds the rows of all ranks: as many as ever may go on.
+        """
         stream, run = self._loaded.get("stream"), self._loaded.get("run")
         if self._updates is not None:
             stream, run = (
                 (self._read.state_dict(), None) if self.reading.sequences else (None, self._updates.state_dict())
             )
+            if run is not None and self.ranks.size > 1:
+                of = {**run["run"], "rows": self.job.source.rows}
+                run = {**run, "carried": self.ranks.whole(run["carried"], self._axes), "run": of}
+        self._same_buffers()
         return {
             "config": self.config.recorded(),
             "data": self.job.source.digest,
             "code": self.job.code,
-            "versions": versions(),
+            "versions": versions(self.ranks.size),
             "seconds": self.seconds(),
             "validated": self._validated,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "noise": noise(self.device),
+            "scaler": self._precision.state(),
+            "noise": self.ranks.all(noise(self.device)),
             "stream": stream,
             "run": run,
         }
@@ -88,7 +113,9 @@ class Training:
         """Go on from there, before `run`."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        set_noise(state["noise"], self.device)
+        self._precision.load(state["scaler"])
+        if self.ranks.rank < len(state["noise"]):
+            set_noise(state["noise"][self.ranks.rank], self.device)
         self.history.restore(records)
         self._validated, self._before, self._loaded = state["validated"], state["seconds"], state
         points = self.history.validations
@@ -99,7 +126,8 @@ class Training:
 
     def begin(self) -> None:
         """Make the folder that of this run, with a checkpoint of its start."""
-        self.folder.publish(self.config, self.job, 0, self.state())
+        state = self.state()
+        self.ranks.told(lambda: self.folder.publish(self.config, self.job, 0, state), tell=False)
 
     def run(self, display: Display, interrupt: Interrupt) -> None:
         """Train until the end that the configuration sets, or Ctrl-C; validate and save on the way and at the end.
@@ -114,11 +142,10 @@ class Training:
         self._validate_if_due(display, interrupt)  # one that the run before was stopped at
         while self._fraction() < 1 and not interrupt.asked:
             before = time.monotonic()
-            update = next(updates, None)
-            if update is None:
+            if not self._gather(updates):
                 break
             try:
-                record, read = self._step(update)
+                record, read = self._step(self._pending)
             except NonFinite as error:
                 self._leave_out(error)
                 continue
@@ -126,13 +153,23 @@ class Training:
             display.show(self._fraction(), self.history.numbers(record, read, time.monotonic() - before))
             if self._fraction() < 1 and not interrupt.asked:
                 self._validate_if_due(display, interrupt)
-            if time.monotonic() - saved > SAVE_SECONDS:
+            if self.ranks.most(time.monotonic() - saved) > SAVE_SECONDS:
                 saved = time.monotonic()
                 self._keep()
         if not interrupt.asked and self._validated < self.job.validations:
             self._validate(display, interrupt, self.job.validations)
         if interrupt.asked:
             self._save()
+
+    def _gather(self, updates: Iterator[Any]) -> bool:
+        """Whether there are updates to step by: as many as are accumulated, fewer at the stream's end."""
+        self._pending: list[Any] = []
+        with contextlib.suppress(Stopping):
+            for update in updates:
+                self._pending.append(update)
+                if len(self._pending) == self.config.accumulate:
+                    break
+        return bool(self._pending)
 
     def seconds(self) -> float:
         """Since training began, without the time between two runs of it."""
@@ -151,14 +188,18 @@ class Training:
         options: dict[str, Any] = {
             "strategy": self.reading.strategy,
             "memory": self.config.memory,
-            "initial_state": self.job.start(self.job.source.rows),
+            "initial_state": self.job.start(self._rows),
             "generator": torch.Generator().manual_seed(self.config.seed),
+            "scale": self._precision.scale,
+            "group": self.ranks.group,
         }
-        length, epochs = self.reading.chunk_length, self.config.epochs
-        self._read = Read(self.job.source.stream(length, epochs), self.device, lambda: interrupt.asked)
+        length, epochs, lanes = self.reading.chunk_length, self.config.epochs, self.ranks.share(self.job.source.rows)
+        stream = self.job.source.stream(length, epochs)
+        # Of a step that is half done nothing is left: it ends first.
+        self._read = Read(stream, self.device, lambda: not self._pending and interrupt.asked, lanes)
         if self.reading.sequences and self._loaded.get("stream"):
             self._read.load_state_dict(self._loaded["stream"])
-        saved = self._loaded.get("run")
+        saved = self._own(self._loaded.get("run"))
         with user_errors():
             for sequence in self._sequences():
                 self._updates = bptt.unroll(self.model, self.job.loss, sequence, **options)
@@ -170,6 +211,25 @@ class Training:
                         yield update
                 except NonFinite as error:
                     self._leave_out(error)
+
+    def _own(self, run: dict[str, Any] | None) -> dict[str, Any] | None:
+        """This rank's rows of a run that was saved, by as many ranks or others."""
+        if run is None:
+            return None
+        carried = self.ranks.own(run["carried"], self._axes, self.job.source.rows)
+        same = self._loaded["versions"]["processes"] == str(self.ranks.size)
+        budget = run["budget"] if same else None  # what was measured is of other rows
+        return {**run, "carried": carried, "budget": budget, "run": {**run["run"], "rows": self._rows}}
+
+    def _same_buffers(self) -> None:
+        """Raise UserError where buffers are those of a rank's own rows: none of them could be saved as the model's."""
+        buffers = dict(self.model.named_buffers())
+        if self.ranks.size > 1 and buffers:
+            each = {name: hashlib.sha256(b.cpu().numpy().tobytes()).hexdigest() for name, b in buffers.items()}
+            first, *others = self.ranks.all(each)
+            name = next((name for name in first for other in others if other[name] != first[name]), None)
+            if name is not None:
+                raise UserError(f"{self.job.name}: its buffer {name} differs between processes; train it in one", 1)
 
     def _sequences(self) -> Iterator[Any]:
         """What is unrolled one after the other: the data, and the rest of it wherever a stretch was left out."""
@@ -184,26 +244,38 @@ class Training:
 
     def _leave_out(self, error: NonFinite) -> None:
         """Go on behind what isn't finite, as `--non-finite` says; the state starts afresh there. Raises `error`."""
-        policy = self.config.non_finite
-        if policy == "stop" or self._in_a_row >= IN_A_ROW or (policy == "back" and not self.folder.published):
+        overflowed = isinstance(error, Overflowed)
+        policy = "skip" if overflowed else self.config.non_finite
+        found = self.ranks.told(self._last) if policy == "back" else None
+        if policy == "stop" or self._in_a_row >= IN_A_ROW or (policy == "back" and found is None):
             raise error
         self._in_a_row += 1
+        self._pending = []
         self.optimizer.zero_grad()
-        told = "left out"
-        if policy == "back":
-            found = self.folder.saved()
+        told = "its step is left out" if overflowed else "left out"
+        if found is not None:
             self.model.load_state_dict(found.state["model"])
             self.optimizer.load_state_dict(found.state["optimizer"])
             told = f"left out, weights and optimizer as they were after update {found.step:,}"
         history = self.history
-        record = {"kind": "left_out", "step": history.step, history.measure.key: history.total, "reason": str(error)}
-        self.folder.log({**record, "elapsed": round(self.seconds(), 3)})
-        history.left_out += 1
+        kind = "overflowed" if overflowed else "left_out"
+        record = {"kind": kind, "step": history.step, history.measure.key: history.total, "reason": str(error)}
+        self._log(record, self.seconds())
+        history.add_left_out(kind)
         self._say(f"update {history.step + 1:>5,}  {str(error).rstrip('.')}: {told}")
+
+    def _last(self) -> Any:
+        """The last checkpoint; None where there is none."""
+        return self.folder.saved() if self.folder.published else None
+
+    def _log(self, record: dict[str, Any], seconds: float) -> None:
+        if self.folder is not None:
+            self.folder.log({**record, "elapsed": round(seconds, 3)})
 
     def _next(self) -> Any:
         try:
-            return next(self._updates, None)
+            with self._precision.cast():
+                return next(self._updates, None)
         except Stopping:
             return None
         except bptt.NonFiniteError as error:
@@ -216,27 +288,43 @@ class Training:
             told = f"{self.job.name}: failed at update {self.history.step + 1:,} ({said(error)})"
             raise UserError(told, 1 if self.history.step else 2) from error
 
-    def _step(self, update: Any) -> tuple[dict[str, Any], int]:
-        config, history = self.config, self.history
+    def _step(self, updates: list[Any]) -> tuple[dict[str, Any], int]:
+        config, history, ranks, last = self.config, self.history, self.ranks, updates[-1]
+        if ranks.size > 1:
+            bptt.distributed.average_gradients(self.model.parameters(), ranks.group)
+        self._precision.unscale(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
-        # One transfer for all three, so that an accelerator is waited for once.
-        mean_loss, grad_norm, cotangent_norm = torch.stack(
-            [value.float() for value in (update.mean_loss, norm, update.cotangent_norm)]
+        losses, weights = ([getattr(update, name) for update in updates] for name in ("loss", "weight"))
+        # One transfer for all, so that an accelerator is waited for once.
+        values = [norm, last.cotangent_norm, *losses, *weights]
+        grad_norm, cotangent_norm, *values = torch.stack(
+            [torch.as_tensor(v, dtype=torch.float32, device=norm.device) for v in values]
         ).tolist()
+        loss, weight, square = ranks.sums([sum(values[: len(updates)]), sum(values[len(updates) :]), cotangent_norm**2])
         if not math.isfinite(grad_norm):
-            raise NonFinite(f"the gradient of steps {update.t0} to {update.t1 - 1} is not finite (norm {grad_norm})")
+            told = f"the gradient of steps {updates[0].t0} to {last.t1 - 1} is not finite (norm {grad_norm})"
+            if self._precision.scaler is None:
+                raise NonFinite(told)
+            self._precision.update()
+            raise Overflowed(told)
         self.optimizer.step()
+        self._precision.update()
         self.optimizer.zero_grad()
-        read = update.steps * self.job.source.rows
-        record = history.update(update, read, mean_loss, grad_norm, cotangent_norm)
-        self.folder.log({**record, "elapsed": round(self.seconds(), 3)})
+        read = sum(update.steps for update in updates) * self.job.source.rows
+        record = history.update(
+            updates, read, loss / weight if weight else 0.0, grad_norm, math.sqrt(square) / ranks.size
+        )
+        self._log(record, self.seconds())
+        if history.step == 1:
+            self._same_buffers()
+        self._pending = []
         return record, read
 
     def _fraction(self) -> float:
         """How much of the run is done, 1 at its end."""
         config, history, source = self.config, self.history, self.job.source
         if config.minutes is not None:
-            return min(1.0, self.seconds() / (60 * config.minutes))
+            return min(1.0, self.ranks.most(self.seconds()) / (60 * config.minutes))
         if config.epochs is not None:
             return history.total / (config.epochs * source.steps * source.rows)
         return history.step / config.steps if config.steps else 0.0
@@ -245,14 +333,15 @@ class Training:
         """Measure what is held out with the state carried through each of its lanes, and save the weights."""
         history, held_out = self.history, self.job.source.held_out()
         if held_out is not None:
-            loss = self._held_out_loss(Read(held_out, self.device, lambda: interrupt.asked))
+            lanes = self.ranks.share(self.job.source.held_out_rows)
+            loss = self._held_out_loss(Read(held_out, self.device, lambda: interrupt.asked, lanes))
             if loss is None:
                 return
             point = Validation(history.step, history.total, loss, self.seconds())
             history.validations.append(point)
             record = {"kind": "valid", "step": point.step, history.measure.key: point.read}
             record |= history.measure.record(loss)
-            self.folder.log({**record, "elapsed": round(point.seconds, 3)})
+            self._log(record, point.seconds)
         self._validated = number
         self._save()
         display.say(fields(self._line(), display.width), fit=False)
@@ -271,10 +360,12 @@ class Training:
 
     def _held_out_loss(self, read: Read) -> float | None:
         """Mean loss of a step; None where the run is to stop first."""
-        rows = self.job.source.held_out_rows
-        mode = self.model.training
+        whole, mine = self.job.source.held_out_rows, self.ranks.share(self.job.source.held_out_rows)
+        rows, mode = mine.stop - mine.start, self.model.training
+        options = {"initial_state": self.job.start(rows), "group": self.ranks.group if rows < whole else None}
         try:
-            result = bptt.evaluate(self.model.eval(), self.job.loss, read, initial_state=self.job.start(rows))
+            with self._precision.cast():
+                result = bptt.evaluate(self.model.eval(), self.job.loss, read, **options)
         except Stopping:
             return None
         except bptt.NonFiniteLossError as error:
@@ -290,8 +381,9 @@ class Training:
         """The weights, for who reads them, and a checkpoint."""
         if not self._finite():
             raise NonFinite("a weight is not finite")
-        step, kept = self.history.step, self._best()
-        self.folder.save(self.config, self.job, step, self.state(), weights=kept in (None, step))
+        step, kept, state = self.history.step, self._best(), self.state()
+        weights = kept in (None, step)
+        self.ranks.told(lambda: self.folder.save(self.config, self.job, step, state, weights=weights), tell=False)
         self.saved_step = step if kept is None else kept
 
     def _best(self) -> int | None:
@@ -301,8 +393,9 @@ class Training:
 
     def _keep(self) -> None:
         """A checkpoint alone; none of weights that aren't finite, which the next loss will tell of."""
-        if self.folder.published and self._finite():
-            self.folder.keep(self.history.step, self.state())
+        if self.ranks.told(lambda: self.folder.published) and self._finite():
+            state = self.state()
+            self.ranks.told(lambda: self.folder.keep(self.history.step, state), tell=False)
 
     def _finite(self) -> bool:
         return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
