@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import bptt
 from bptt.cli.printing import NO_MEMORY, UserError, no_memory, one_line, shortened
+from bptt.cli.ranks import started
 from bptt.cli.streams import OutputLost, Streams, lost, tell_terminal
 
 COMMANDS = {
@@ -85,6 +86,9 @@ def _command(words: list[str]) -> int:
     name = words[0]
     if name not in COMMANDS:
         return _fail("bptt", f"no command {name!r}; there are {', '.join(COMMANDS)}. See bptt --help.", 2)
+    rank, processes = started()
+    if processes > 1 and name != "train":
+        return 2 if rank else _fail(f"bptt {name}", "runs in one process; leave torchrun out", 2)
     try:
         return importlib.import_module(f"bptt.cli.{name}").run(words[1:])
     except UserError as error:
