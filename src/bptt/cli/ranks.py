@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import distributed as dist
+from torch import nn
 
 from bptt.cli.printing import UserError
 
 WHERE = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun, and other launchers, say to each process."""
-GONE = "peer", "onnection"
-"""Of what the backends say when another process has ended."""
 
 
 def started() -> tuple[int, int]:
@@ -47,7 +47,7 @@ class Ranks:
         self.rank, self.size = started()
         self._began = self.size > 1 and not dist.is_initialized()
         if self._began:
-            dist.init_process_group()  # gloo, and NCCL for tensors of CUDA
+            _join()
         self.group = dist.group.WORLD if self.size > 1 else None
 
     def close(self) -> None:
@@ -122,20 +122,29 @@ class Ranks:
             return slice(0, rows)
         return slice(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
 
-    def whole(self, carried: Any, axes: Any) -> Any:
-        """The rows of all ranks' states as one. axes: where they are in each leaf; None in one without rows."""
-        if self.size == 1:
-            return carried
-        return _leaves(lambda axis, *each: each[0] if axis is None else torch.cat(each, axis), axes, *self.all(carried))
+    def same_buffers(self, model: nn.Module, name: str) -> None:
+        """Raise UserError where buffers are those of a rank's own rows: none of them could be saved as the model's."""
+        buffers = dict(model.named_buffers()) if self.size > 1 else {}
+        if not buffers:
+            return
+        each = {name: hashlib.sha256(b.detach().cpu().numpy().tobytes()).hexdigest() for name, b in buffers.items()}
+        first, *others = self.all(each)
+        differs = next((key for key in first for other in others if other[key] != first[key]), None)
+        if differs is not None:
+            raise UserError(f"{name}: its buffer {differs} differs between processes; train it in one", 1)
 
-    def own(self, carried: Any, axes: Any, rows: int) -> Any:
-        """This rank's rows of such a state of so many."""
-        mine = self.share(rows)
-        return _leaves(
-            lambda axis, leaf: leaf if axis is None else leaf.narrow(axis, mine.start, mine.stop - mine.start),
-            axes,
-            carried,
-        )
+
+def gone(error: BaseException) -> bool:
+    """Whether an error says that another process has ended."""
+    return isinstance(error, RuntimeError) and all(word in str(error) for word in ("peer", "onnection"))
+
+
+def _join() -> None:
+    """Make the processes a group: by gloo, and NCCL for tensors of CUDA."""
+    store, rank, size = next(iter(dist.rendezvous("env://")))  # pyright: ignore[reportPrivateImportUsage]
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # which still holds where those before a restart were
+        store = dist.PrefixStore(f"start {restarts()[0]}", store)  # pyright: ignore[reportPrivateImportUsage]
+    dist.init_process_group(store=store, rank=rank, world_size=size)
 
 
 def _plain(error: Exception | None) -> UserError | None:
@@ -143,19 +152,6 @@ def _plain(error: Exception | None) -> UserError | None:
     if error is None or isinstance(error, UserError):
         return error
     return UserError(f"{type(error).__name__}: {error}", 1)
-
-
-def _leaves(function: Callable[..., Any], axes: Any, *trees: Any) -> Any:
-    """`function(axis, tensors)` of each leaf of like trees. axes: a tree of like form, or one for all leaves."""
-    first = trees[0]
-    if isinstance(first, dict):
-        return {
-            k: _leaves(function, axes[k] if isinstance(axes, dict) else axes, *(t[k] for t in trees)) for k in first
-        }
-    if isinstance(first, tuple | list):
-        each = axes if isinstance(axes, tuple | list) else [axes] * len(first)
-        return type(first)(_leaves(function, *some) for some in zip(each, *trees, strict=True))
-    return function(axes, *trees) if isinstance(first, torch.Tensor) else first
 
 
 def together(function: Callable[[Ranks], int]) -> int:
@@ -170,10 +166,9 @@ def together(function: Callable[[Ranks], int]) -> int:
         try:
             return function(ranks)
         except RuntimeError as error:
-            if size == 1 or not all(word in str(error) for word in GONE):
+            if size == 1 or not gone(error):
                 raise
-            gone = "another process of this run has ended. Go on with --resume, or let torchrun --max-restarts do so"
-            failed = UserError(gone, 1)
+            failed = UserError("another process of this run has ended. Go on with --resume, or by --max-restarts", 1)
         except UserError as error:
             failed = error
         except KeyboardInterrupt:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -21,9 +20,9 @@ from bptt.cli.jobs.own import rows_of, said
 from bptt.cli.precision import Precision
 from bptt.cli.printing import UserError, brief, fields, no_memory, quantity, user_errors
 from bptt.cli.progress import Display
-from bptt.cli.ranks import Ranks
+from bptt.cli.ranks import Ranks, gone
 from bptt.cli.reading import Read, Reading, Stopping
-from bptt.cli.resuming import noise, set_noise, versions
+from bptt.cli.resuming import noise, own_run, set_noise, versions, whole_run
 from bptt.cli.train_config import TrainConfig
 
 IN_A_ROW = 20
@@ -73,7 +72,7 @@ class Training:
         self._updates: Any = None
         self._in_a_row = 0
         self._precision = Precision(config.precision, self.device, config.accumulate)
-        self._rows, self._axes = self.job.source.rows // self.ranks.size, 1
+        self._axes: Any = 1
         if self.ranks.size > 1:
             if self.job.code:
                 inputs = self.job.source.measured(1, None).inputs.to(self.device)
@@ -90,10 +89,8 @@ class Training:
             stream, run = (
                 (self._read.state_dict(), None) if self.reading.sequences else (None, self._updates.state_dict())
             )
-            if run is not None and self.ranks.size > 1:
-                of = {**run["run"], "rows": self.job.source.rows}
-                run = {**run, "carried": self.ranks.whole(run["carried"], self._axes), "run": of}
-        self._same_buffers()
+            run = whole_run(run, self.ranks, self._axes, self.job.source.rows)
+        self.ranks.same_buffers(self.model, self.job.name)
         return {
             "config": self.config.recorded(),
             "data": self.job.source.digest,
@@ -188,7 +185,7 @@ class Training:
         options: dict[str, Any] = {
             "strategy": self.reading.strategy,
             "memory": self.config.memory,
-            "initial_state": self.job.start(self._rows),
+            "initial_state": self.job.start(self.job.source.rows // self.ranks.size),
             "generator": torch.Generator().manual_seed(self.config.seed),
             "scale": self._precision.scale,
             "group": self.ranks.group,
@@ -199,7 +196,7 @@ class Training:
         self._read = Read(stream, self.device, lambda: not self._pending and interrupt.asked, lanes)
         if self.reading.sequences and self._loaded.get("stream"):
             self._read.load_state_dict(self._loaded["stream"])
-        saved = self._own(self._loaded.get("run"))
+        saved = own_run(self._loaded, self.ranks, self._axes, self.job.source.rows)
         with user_errors():
             for sequence in self._sequences():
                 self._updates = bptt.unroll(self.model, self.job.loss, sequence, **options)
@@ -211,25 +208,6 @@ class Training:
                         yield update
                 except NonFinite as error:
                     self._leave_out(error)
-
-    def _own(self, run: dict[str, Any] | None) -> dict[str, Any] | None:
-        """This rank's rows of a run that was saved, by as many ranks or others."""
-        if run is None:
-            return None
-        carried = self.ranks.own(run["carried"], self._axes, self.job.source.rows)
-        same = self._loaded["versions"]["processes"] == str(self.ranks.size)
-        budget = run["budget"] if same else None  # what was measured is of other rows
-        return {**run, "carried": carried, "budget": budget, "run": {**run["run"], "rows": self._rows}}
-
-    def _same_buffers(self) -> None:
-        """Raise UserError where buffers are those of a rank's own rows: none of them could be saved as the model's."""
-        buffers = dict(self.model.named_buffers())
-        if self.ranks.size > 1 and buffers:
-            each = {name: hashlib.sha256(b.cpu().numpy().tobytes()).hexdigest() for name, b in buffers.items()}
-            first, *others = self.ranks.all(each)
-            name = next((name for name in first for other in others if other[name] != first[name]), None)
-            if name is not None:
-                raise UserError(f"{self.job.name}: its buffer {name} differs between processes; train it in one", 1)
 
     def _sequences(self) -> Iterator[Any]:
         """What is unrolled one after the other: the data, and the rest of it wherever a stretch was left out."""
@@ -283,7 +261,7 @@ class Training:
         except (UserError, bptt.BudgetError):
             raise
         except Exception as error:  # whatever the user's model stumbles over
-            if not self.job.code or no_memory(error):
+            if not self.job.code or no_memory(error) or gone(error):
                 raise
             told = f"{self.job.name}: failed at update {self.history.step + 1:,} ({said(error)})"
             raise UserError(told, 1 if self.history.step else 2) from error
@@ -316,7 +294,7 @@ class Training:
         )
         self._log(record, self.seconds())
         if history.step == 1:
-            self._same_buffers()
+            ranks.same_buffers(self.model, self.job.name)
         self._pending = []
         return record, read
 
