@@ -87,8 +87,12 @@ def _weights_fit(layer: nn.RNNBase, x: Tensor) -> bool:
 
 def _pays(layer: nn.RNNBase, input: Any, packed: bool) -> bool:
     """Whether the kernels are the faster ones."""
-    steps = 1 if packed else input.shape[1 if layer.batch_first and input.dim() == 3 else 0]
-    return packed or kernels.implementation(input).pays(CELLS[layer.mode], steps, torch.is_grad_enabled())
+    if packed:
+        return True
+    steps, rows = input.shape[:2] if input.dim() == 3 else (len(input), 1)
+    if layer.batch_first and input.dim() == 3:
+        steps, rows = rows, steps
+    return kernels.implementation(input).pays(CELLS[layer.mode], steps, rows, torch.is_grad_enabled())
 
 
 def keywords(layer: nn.Module, input: Any, **given: Maybe) -> None:

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from bptt import _torch
-from bptt.nn import fits, layer, plain
+from bptt.nn import direct, fits, layer, plain
 from bptt.nn.kernels.sequence import Maybe, Plan
 from bptt.nn.layer import on_kernels
 from bptt.nn.rewriters import Rewritten, recorded
@@ -45,6 +45,10 @@ class _Fused(Rewritten, nn.RNNBase):
             more = {"is_start": is_start, "cotangent_weight": cotangent_weight, "embedding": embedding}
             return recorded(self, input, hx=hx, **more)
         asked = is_start is not None or cotangent_weight is not None
+        if not (asked or embedding is not None or torch.is_grad_enabled()):
+            found = direct.call(self, input, hx)
+            if found is not None:
+                return found
         shown = input if embedding is None else layer.embedded(self, input, embedding)
         if asked:
             fits.keywords(self, shown, is_start=is_start, cotangent_weight=cotangent_weight)

@@ -20,7 +20,7 @@ def serves(x: Tensor) -> bool:
     return True
 
 
-def pays(cell: Cell, steps: int, graph: bool) -> bool:
+def pays(cell: Cell, steps: int, rows: int, graph: bool) -> bool:
     """Step by step torch's LSTM is faster, and any cell of torch's without a graph."""
     return not cell.torchs or (graph and cell.states == 1)
 

@@ -1,6 +1,7 @@
 """The kernels in C++, behind a plain C interface; see native/sequence.h."""
 
 import ctypes
+import functools
 import os
 import struct
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bptt.nn.cells import CELLS
 from bptt.nn.cells.base import Cell
 from bptt.nn.kernels.sequence import NOTHING, Maybe, Sequence, Tensors, Wanted
 
@@ -23,6 +25,11 @@ _tensors: Callable[[Any], tuple[Maybe, ...]] = attrgetter(*_TENSORS)
 _ALL = _NUMBERS + len(_OF_PLAN) + len(Tensors._fields) + len(_TENSORS) + len(Wanted._fields)
 _ZEROS = (0,) * len(Wanted._fields)
 _pack = struct.Struct(f"{_ALL}q").pack
+_BEFORE, _PLAIN = _NUMBERS + len(_OF_PLAN), len(Tensors._fields) + 5
+_pack_plain = struct.Struct(f"{_PLAIN}q").pack
+_AFTER = bytes(8 * (_ALL - _BEFORE - _PLAIN))
+FEW = 8
+"""Steps and rows up to which the kernels read the weights where they lie, instead of packing them first."""
 
 
 class Native:
@@ -39,9 +46,9 @@ class Native:
         """float32 on the CPU."""
         return x.dtype == torch.float32 and x.device.type == "cpu"
 
-    def pays(self, cell: Cell, steps: int, graph: bool) -> bool:
-        """As measured: for steps enough to pay for packing the weights."""
-        return not cell.torchs or steps >= (4 if graph else 8)
+    def pays(self, cell: Cell, steps: int, rows: int, graph: bool) -> bool:
+        """As measured: for few rows, whose weights aren't packed at few steps, or steps enough to pay for packing."""
+        return not cell.torchs or rows <= FEW or steps >= (4 if graph else 8)
 
     def forward(self, q: Sequence) -> None:
         """Fill gates, cells, outputs, hn and cn."""
@@ -50,6 +57,15 @@ class Native:
     def backward(self, q: Sequence) -> None:
         """Fill d_gates and what is wanted of the gradients."""
         self._call(self.library.bptt_backward, q)
+
+    def plain(self, before: bytes, *pointers: int) -> None:
+        """`forward` of few steps and rows, nothing saved.
+
+        before: of `plain_call`. pointers: of x, h0, c0, w_ih, w_hh, b_ih, b_hh, start_h, start_c, by_unit, gates, cells,
+        outputs, hn and cn; 0 for none, as for gates and cells that nobody wants, unless gates are the outputs.
+        """
+        if self.library.bptt_forward(self.isa, before + _pack_plain(*pointers) + _AFTER):
+            raise MemoryError("bptt.nn: no memory for the gates of a few steps.")
 
     def _call(self, function: Callable[[int, bytes], int], q: Sequence) -> None:
         failed = function(self.isa, _packed(q))
@@ -75,6 +91,14 @@ def _packed(q: Sequence) -> bytes:
         total, distinct, weight is not None and weight.dim() == 2, plan.noise is not None,
         *(plan.noise or (0, 0)), *pointers, *(_ZEROS if q.wanted is NOTHING else ()),
     )  # fmt: skip
+
+
+@functools.lru_cache(256)
+def plain_call(mode: str, steps: int, rows: int, inputs: int, units: int, threads: int) -> bytes:
+    """What `struct Sequence` begins with, of a call with nothing but inputs, weights and states."""
+    cell, total = CELLS[mode], steps * rows
+    numbers = (cell.number, cell.activation, 0, threads, steps, rows, inputs, units, total, total)
+    return struct.pack(f"{_BEFORE}q", *numbers, *[0] * (_BEFORE - len(numbers)))
 
 
 def load(folders: list[Path]) -> tuple[list[Native], str]:

@@ -7,14 +7,15 @@
 namespace bptt {
 
 // Work below which threads would take longer to wake than to do it: multiplications of the steps, and of a product.
-constexpr int64_t FEW_STEPS = 2000000, FEW_PRODUCTS = 1000000;
+constexpr int64_t FEW_STEPS = 2000000, FEW_PRODUCTS = 1000000, FEW_UNPACKED = 200000;
+constexpr int64_t FEW = 8;  // steps, and rows, as in native.py
 
 static int threads_for(const Sequence &q, int64_t work, int64_t few) { return work > few ? int(q.threads) : 1; }
 
-static Recurrence recurrence(const Kernels &kernels, const Sequence &q, const Room &room) {
-    const int64_t work = q.total * q.units * q.units * kernels.shape(q.cell).gates;
+static Recurrence recurrence(const Kernels &kernels, const Sequence &q, const Room &room, bool few) {
+    const int64_t work = q.total * (q.units + (few ? q.inputs : 0)) * q.units * kernels.shape(q.cell).gates;
     for (int64_t t = 0; room.keys && t < q.steps; ++t) room.keys[t] = StepKey(q.key, q.clock + t);
-    return {{q}, room.table, threads_for(q, work, FEW_STEPS), room.packed, room.carry, room.keys};
+    return {{q}, q.ids && !few ? room.table : nullptr, threads_for(q, work, few ? FEW_UNPACKED : FEW_STEPS), room.packed, room.carry, room.keys, few};
 }
 
 static void multiply(const Kernels &kernels, const Sequence &q, const Room &room, Product p) {
@@ -23,7 +24,17 @@ static void multiply(const Kernels &kernels, const Sequence &q, const Room &room
     kernels.product(p);
 }
 
+// Whether to pack the weights would take longer than it saves.
+static bool few_forward(const Sequence &q) { return q.steps <= FEW && q.rows <= FEW && !q.sizes && !q.start; }
+static bool few_backward(const Sequence &q) {
+    return q.rows <= FEW && q.steps - 1 + (q.d_h0 || q.d_c0 || q.d_start_h || q.d_start_c) <= 2;
+}
+
 void forward(const Kernels &kernels, const Sequence &q, const Room &room) {
+    if (few_forward(q)) {
+        std::fill_n(room.packed, q.units, 0.f);  // a state of zeros
+        return kernels.forward(recurrence(kernels, q, room, true));
+    }
     const Shape &shape = kernels.shape(q.cell);
     const int64_t H = q.units, I = q.inputs, GH = shape.gates * H;
     Product p;  // gates = x W_ih^T + bias
@@ -35,7 +46,7 @@ void forward(const Kernels &kernels, const Sequence &q, const Room &room) {
         p.bias = room.bias;
     }
     multiply(kernels, q, room, p);
-    kernels.forward(recurrence(kernels, q, room));
+    kernels.forward(recurrence(kernels, q, room, false));
 }
 
 // Gates next to each other in the weights that are so in d_gates too.
@@ -99,7 +110,7 @@ static Sequence by_id(const Kernels &kernels, const Sequence &q, const Room &roo
 }
 
 void backward(const Kernels &kernels, const Sequence &q, const Room &room) {
-    kernels.backward(recurrence(kernels, q, room));
+    kernels.backward(recurrence(kernels, q, room, few_backward(q)));
     const Steps steps{q};
     const int64_t operand = kernels.shape(q.cell).operand;
     if (q.d_w_hh)

@@ -44,13 +44,14 @@ struct Steps {
 
 // The steps' work, the input's part of the gates computed already.
 struct Recurrence : Steps {
-    const float *table;   // (distinct, S H) the input's part of the gates, for q.ids; without them it is in q.gates
+    const float *table;   // (distinct, S H) the input's part of the gates of each id; null: it is in q.gates
     int threads;          // at most so many
     float *packed;        // scratch of `Kernels::packed` floats, on a multiple of 64 bytes
     float *carry;         // (B, H) scratch of the backward pass of cells that carry
     const StepKey *keys;  // (T,) of the noise; null: none, or not needed
+    bool few;             // nothing is packed, and forward the input's part of the gates isn't computed yet
     // The input's part of the gates of a row of the N.
-    INLINE const float *given(int64_t row, int64_t wide) const { return q.ids ? table + q.ids[row] * wide : q.gates + row * wide; }
+    INLINE const float *given(int64_t row, int64_t wide) const { return table ? table + q.ids[row] * wide : q.gates + row * wide; }
 };
 
 // C (+)= A B + bias, float32: C (m, n), A (m, k), B (k, n), each with the distance of its rows in memory.

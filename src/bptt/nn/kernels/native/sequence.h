@@ -32,10 +32,10 @@ struct Sequence {                                   // 8 bytes each
     const float *b_ih, *b_hh;                       // (G H,); null: none, b_hh alone too
     const float *start_h, *start_c;                 // (H,) those of a row that starts anew; null: zeros, else h0 isn't
     const float *by_unit;                           // (P, H) of a cell that has such
-    float *gates;                                   // (N, S H) what the cell saves
-    float *cells;                                   // (N, H) its second state
+    float *gates;                                   // (N, S H) what the cell saves; null forward: not wanted
+    float *cells;                                   // (N, H) its second state; null forward: not wanted
     float *outputs;                                 // (N, H) h; for an RNN the same array as gates
-    float *hn, *cn;                                 // (B, H) the states after the last step
+    float *hn, *cn;                                 // (B, H) the states after the last step; may be h0, c0
     const float *d_outputs;                         // (N, H); null: zeros
     const float *d_hn, *d_cn;                       // (B, H); null: zeros
     float *d_gates;                                 // (N, S H) the cotangents of the gates

@@ -38,17 +38,25 @@ template <> struct Numbers<0> {
 
 // ---- forward: gates from the state before, the state from the gates
 
-template <class CELL, int ROWS> void forward_tile(const Recurrence &steps, int64_t s, int64_t row, int64_t panel) {
+// The first unit of the v-th vector of a panel, and its first row in the weights.
+INLINE int64_t unit_of(const Shape &shape, int64_t panel, int64_t v) {
+    return panel * units_of(shape) + (shape.gates == 1 ? v * LANES : 0);
+}
+INLINE int64_t weight_row(const Shape &shape, int64_t panel, int64_t v, int64_t H) {
+    return (shape.gates == 1 ? 0 : v) * H + unit_of(shape, panel, v);
+}
+
+template <class CELL, int ROWS, bool FEW> void forward_tile(const Recurrence &steps, int64_t s, int64_t row, int64_t panel) {
     constexpr Shape SHAPE = CELL::SHAPE;
     constexpr int WIDTH = width_of(SHAPE), VECTORS = vectors_of(SHAPE);
     const Sequence &q = steps.q;
     const int64_t H = q.units, flat = steps.flat(s) + row, first = panel * units_of(SHAPE), wide = SHAPE.saved * H;
     V sum[ROWS][WIDTH];
-    for (int r = 0; r < ROWS; ++r)  // what is read after the product
+    for (int r = 0; r < ROWS && !FEW; ++r)  // what is read after the product
         for (int v = 0; v < WIDTH; ++v) {
             const int64_t at = first + v * (VECTORS > 1 ? LANES : H);
             __builtin_prefetch(q.gates + (flat + r) * wide + at, 1);
-            if (q.ids) __builtin_prefetch(steps.given(flat + r, wide) + at);
+            if (steps.table) __builtin_prefetch(steps.given(flat + r, wide) + at);
         }
     const bool inside = row < steps.rows(s - 1);
     const float *initial = steps.initial(SHAPE.operand) ? steps.initial(SHAPE.operand) + row * H : nullptr;
@@ -56,13 +64,40 @@ template <class CELL, int ROWS> void forward_tile(const Recurrence &steps, int64
     const float *packed = steps.packed + panel * (H + 1) * WIDTH * LANES;
     const V *anew = (const V *)(packed + H * WIDTH * LANES);
     const Numbers<CELL::NOISE ? ROWS : 0> noise(steps, s, row, first);
-    if (a) multiply<ROWS, WIDTH>(sum, a, H, packed, H);
+    if constexpr (FEW) {
+        alignas(64) float found[ROWS][WIDTH][LANES];
+        const float *rows[ROWS];
+        for (int r = 0; r < ROWS; ++r) rows[r] = a ? a + r * H : steps.packed;
+        for (int v = 0; v < WIDTH && unit_of(SHAPE, panel, v) < H; ++v)
+            dots<ROWS>(rows, q.w_hh + weight_row(SHAPE, panel, v, H) * H, H, H - unit_of(SHAPE, panel, v), H, found[0][v], WIDTH * LANES);
+        for (int r = 0; r < ROWS; ++r)
+            for (int v = 0; v < WIDTH; ++v) sum[r][v] = *(const V *)found[r][v];
+    } else if (a) {
+        multiply<ROWS, WIDTH>(sum, a, H, packed, H);
+    }
     for (int r = 0; r < ROWS; ++r) {
-        if (!a || steps.starts(s, row + r))
+        if (!FEW && (!a || steps.starts(s, row + r)))
             for (int v = 0; v < WIDTH; ++v) sum[r][v] = anew[v];
         int64_t j = first;
         for (int v = 0; v < VECTORS && j < H; ++v, j += LANES)
             CELL::forward({steps, s, row + r, flat + r, j, H - j, wide, noise.of(r, v)}, &sum[r][v]);
+    }
+}
+
+// The input's part of the gates of rows [row, row + ROWS) of the N, for a panel of the state's units.
+template <class CELL, int ROWS> void input_tile(const Recurrence &steps, int64_t, int64_t row, int64_t panel) {
+    constexpr Shape SHAPE = CELL::SHAPE;
+    const Sequence &q = steps.q;
+    const int64_t H = q.units, I = q.inputs;
+    const float *rows[ROWS];
+    for (int r = 0; r < ROWS; ++r) rows[r] = q.x + (q.ids ? q.ids[row + r] : row + r) * I;
+    for (int v = 0; v < width_of(SHAPE) && unit_of(SHAPE, panel, v) < H; ++v) {
+        const int64_t at = weight_row(SHAPE, panel, v, H), n = H - unit_of(SHAPE, panel, v);
+        alignas(64) float found[ROWS][LANES];
+        dots<ROWS>(rows, q.w_ih + at * I, I, n, I, found[0], LANES);
+        V bias = q.b_ih ? load(q.b_ih + at, n) : V{};
+        if (q.b_hh && !SHAPE.apart(at / H)) bias += load(q.b_hh + at, n);
+        for (int r = 0; r < ROWS; ++r) store(q.gates + (row + r) * SHAPE.saved * H + at, *(const V *)found[r] + bias, n);
     }
 }
 
@@ -71,7 +106,7 @@ template <class CELL, int ROWS> void forward_tile(const Recurrence &steps, int64
 // Whether a cotangent comes to the state after step s from the step after it, or from the end.
 enum From { NEXT, END };
 
-template <class CELL, int ROWS, int FROM> void backward_tile(const Recurrence &steps, int64_t s, int64_t row, int64_t panel) {
+template <class CELL, int ROWS, int FROM, bool FEW> void backward_tile(const Recurrence &steps, int64_t s, int64_t row, int64_t panel) {
     constexpr Shape SHAPE = CELL::SHAPE;
     constexpr int WIDTH = 2;
     const Sequence &q = steps.q;
@@ -90,8 +125,13 @@ template <class CELL, int ROWS, int FROM> void backward_tile(const Recurrence &s
                 if (SHAPE.states > 1) __builtin_prefetch(q.cells + at * H + j);
             }
     if constexpr (FROM == NEXT)
-        multiply<ROWS, WIDTH>(
-            sum, q.d_gates + (steps.flat(s + 1) + row) * wide, wide, steps.packed + panel * K * WIDTH * LANES, K);
+    {
+        const float *d = q.d_gates + (steps.flat(s + 1) + row) * wide;
+        if constexpr (FEW)
+            multiply_unpacked<ROWS, WIDTH>(sum, d, wide, q.w_hh + first, H, H - first, K);
+        else
+            multiply<ROWS, WIDTH>(sum, d, wide, steps.packed + panel * K * WIDTH * LANES, K);
+    }
     const float *const ends[] = {q.d_hn, q.d_cn};
     float *const begins[] = {q.d_h0, q.d_c0}, *const starts[] = {q.d_start_h, q.d_start_c};
     const Numbers<CELL::NOISE ? ROWS : 0> noise(steps, s, row, first);
@@ -126,10 +166,17 @@ template <class CELL, int ROWS, int FROM> void backward_tile(const Recurrence &s
 using Tile = void (*)(const Recurrence &, int64_t s, int64_t row, int64_t panel);
 
 template <class CELL, size_t... N> constexpr auto forward_tiles(std::index_sequence<N...>) {
-    return std::array<Tile, sizeof...(N)>{forward_tile<CELL, N + 1>...};
+    return std::array<Tile, sizeof...(N)>{forward_tile<CELL, N + 1, false>...};
 }
-template <class CELL, int FROM, size_t... N> constexpr auto backward_tiles(std::index_sequence<N...>) {
-    return std::array<Tile, sizeof...(N)>{backward_tile<CELL, N + 1, FROM>...};
+constexpr size_t POWERS = LANES < 8 ? 3 : 4;  // 1, 2, 4, 8 rows, as many as LANES at most
+template <class CELL, size_t... N> constexpr auto few_tiles(std::index_sequence<N...>) {
+    return std::array<Tile, sizeof...(N)>{forward_tile<CELL, 1 << N, true>...};
+}
+template <class CELL, size_t... N> constexpr auto input_tiles(std::index_sequence<N...>) {
+    return std::array<Tile, sizeof...(N)>{input_tile<CELL, 1 << N>...};
+}
+template <class CELL, int FROM, bool FEW, size_t... N> constexpr auto backward_tiles(std::index_sequence<N...>) {
+    return std::array<Tile, sizeof...(N)>{backward_tile<CELL, N + 1, FROM, FEW>...};
 }
 
 // Rows [from, to) of step s in blocks of nearly equal size, over the panels of this part.
@@ -144,8 +191,37 @@ INLINE void each(const std::array<Tile, MOST> &tiles, const Recurrence &steps, i
         }
 }
 
+// Rows [from, to) in blocks of a power of two.
+INLINE void each_power(const std::array<Tile, POWERS> &tiles, const Recurrence &steps, int64_t s, int64_t from, int64_t to, const Part &part) {
+    for (int64_t panel = part.panel0; panel < part.panel1; ++panel)
+        for (int64_t row = from, power; row < to; row += int64_t(1) << power) {
+            for (power = int64_t(POWERS) - 1; int64_t(1) << power > to - row;) --power;
+            tiles[power](steps, s, row, panel);
+        }
+}
+
+// A few steps of a few rows: the weights are read where they lie.
+template <class CELL> void forward_few(const Recurrence &steps, const Part &part) {
+    static constexpr auto tiles = few_tiles<CELL>(std::make_index_sequence<POWERS>());
+    static constexpr auto inputs = input_tiles<CELL>(std::make_index_sequence<POWERS>());
+    const Sequence &q = steps.q;
+    const int64_t H = q.units, left = part.panel0 * units_of(CELL::SHAPE);
+    const int64_t wide = std::min(H, part.panel1 * units_of(CELL::SHAPE)) - left;
+    each_power(inputs, steps, 0, 0, q.total, part);
+    for (int64_t s = 0; s < q.steps; ++s) {
+        each_power(tiles, steps, s, 0, q.rows, part);
+        part.wait();
+    }
+    for (int64_t row = 0; row < q.rows; ++row) {
+        const int64_t here = (steps.flat(q.steps - 1) + row) * H + left, there = row * H + left;
+        std::memcpy(q.hn + there, q.outputs + here, wide * sizeof(float));
+        if (q.cn) std::memcpy(q.cn + there, q.cells + here, wide * sizeof(float));
+    }
+}
+
 template <class CELL> void forward_rows(const Recurrence &steps, const Part &part, int64_t from, int64_t to) {
     static constexpr auto tiles = forward_tiles<CELL>(std::make_index_sequence<rows_of(width_of(CELL::SHAPE))>());
+    if (steps.few) return forward_few<CELL>(steps, part);
     const Sequence &q = steps.q;
     const int64_t H = q.units, left = part.panel0 * units_of(CELL::SHAPE);
     const int64_t wide = std::min(H, part.panel1 * units_of(CELL::SHAPE)) - left;
@@ -163,8 +239,10 @@ template <class CELL> void forward_rows(const Recurrence &steps, const Part &par
 }
 
 template <class CELL> void backward_rows(const Recurrence &steps, const Part &part, int64_t from, int64_t to) {
-    static constexpr auto next = backward_tiles<CELL, NEXT>(std::make_index_sequence<rows_of(2)>());
-    static constexpr auto end = backward_tiles<CELL, END>(std::make_index_sequence<rows_of(2)>());
+    static constexpr auto packed = backward_tiles<CELL, NEXT, false>(std::make_index_sequence<rows_of(2)>());
+    static constexpr auto unpacked = backward_tiles<CELL, NEXT, true>(std::make_index_sequence<rows_of(2)>());
+    static constexpr auto end = backward_tiles<CELL, END, true>(std::make_index_sequence<rows_of(2)>());
+    const auto &next = steps.few ? unpacked : packed;
     const Sequence &q = steps.q;
     const bool begins = q.d_h0 || q.d_c0 || q.d_start_h || q.d_start_c;  // what comes before a row's first step is wanted
     for (int64_t s = q.steps - 1; s >= 0; --s) {
@@ -184,12 +262,10 @@ int64_t panels_of(int64_t units, int64_t wide) { return (units + wide - 1) / wid
 
 void pack_forward(const Recurrence &steps, const Shape &shape, int64_t panel) {
     const Sequence &q = steps.q;
-    const int64_t width = width_of(shape), H = q.units, first = panel * units_of(shape);
+    const int64_t width = width_of(shape), H = q.units;
     float *out = steps.packed + panel * (H + 1) * width * LANES;
-    for (int64_t v = 0; v < width; ++v) {
-        const int64_t unit = shape.gates == 1 ? first + v * LANES : first, gate = shape.gates == 1 ? 0 : v;
-        transposed(q.w_hh + (gate * H + unit) * H, H, H - unit, H, out + v * LANES, width * LANES);
-    }
+    for (int64_t v = 0; v < width; ++v)
+        transposed(q.w_hh + weight_row(shape, panel, v, H) * H, H, H - unit_of(shape, panel, v), H, out + v * LANES, width * LANES);
     if (!steps.initial(shape.operand) || q.start) of_state(out, width, H, steps.anew(shape.operand));
 }
 
@@ -229,9 +305,9 @@ void body(int thread, int threads, void *data) {
     const Passes &cell = PASSES[q.cell];
     const Flush flush;
     const int64_t panels = panels_of(q.units, call.backward ? 2 * LANES : units_of(cell.shape));
-    for (int64_t p = panels * thread / threads; p < panels * (thread + 1) / threads; ++p)
+    for (int64_t p = panels * thread / threads; p < panels * (thread + 1) / threads && !steps.few; ++p)
         call.backward ? pack_backward(steps, cell.shape, p) : pack_forward(steps, cell.shape, p);
-    call.barriers[steps.threads].wait(threads);
+    if (!steps.few) call.barriers[steps.threads].wait(threads);
     const Part part = divide(thread, threads, q.rows, panels, call.barriers);
     for (int64_t from = part.row0; from < part.row1; from += CHUNK)
         (call.backward ? cell.backward : cell.forward)(steps, part, from, std::min(part.row1, from + CHUNK));

@@ -75,6 +75,48 @@ INLINE void transposed(const float *in, int64_t lda, int64_t n, int64_t K, float
     }
 }
 
+// Lane i of the result is the sum of the lanes of a[i].
+template <int D = 1> INLINE V folded(V (&a)[LANES]) {
+    I same{}, other{};
+    for (int lane = 0; lane < LANES; ++lane) {
+        same[lane] = lane & D ? lane + LANES : lane;
+        other[lane] = same[lane] ^ D;
+    }
+    for (int i = 0; i < LANES; i += 2 * D) {
+        const V x = a[i], y = a[i + D];
+#if defined(__clang__)
+        for (int lane = 0; lane < LANES; ++lane) a[i][lane] = lane & D ? y[lane] + y[lane ^ D] : x[lane] + x[lane ^ D];
+#else
+        a[i] = __builtin_shuffle(x, y, same) + __builtin_shuffle(x, y, other);
+#endif
+    }
+    if constexpr (2 * D < LANES) return folded<2 * D>(a);
+    return a[0];
+}
+
+// out[r ldo + i] = Σ_k a[r][k] w[i ldw + k] for LANES i, of which the n first are there: nothing is packed, w is read once.
+template <int ROWS> INLINE void dots(const float *const *a, const float *w, int64_t ldw, int64_t n, int64_t K, float *out, int64_t ldo) {
+    constexpr int UNITS = LANES / ROWS;
+    for (int64_t i = 0; i < LANES && i < n; i += UNITS) {
+        V sum[LANES] = {};
+        const float *row[UNITS];
+        for (int u = 0; u < UNITS; ++u) row[u] = w + (i + u < n ? i + u : n - 1) * ldw;
+        auto add = [&](int64_t k, int64_t n) __attribute__((always_inline)) {
+            V x[ROWS];
+            for (int r = 0; r < ROWS; ++r) x[r] = load(a[r] + k, n);
+            for (int u = 0; u < UNITS; ++u) {
+                const V y = load(row[u] + k, n);
+                for (int r = 0; r < ROWS; ++r) sum[r * UNITS + u] += x[r] * y;
+            }
+        };
+        int64_t k = 0;
+        for (; k + LANES <= K; k += LANES) add(k, LANES);
+        if (k < K) add(k, K - k);
+        const V found = folded(sum);
+        for (int r = 0; r < ROWS; ++r) std::memcpy(out + r * ldo + i, (const float *)&found + r * UNITS, UNITS * sizeof(float));
+    }
+}
+
 // sum[r][v] = Σ_k a[r lda + k step] panel[k][v]. Few rows keep several sums, as one addition waits for the one before it.
 template <int ROWS, int WIDTH, int STEP = 1>
 INLINE void multiply(V (&sum)[ROWS][WIDTH], const float *a, int64_t lda, const float *panel, int64_t K) {
@@ -101,6 +143,18 @@ INLINE void multiply(V (&sum)[ROWS][WIDTH], const float *a, int64_t lda, const f
     for (int s = 1; s < SUMS; ++s)
         for (int r = 0; r < ROWS; ++r)
             for (int v = 0; v < WIDTH; ++v) sum[r][v] += more[s][r][v];
+}
+
+// The same product with the columns [0, n) of w (K, .), as it lies in memory.
+template <int ROWS, int WIDTH>
+INLINE void multiply_unpacked(V (&sum)[ROWS][WIDTH], const float *a, int64_t lda, const float *w, int64_t ldw, int64_t n, int64_t K) {
+    for (int r = 0; r < ROWS; ++r)
+        for (int v = 0; v < WIDTH; ++v) sum[r][v] = V{};
+    for (int64_t k = 0; k < K; ++k, w += ldw)
+        for (int v = 0; v < WIDTH && n > v * LANES; ++v) {
+            const V y = load(w + v * LANES, n - v * LANES);
+            for (int r = 0; r < ROWS; ++r) sum[r][v] += a[r * lda + k] * y;
+        }
 }
 
 // After a panel of K rows of `width` vectors one more: its product with a state (K,), zeros where null. Infinite weights
