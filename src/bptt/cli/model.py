@@ -113,10 +113,11 @@ def write(
     """
     start = "\n" if "\n" in vocabulary.characters else vocabulary.characters[0]
     ids = vocabulary.encode(prompt or start)
-    state = model.initial_state(1)
+    step, device = model.recurrent.stepper(1), model.decoder.weight.device
+    scores, step.state = model(ids[:, None].to(device), model.initial_state(1))
+    last = scores[-1, 0]
     for _ in range(length):
-        scores, state = model(ids[:, None].to(model.decoder.weight.device), state)
-        last = scores[-1, 0].cpu().double()
+        last = last.cpu().double()
         if not torch.isfinite(last).all():
             raise ValueError("the model's scores are not finite: its weights are too large to write with.")
         if temperature == 0:
@@ -124,3 +125,4 @@ def write(
         else:  # relative to the largest, so that no temperature, however small, overflows
             ids = torch.multinomial(((last - last.max()) / temperature).softmax(0), 1, generator=generator)
         yield vocabulary.decode(ids)
+        last = model.decoder(step(model.embedding(ids.to(device))))[0]

@@ -19,17 +19,18 @@ def call(layer: nn.RNNBase, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
     native = kernels.chosen
     if native is None or not fits.served(x) or x.dtype is not FLOAT or x.dim() != 3 or not x.is_contiguous():
         return None
-    T, B, I = x.shape
+    T, B, inputs = x.shape
     H, mode = layer.hidden_size, layer.mode
     lstm = mode == "LSTM"
     if (
         not 0 < T <= FEW or not 0 < B <= FEW or layer.num_layers > 1 or layer.bidirectional or layer.batch_first
-        or layer.proj_size or layer.input_size != I or (found := weights(layer, 0)) is None
+        or layer.proj_size or layer.input_size != inputs or (found := weights(layer, 0)) is None
     ):  # fmt: skip
         return None
     last = (1, B, H)
+    h: Any = None
+    c: Any = None
     if hx is None:
-        h = c = None
         hn, cn = x.new_empty(last), x.new_empty(last) if lstm else None
     else:
         if lstm and (type(hx) is not tuple or len(hx) != 2):
@@ -41,7 +42,7 @@ def call(layer: nn.RNNBase, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
     y = torch.empty_like(hn) if T == 1 else x.new_empty((T, B, H))
     at = y.data_ptr()
     native.plain(
-        plain_call(mode, T, B, I, H, torch.get_num_threads()),
+        plain_call(mode, T, B, inputs, H, torch.get_num_threads()),
         x.data_ptr(), 0 if h is None else h.data_ptr(), 0 if c is None else c.data_ptr(), *found, 0, 0, 0,
         0 if lstm or mode == "GRU" else at, 0, at, hn.data_ptr(), 0 if cn is None else cn.data_ptr(),
     )  # fmt: skip
@@ -68,4 +69,6 @@ def _shapes(number: int, wide: int, inputs: int, units: int, bias: bool) -> tupl
 
 
 def _fits(s: Any, shape: tuple[int, ...]) -> bool:
-    return type(s) in PLAIN and s.dtype is FLOAT and s.shape == shape and s.is_cpu and s.is_contiguous() and not s.is_neg()
+    if type(s) not in PLAIN or s.dtype is not FLOAT or s.shape != shape:
+        return False
+    return s.is_cpu and s.is_contiguous() and not s.is_neg()

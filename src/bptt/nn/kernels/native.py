@@ -61,8 +61,8 @@ class Native:
     def plain(self, before: bytes, *pointers: int) -> None:
         """`forward` of few steps and rows, nothing saved.
 
-        before: of `plain_call`. pointers: of x, h0, c0, w_ih, w_hh, b_ih, b_hh, start_h, start_c, by_unit, gates, cells,
-        outputs, hn and cn; 0 for none, as for gates and cells that nobody wants, unless gates are the outputs.
+        before: of `plain_call`. pointers: of x, h0, c0, w_ih, w_hh, b_ih, b_hh, start_h, start_c, by_unit, gates,
+        cells, outputs, hn and cn; 0 for none. Nobody wants gates and cells, 0 too but for gates that are the outputs.
         """
         if self.library.bptt_forward(self.isa, before + _pack_plain(*pointers) + _AFTER):
             raise MemoryError("bptt.nn: no memory for the gates of a few steps.")
