@@ -53,7 +53,7 @@ def served(x: Any) -> bool:
         type(x) in PLAIN
         and not torch.compiler.is_exporting()
         and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        and x.device.type == "cpu"
+        and x.is_cpu
         and x.layout is torch.strided
         and not x.is_nested
         and not x.is_neg()

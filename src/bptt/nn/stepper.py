@@ -54,6 +54,7 @@ class Stepper:
             for state, new in zip(states, given, strict=True):
                 state.copy_(new.detach().reshape(state.shape))
         self._states = states
+        self._outputs = weight.new_zeros((rows, layer.hidden_size) if self.batch else (layer.hidden_size,))
 
     @uncompiled
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -76,14 +77,15 @@ class Stepper:
         H, mode, rows, y = layer.hidden_size, layer.mode, self.batch or 1, x
         size = 4 * rows * H
         threads, keeps = torch.get_num_threads(), CELLS[mode].keeps
-        places = [s.data_ptr() for s in self._states if s.dtype is torch.float32 and s.is_cpu and s.is_contiguous()]
+        own = (*self._states, self._outputs)
+        places = [s.data_ptr() for s in own if s.dtype is torch.float32 and s.is_cpu and s.is_contiguous()]
         found: list[Any] = [direct.weights(layer, number) for number in range(layer.num_layers)]
-        if None in found or len(places) < len(self._states):
+        if None in found or len(places) < len(own):
             return None
         for number, weights in enumerate(found):
             before = plain_call(mode, 1, rows, y.shape[-1], H, threads)
-            h, c = places[0] + number * size, places[1] + number * size if len(places) == 2 else 0
-            x, y = y, x.new_empty((*x.shape[:-1], H))
+            h, c = places[0] + number * size, places[1] + number * size if len(own) == 3 else 0
+            x, y = y, torch.empty_like(self._outputs)
             at = y.data_ptr()
             native.plain(before, x.data_ptr(), h, c, *weights, 0, 0, 0, 0 if keeps else at, 0, at, h, c)  # pyright: ignore[reportGeneralTypeIssues]
         return y
