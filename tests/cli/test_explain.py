@@ -217,7 +217,10 @@ BAD = [
     (["--out", "nowhere/a.html"], "give a file in a folder that exists"),
     (["--out", "x" * 300], "cannot be written"),
     (["--out", "three.csv"], "three.csv exists already. Choose another --out, or give --overwrite"),
-    (["--overwrite"], "--overwrite applies only to --out"),
+    (["--explorer", "three.csv"], "three.csv exists already. Choose another --explorer, or give --overwrite"),
+    (["--explorer", "new.html"], "--explorer new.html: is --out too"),
+    (["--explorer", "nowhere/a.html"], "--explorer nowhere/a.html: give a file in a folder that exists"),
+    (["--overwrite"], "--overwrite applies only to --out and --explorer"),
 ]
 
 

@@ -43,7 +43,7 @@ commands:
 GO_ON = {"train", "compare", "diagnose"}
 """Commands that write files, which they do whether anybody reads their output or not."""
 
-EXTRAS = {"tyro", "rich", "matplotlib", "safetensors", "yaml", "numpy", "jinja2", "markupsafe"}
+EXTRAS = {"tyro", "rich", "matplotlib", "safetensors", "yaml", "numpy", "jinja2", "markupsafe", "latex2mathml"}
 """Import names of the packages that the `cli` extra brings."""
 
 

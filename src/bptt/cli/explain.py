@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 import bptt
 from bptt.cli.config import can_be_written, parse
+from bptt.cli.explanation import explorer
 from bptt.cli.explanation.config import ExplainConfig
 from bptt.cli.explanation.derivation import term
 from bptt.cli.explanation.example import make
@@ -18,6 +20,8 @@ from bptt.cli.explanation.terminal import show
 from bptt.cli.explanation.work import work
 from bptt.cli.printing import UserError, one_line
 from bptt.cli.writing import write
+
+EXAMPLES = {"--out": "explain.html", "--explorer": "explorer.html"}
 
 
 def run(words: Sequence[str]) -> int:
@@ -33,13 +37,20 @@ def run(words: Sequence[str]) -> int:
     told = sections(worked)
     shown = show(told, term(worked, t, k))
     if config.out is not None:
-        try:
-            write(config.out, page(worked, told, (t, k)))
-        except OSError as error:
-            raise UserError(f"--out {config.out}: cannot be written ({error.strerror})") from None
+        _write("--out", config.out, page(worked, told, (t, k)))
         shown += f"\nThe page is {one_line(str(config.out))}\n"
+    if config.explorer is not None:
+        _write("--explorer", config.explorer, explorer.page())
+        shown += f"\nThe explorer is {one_line(str(config.explorer))}\n"
     sys.stdout.write(shown)
     return 0
+
+
+def _write(name: str, out: Path, text: str) -> None:
+    try:
+        write(out, text)
+    except OSError as error:
+        raise UserError(f"{name} {out}: cannot be written ({error.strerror})") from None
 
 
 def _tau(tau: int | None, steps: int) -> int:
@@ -67,16 +78,19 @@ def _term(word: str | None, steps: int) -> tuple[int, int]:
 
 def _may_write(config: ExplainConfig) -> None:
     """Refuse before anything is computed."""
-    out = config.out
-    if out is None:
-        if config.overwrite:
-            raise UserError("--overwrite applies only to --out")
-        return
-    can_be_written(out, "--out")
-    try:
-        if out.is_dir() or not out.parent.is_dir():
-            raise UserError(f"--out {out}: give a file in a folder that exists, such as explain.html")
-        if out.exists() and not config.overwrite:
-            raise UserError(f"{out} exists already. Choose another --out, or give --overwrite")
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
+    files = {"--out": config.out, "--explorer": config.explorer}
+    if config.overwrite and not any(files.values()):
+        raise UserError("--overwrite applies only to --out and --explorer")
+    if config.out is not None and config.out == config.explorer:
+        raise UserError(f"--explorer {config.explorer}: is --out too; give two files")
+    for name, out in files.items():
+        if out is None:
+            continue
+        can_be_written(out, name)
+        try:
+            if out.is_dir() or not out.parent.is_dir():
+                raise UserError(f"{name} {out}: give a file in a folder that exists, such as {EXAMPLES[name]}")
+            if out.exists() and not config.overwrite:
+                raise UserError(f"{out} exists already. Choose another {name}, or give --overwrite")
+        except OSError as error:
+            raise UserError(f"{name} {out}: cannot be written ({error.strerror})") from None

@@ -57,6 +57,8 @@ class ExplainConfig:
     """Mean window of ARTBP, polynomial law, above 1."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.html", help_behavior_hint="")] = None
     """Write the page too, one file that needs no network."""
+    explorer: Annotated[Path | None, tyro.conf.arg(metavar="FILE.html", help_behavior_hint="")] = None
+    """Write a page to play with: sliders for the term, the network and the strategy, on a network of its own."""
     overwrite: Annotated[tyro.conf.FlagCreatePairsOff[bool], PLAIN] = False
     """Allow a file that exists; it is replaced."""
 

@@ -128,6 +128,7 @@ def further(work: Work) -> Section:
         "What to read next",
         (),
         (
+            "The same to play with, by sliders and up to lag 60: `bptt explain --explorer explorer.html`.",
             "These sums as functions: `bptt.equations`, such as `pair_terms`, `truncated_gradient`, `artbp_gradient`.",
             f"Training with them: `bptt.unroll` with `strategy=` `FullBPTT()`, `{work.truncated[-1].name}` or "
             f"`ARTBP()`; on a text, `bptt train --strategy tbptt:64`.",

@@ -1,0 +1,195 @@
+"""The explorer: its numbers are those of `bptt.equations`, in a browser; it is small, alone, and keys suffice."""
+
+import base64
+import hashlib
+import random
+import re
+
+import pytest
+import torch
+
+from bptt import PolynomialLaw, equations
+from bptt.cli.explanation.explorer import STEPS, example, page
+from support.browser import CHROMIUM, WHY_NOT, browser
+
+in_chromium = pytest.mark.skipif(CHROMIUM is None, reason=WHY_NOT)
+SETTINGS = 20
+OFF = 2.0
+"""Where the clip's slider, an exponent of 10, stands for no clip."""
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("explorer")
+    (folder / "page.html").write_text(page(), encoding="utf-8")
+    with browser(folder / "profile") as tab:
+        tab.look(1280, dark=False)
+        tab.open(folder / "page.html")
+        yield tab
+
+
+def choose(tab, **values):
+    """Move controls as a hand does: each tells the page of its change."""
+    for name, value in values.items():
+        event = "change" if name in ("nonlinearity", "strategy") else "input"
+        tab.run(
+            f"{{const control = document.getElementById({name!r}); control.value = {value!r}; "
+            f"control.dispatchEvent(new Event({event!r}));}}"
+        )
+
+
+def shown(tab, name):
+    """All digits of a number of the page, or of a table's numbers."""
+    found = tab.run(f"[...document.querySelectorAll('#{name}[title], #{name} td')].map((at) => Number(at.title))")
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def equal(one, other):
+    """To 1e-9 of the largest."""
+    other = torch.as_tensor(other, dtype=torch.float64).flatten()
+    torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9 * other.abs().max().item())
+
+
+def drawn_pattern(tab, mean_length):
+    cuts = tab.run("document.getElementById('cuts').textContent")
+    cuts = () if cuts == "none" else tuple(map(int, cuts.split(", ")))
+    return equations.ARTBPPattern(STEPS, cuts, PolynomialLaw(alpha=3, mean_length=mean_length))
+
+
+def clipped(trace, t, clip):
+    """The norms of the cotangents ∂l_t/∂h_k for k = t .. 0 if none is sent on with a norm above `clip`."""
+    cotangent = trace.network.V.T @ trace.e[t]
+    norms = [cotangent.norm()]
+    for k in range(t, 0, -1):
+        cotangent = equations.step_jacobian(trace, k).T @ cotangent
+        cotangent = cotangent * min(1.0, clip / max(cotangent.norm().item(), 1e-300))
+        norms.append(cotangent.norm())
+    return torch.stack(norms)
+
+
+def drawn_settings():
+    pick = random.Random(0)
+    for _ in range(SETTINGS):
+        t = pick.randrange(STEPS)
+        strategy = pick.choice(["full", "last", "cut", "weight"])
+        yield {
+            "radius": pick.randrange(50, 151) / 100,
+            "nonlinearity": pick.choice(["identity", "tanh", "relu", "sigmoid"]),
+            "strategy": strategy,
+            "number": pick.randrange(2, STEPS),
+            "clip": pick.randrange(-20, 21) / 10,
+            "t": t,
+            "k": pick.randrange(t + 1),
+        }
+
+
+@in_chromium
+@pytest.mark.parametrize("setting", [*drawn_settings()], ids=range(SETTINGS))
+def test_numbers_are_those_of_the_equations(chromium, setting):
+    choose(chromium, **setting)
+    t, k, number = setting["t"], setting["k"], setting["number"]
+    trace = equations.forward(*example(setting["radius"], setting["nonlinearity"]))
+    terms, full = equations.pair_terms(trace).W, equations.gradient_by_double_sum(trace).W
+    jacobians = [equations.jacobian(trace, t, j) for j in range(t, -1, -1)]
+    equal(shown(chromium, "jacobian"), jacobians[t - k])
+    if setting["nonlinearity"] == "identity":
+        equal(shown(chromium, "jacobian"), torch.linalg.matrix_power(trace.network.W, t - k))
+    equal(shown(chromium, "term"), terms[t, k])
+    equal(shown(chromium, "power"), setting["radius"] ** (t - k))
+    equal(shown(chromium, "exact"), full)
+    equal(shown(chromium, "share"), terms[t, k].norm() / full.norm())
+    lags = shown(chromium, "lags").view(t + 1, 4).T
+    equal(lags[1], torch.linalg.matrix_norm(torch.stack(jacobians), 2))
+    equal(lags[2], equations.state_cotangents(trace)[t, : t + 1].norm(dim=-1).flip(0))
+    equal(lags[3], clipped(trace, t, float("inf") if setting["clip"] == OFF else 10 ** setting["clip"]))
+    weights = {
+        "full": lambda: equations.full_weights(STEPS),
+        "last": lambda: equations.truncated_weights(STEPS, number),
+        "cut": lambda: equations.subsequence_weights(STEPS, number),
+        "weight": lambda: drawn_pattern(chromium, number).weights,
+    }[setting["strategy"]]()
+    estimate = equations.gradient_by_double_sum(trace, weights).W
+    equal(shown(chromium, "omega"), weights[t, k])
+    assert shown(chromium, "kept").item() == weights.count_nonzero()
+    equal(shown(chromium, "estimate"), estimate)
+    assert abs(shown(chromium, "error").item() - (estimate - full).norm() / full.norm()) < 1e-9
+    cosine = (estimate * full).sum() / (estimate.norm() * full.norm())
+    assert abs(shown(chromium, "cosine").item() - cosine) < 1e-9
+    assert chromium.said == []
+
+
+@in_chromium
+def test_the_mean_of_the_draws_is_that_of_artbp_gradients(chromium):
+    choose(chromium, radius=0.9, nonlinearity="tanh", strategy="weight", number=6)
+    trace = equations.forward(*example(0.9, "tanh"))
+    already, mean = shown(chromium, "draws").item(), shown(chromium, "mean")
+    total = already * mean
+    for count in range(1, 11):
+        chromium.run("document.getElementById('draw').click()")
+        gradient = equations.artbp_gradient(trace, drawn_pattern(chromium, 6)).W.flatten()
+        equal(shown(chromium, "drawn"), gradient)
+        total = total + gradient
+        equal(shown(chromium, "mean"), total / (already + count))
+    for _ in range(20):
+        chromium.run("document.getElementById('draw-many').click()")
+    assert shown(chromium, "draws").item() == already + 2010
+    assert shown(chromium, "off").item() < 0.05
+
+
+@in_chromium
+def test_keys_alone_move_every_control(chromium):
+    """Tab reaches each in turn; arrows move a slider and a list, and the page follows."""
+    choose(chromium, t=30, k=20)
+    chromium.run("document.getElementById('t').focus()")
+    chromium.press("ArrowRight", 39)
+    assert chromium.run("document.querySelector('.t').textContent") == "31"
+    reached = []
+    for _ in range(13):
+        reached.append(chromium.run("document.activeElement.id || document.activeElement.tagName"))
+        chromium.press("Tab", 9)
+    assert reached[:7] == ["t", "k", "radius", "clip", "nonlinearity", "strategy", "number"]
+    assert {"SUMMARY", "draw", "draw-many", "restart"} <= set(reached)
+
+
+@in_chromium
+@pytest.mark.parametrize("dark", [False, True])
+def test_nothing_is_cut_off_on_a_narrow_screen(chromium, dark):
+    chromium.look(400, dark)
+    choose(chromium, radius=1.5, nonlinearity="identity", strategy="weight", t=60, k=0, clip=-2)
+    assert chromium.run("document.documentElement.scrollWidth") <= 400
+    cut = "[...document.querySelectorAll('section *')].filter((at) => at.getBoundingClientRect().right > 400).length"
+    assert chromium.run(cut) == 0
+    chromium.look(1280, dark=False)
+
+
+@in_chromium
+def test_it_asks_for_nothing_and_says_nothing(chromium):
+    assert [address.partition(":")[0] for address in chromium.asked] == ["file"]
+    assert chromium.said == []
+
+
+def test_the_page_is_small_and_its_policy_allows_its_own_script_alone():
+    text = page()
+    assert len(text.encode()) <= 400_000
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|@font-face", re.sub(r"http://www\.w3\.org/\S+", "", text))
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    styles = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
+    hashes = [
+        "sha256-" + base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in styles + scripts
+    ]
+    assert len(hashes) == 2
+    assert f"default-src 'none'; style-src '{hashes[0]}'; script-src '{hashes[1]}'" in text
+
+
+def test_the_command_writes_it(bptt_, folder):
+    result = bptt_("explain", "--explorer", "explorer.html")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.endswith("The explorer is explorer.html\n")
+    assert (folder / "explorer.html").read_text(encoding="utf-8") == page()
+
+
+@pytest.mark.parametrize("radius", [0.5, 1.0, 1.5])
+def test_the_example_has_the_radius_it_says(radius):
+    network, x, y = example(radius, "tanh")
+    assert abs(torch.linalg.eigvals(network.W).abs().max().item() - radius) < 1e-12
+    assert torch.equal(y[5:], x[:-5])
