@@ -12,7 +12,7 @@ ARGS ?=
 SPREAD := -n auto --dist worksteal
 BUILT := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/bptt/nn/kernels/native/* src/bptt/nn/kernels/native/cells/*)
 
-.PHONY: train test test-deep test-lowest sanitize bench docs help
+.PHONY: train test test-deep test-lowest sanitize bench docs docs-check help
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 14
 
@@ -50,6 +50,9 @@ bench: $(VENV)/compare.stamp  ## the benchmarks, one file a question
 docs: $(VENV)/docs.stamp  ## the documentation as HTML, in docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+docs-check: $(VENV)/test.stamp  ## pages and explorer in a headless Chromium: numbers, console, requests, what is cut off
+	$(BIN)/python -m pytest -m "" -rs $(ARGS) tests/cli/test_explorer.py tests/test_docs.py
 
 $(VENV)/cli.stamp: $(BUILT) | $(BIN)/python
 	$(PIP) -e '.[cli]'

@@ -7,17 +7,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 from docstrings import process
 
 import bptt
+from bptt.cli.explanation import explorer
 
 project = "bptt"
 author = "the bptt authors"
 copyright = author
 version = release = bptt.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "mathematics"]
+html_math_renderer = "mathml"
 exclude_patterns = ["_build"]
 nitpicky = True
 myst_heading_anchors = 3
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
 
 html_theme = "furo"
 html_title = f"bptt {release}"
@@ -33,6 +35,13 @@ add_module_names = False
 toc_object_entries_show_parents = "hide"
 
 
+def write_explorer(app, exception):
+    """The explorer beside the pages, which link to it."""
+    if exception is None and app.builder.format == "html":
+        (Path(app.outdir) / "play.html").write_text(explorer.page(), encoding="utf-8")
+
+
 def setup(app):
-    """Docstrings in the house style become reStructuredText."""
+    """Docstrings in the house style become reStructuredText; the explorer is a page of its own."""
     app.connect("autodoc-process-docstring", process)
+    app.connect("build-finished", write_explorer)

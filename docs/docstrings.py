@@ -1,7 +1,8 @@
 """The house style of docstrings as reStructuredText.
 
-Indented blocks are equations and become literal blocks; lines `name: text` become a list; `x` becomes code, or a link
-where x is a public name; what begins with Returns, Raises, Cost or Source begins a paragraph.
+Indented blocks with numbers at the ends of lines are equations and become math, others literal blocks, and so does a
+symbol with an index; lines `name: text` become a list; `x` becomes code, or a link where x is a public name; what
+begins with Returns, Raises, Cost or Source begins a paragraph.
 """
 
 import re
@@ -9,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import bptt
+from bptt.cli.formula import latex
 
 PUBLIC = {
     name: f"{module.__name__}.{name}"
@@ -19,6 +21,8 @@ PUBLIC = {
 NAME = r"(?:[a-z_]\w*|[A-Z])(?: \([^)]*\))?"
 ITEM = re.compile(rf"({NAME}(?:(?:, | or )(?:{NAME}|\([^)]*\)))*): ")
 LABEL = re.compile(r"((?:Cost|Source|Call|Parameters|Returns|Raises)(?=:)|Deviations?(?=[: ]))")
+NUMBERED = re.compile(r"\s*\((\d+)\)$")
+SYMBOL = re.compile(r"(?<![\w`'{])([A-Za-zα-ωΑ-Ω](?:_\{[^}]*\}|_[A-Za-z0-9]{1,2})ᵀ?)(?!\w)")
 SENTENCE = re.compile(r"(?:Returns?|Raises|Yields|One update|Cost:)(?=\s)")
 
 
@@ -37,10 +41,19 @@ def converted(lines: list[str]) -> list[str]:
         if not rows or rows[0].startswith(">>>"):
             result += [*rows, ""]
         elif all(row.startswith("    ") for row in rows):
-            result += ["::", "", *rows, ""]
+            result += equations(rows) if any(NUMBERED.search(row) for row in rows) else ["::", "", *rows, ""]
         else:
             result += [line for part in parts(rows) for line in (marked(part), "")]
     return result
+
+
+def equations(rows: list[str]) -> list[str]:
+    """A directive with an equation a line."""
+    lines = []
+    for row in rows:
+        number = NUMBERED.search(row)
+        lines.append(latex(row[: number.start()].strip()) + rf"\tag{{{number[1]}}}" if number else latex(row.strip()))
+    return [".. math::", "   :nowrap:", "", *(f"   {line}" for line in lines), ""]
 
 
 def parts(rows: list[str]) -> list[str]:
@@ -75,7 +88,11 @@ def inline(text: str) -> str:
     pieces = text.split("`")
     for i, piece in enumerate(pieces):
         if i % 2 == 0:
-            pieces[i] = re.sub(r"(?<!\*)\*(?!\*)|\||_(?=\W|$)|\\", r"\\\g<0>", piece)
+            words = SYMBOL.split(piece)
+            for j, word in enumerate(words):
+                escaped = re.sub(r"(?<!\*)\*(?!\*)|\||_(?=\W|$)|\\", r"\\\g<0>", word)
+                words[j] = rf"\ :math:`{latex(word)}`\ " if j % 2 else escaped
+            pieces[i] = "".join(words)
         else:
             pieces[i] = f":py:obj:`{piece} <{PUBLIC[piece]}>`" if piece in PUBLIC else f"``{piece}``"
     return "".join(pieces)

@@ -1,6 +1,7 @@
 """The pages build without a warning, name every public thing, and quote the source; commands and notebook run."""
 
 import inspect
+import itertools
 import json
 import re
 import runpy
@@ -19,6 +20,7 @@ from sphinx.util.inventory import InventoryFile
 import bptt
 import bptt.data
 from bptt.cli import main
+from support.browser import CHROMIUM, WHY_NOT, browser
 from support.drawing import quick_savefig
 from support.own_model import NET
 from support.pages import PAGES, ROOT, blocks, commands, name_of, quotations
@@ -32,6 +34,9 @@ PUBLIC = {
     "bptt.data": bptt.data.__all__,
     "bptt.distributed": bptt.distributed.__all__,
 }
+CUT_OFF = """[document.documentElement, ...document.querySelectorAll("article :is(table, math, .equation, img, svg)")]
+  .filter((at) => Math.max(at.getBoundingClientRect().right, at.scrollWidth) > innerWidth)
+  .map((at) => at.tagName + " " + at.textContent.slice(0, 40))"""
 COMMANDS = sorted({command for page in PAGES for command in commands(page)})
 QUICK = {
     "train": "--steps 2 --hidden 8 --batch 4 --device cpu --data book.txt",
@@ -56,16 +61,16 @@ def built(tmp_path_factory):
 
 
 def test_docstrings_in_the_house_style_become_markup():
-    """An equation, entries that go on or share a line, prose after them, labels, and what would be markup."""
+    """An equation, entries that go on or share a line, prose after them, symbols, labels, and what would be markup."""
     convert = runpy.run_path(str(DOCS / "docstrings.py"))["converted"]
     text = """\
 Say what `unroll` yields.
 
-    c_t = |x_|          (1)
+    c_t = |x_t|          (1)
 
 k1: steps, >= 1. k2: steps, or
     None.
-Then x_ goes on, *so*.
+Then x_ and w_{t+1} go on, *so*.
 Returns `x`. Cost: T.
 
 >>> 1 + 1
@@ -74,11 +79,12 @@ Returns `x`. Cost: T.
 Source: me."""
     assert [line for line in convert(text.splitlines()) if line] == [
         "Say what :py:obj:`unroll <bptt.unroll>` yields.",
-        "::",
-        "    c_t = |x_|          (1)",
+        ".. math::",
+        "   :nowrap:",
+        r"   c_{t}=\vert x_{t}\vert \tag{1}",
         "* **k1**: steps, >= 1.",
         "* **k2**: steps, or None.",
-        r"Then x\_ goes on, \*so\*.",
+        r"Then x\_ and \ :math:`w_{t+1}`\  go on, \*so\*.",
         "Returns ``x``. Cost: T.",
         ">>> 1 + 1",
         "2",
@@ -105,10 +111,29 @@ def test_pages_load_nothing_from_the_network(built):
         assert not loaded, page.name
 
 
+@pytest.mark.deep
+@pytest.mark.skipif(CHROMIUM is None, reason=WHY_NOT)
+def test_pages_in_a_browser_say_nothing_ask_for_nothing_and_fit(built, tmp_path):
+    """At the width of a desk and of a telephone, light and dark. Code may be scrolled; all else fits."""
+    faults = []
+    pages = [page for page in built.rglob("*.html") if "_modules" not in page.parts]
+    assert len(pages) > 40
+    with browser(tmp_path / "profile") as tab:
+        for page, width, dark in itertools.product(pages, (1280, 400), (False, True)):
+            tab.look(width, dark)
+            tab.open(page)
+            asked = [address for address in tab.asked if not address.startswith(("file:", "data:"))]
+            cut = tab.run(CUT_OFF)
+            if tab.said or asked or cut:
+                faults.append((page.name, width, dark, tab.said, asked, cut))
+    assert faults == []
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if any(quotations(page))], ids=name_of)
 def test_lines_that_a_page_quotes_stand_in_the_file(page):
+    """But for the numbers of equations: a page has its own."""
     for file, lines in quotations(page):
-        source = (ROOT / file).read_text().splitlines()
+        source = [re.sub(r"  # \(\d\)$", "", line) for line in (ROOT / file).read_text().splitlines()]
         indents = [len(at) - len(at.lstrip()) for at in source]
         wanted = [[" " * indent + line for line in lines] for indent in set(indents)]
         assert any(source[i : i + len(lines)] in wanted for i in range(len(source))), f"{file}:\n" + "\n".join(lines)

@@ -201,7 +201,7 @@ def test_a_hand_written_artbp_loop_with_the_gate_alone():
 
 
 class Native(nn.GRU):
-    """A layer that takes resets and weights itself: `cotangent_weight[t]` is w_t of (1), at the boundary after t."""
+    """A layer that takes resets and weights itself: `cotangent_weight[t]` is w_{t+1} of (1), the boundary after t."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

@@ -1,6 +1,6 @@
 """Gates on the state between two steps: what multiplies or bounds the second term of equation (1).
 
-c_t = ∂l_t/∂s_t + w_t · c_{t+1} · ∂s_{t+1}/∂s_t                                       (1)
+c_t = ∂l_t/∂s_t + w_{t+1} · c_{t+1} · ∂s_{t+1}/∂s_t                                   (1)
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from bptt._tree import Tree, check_tensors, shape
 
 
 class _Scale(torch.autograd.Function):
-    """The identity, whose vjp multiplies by w: the w_t of (1)."""
+    """The identity, whose vjp multiplies by w: the w_{t+1} of (1)."""
 
     generate_vmap_rule = True
 

@@ -39,7 +39,7 @@ def unroll(
 ) -> Updates:
     """Train on a stream: one `Update` a window of the strategy, its gradient added to `.grad`.
 
-        c_t = ∂l_t/∂s_t + w_t · c_{t+1} · ∂s_{t+1}/∂s_t                                   (1)
+        c_t = ∂l_t/∂s_t + w_{t+1} · c_{t+1} · ∂s_{t+1}/∂s_t                               (1)
         dL/dθ = Σ_t c_t · ∂F_t/∂θ                                                         (2)
 
     Between two updates do what you like to the parameters: no graph outlives a yield. Nothing is stepped or zeroed

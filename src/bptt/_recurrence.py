@@ -20,7 +20,7 @@ Recurrence = Callable[..., tuple[Tree, Tree]]
 A recurrence whose call names these keywords gets them, so that it need not be called in pieces:
 is_start: bool (T, B) or (T,): rows to set to zeros before that step (only where no `initial_state=` is given);
 cotangent_weight: (T,) or (T, B): entry t multiplies the cotangent that comes to s_t from step t+1, the last entry that
-of the returned state, and never that of the outputs: w_t of equation (1).
+of the returned state, and never that of the outputs: w_{t+1} of equation (1), the boundary after step t.
 """
 
 

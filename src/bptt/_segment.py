@@ -1,6 +1,6 @@
 """A segment: contiguous steps taped as one graph, with a forward and a vjp; equation (1) of the design.
 
-    c_t = ∂l_t/∂s_t + w_t · c_{t+1} · ∂s_{t+1}/∂s_t                                       (1)
+    c_t = ∂l_t/∂s_t + w_{t+1} · c_{t+1} · ∂s_{t+1}/∂s_t                                   (1)
     dL/dθ = Σ_t c_t · ∂F_t/∂θ                                                             (2)
 
 Autograd does the chain rule inside a call of the recurrence; what is ours are the boundaries between calls, where the

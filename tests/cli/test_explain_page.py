@@ -11,7 +11,7 @@ from bptt.cli.explanation.config import ExplainConfig
 from bptt.cli.explanation.example import make
 from support.textbook import autograd, autograd_by_pair
 
-VOID = {"meta"}
+VOID = {"meta", "wbr"}
 NASTY = "[/b]\x1b<script>"
 
 

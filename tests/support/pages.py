@@ -44,11 +44,14 @@ def code(page: Path) -> list[Block]:
 
 
 def quotations(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """(file, consecutive lines) of each stretch that a page quotes; a line "..." parts two of one file."""
+    """(file, consecutive lines) of each stretch that a page quotes; a line "..." parts two of one file.
+
+    After a file's name may stand which of the page's equations its lines compute.
+    """
     for block in blocks(page):
         file, lines = "", []
         for line in [*block.text.splitlines(), "..."] if block.quotes else []:
-            header = re.fullmatch(r"# (src/\S+)", line)
+            header = re.fullmatch(r"# (src/[^\s,]+)(?:, equations? .*)?", line)
             if header or line == "...":
                 if lines:
                     yield file, lines

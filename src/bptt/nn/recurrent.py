@@ -38,8 +38,8 @@ class _Fused(Rewritten, nn.RNNBase):
         """Outputs and the last state, as torch.nn's layer returns them.
 
         is_start: bool (T, B) or (T,): rows whose state is set to zeros before that step.
-        cotangent_weight: (T,) or (T, B), w of equation (1): entry t multiplies the cotangent that comes to the state
-            after step t from step t+1, the last entry that of the returned state, and never that of the outputs.
+        cotangent_weight: (T,) or (T, B): entry t, w_{t+1} of equation (1), multiplies the cotangent that comes to
+            the state after step t from step t+1, the last entry that of the returned state, never that of the outputs.
         embedding: (V, I): `input` holds numbers of its rows, integers (T, B), and each step's input is that row.
         """
         if isinstance(input, Proxy):
@@ -168,7 +168,8 @@ class RNN(_Fused, nn.RNN):
         in torch.nn.
     is_start: bool (T, B) or (T,): rows whose state is set to zeros before that step; no cotangent crosses it.
     cotangent_weight: (T,) or (T, B): entry t multiplies the cotangent that comes to h_t from step t+1, the last entry
-        that of the returned state, and never that of the outputs: w_t of c_t = ∂l_t/∂h_t + w_t c_{t+1} ∂h_{t+1}/∂h_t.
+        that of the returned state, and never that of the outputs: w_{t+1} of
+        c_t = ∂l_t/∂h_t + w_{t+1} c_{t+1} ∂h_{t+1}/∂h_t.
     embedding: (V, I), a row for each of V ids; inputs are ids then, int64 or int32, (T, B), unbatched (T,) or packed,
         and the result that of `layer(torch.nn.functional.embedding(inputs, embedding))`, gradients too. Where V < T B
         the multiplications by W_ih, forward and backward, are V I H instead of T B I H.

@@ -19,7 +19,7 @@ from bptt.strategies.windows import Window
 class ARTBP(Strategy):
     """Cut at random, and weight what is not cut so that the expectation is the full gradient.
 
-        c_t = ∂l_t/∂s_t + w_t · c_{t+1} · ∂s_{t+1}/∂s_t,
+        c_t = ∂l_t/∂s_t + w_{t+1} · c_{t+1} · ∂s_{t+1}/∂s_t,
         w_t = 0 with probability p_t, else 1 / (1 - p_t)                                  (1)
         p_t = 1 - Π_k (1 - law(k)) over the steps k since the draw before                 (2)
 

@@ -12,7 +12,7 @@ from bptt.strategies.windows import Window
 class TruncatedBPTT(Strategy):
     """Every k1 steps, the losses of the last k1 through a graph of at most k2 steps.
 
-        c_t = ∂l_t/∂s_t + w_t · c_{t+1} · ∂s_{t+1}/∂s_t,  w = 0 at the window's start     (1)
+        c_t = ∂l_t/∂s_t + w_{t+1} · c_{t+1} · ∂s_{t+1}/∂s_t,  w = 0 at the window's start (1)
         losses [a, a + k1) through the graph of [s, a + k1),  s = max(0, a - (k2 - k1)),  a = 0, k1, 2 k1, ...
         the state before s from that before max(0, s - burn_in), without a graph
 

@@ -13,6 +13,7 @@ from bptt.cli.explanation.derivation import letters_of, term
 from bptt.cli.explanation.drawing import draw, uses, walk
 from bptt.cli.explanation.tables import LEVELS, Section
 from bptt.cli.explanation.work import Work
+from bptt.cli.formula import display, latex
 from bptt.cli.html import templates
 from bptt.cli.printing import one_line, printable
 
@@ -26,6 +27,7 @@ def page(work: Work, sections: Sequence[Section], chosen: tuple[int, int]) -> st
     inputs = [letters[i] for i in sequence.x.argmax(1).tolist()] if letters else ()
     targets = [letters[i] for i in sequence.y.tolist()] if letters else ()
     environment = templates(Path(__file__).parent)
+    environment.filters |= {"latex": latex, "display": display}
     environment.filters |= {"notation": notation, "prose": prose, "minus": minus, "one_line": one_line}
     return environment.get_template("page.html.j2").render(
         sections=sections,

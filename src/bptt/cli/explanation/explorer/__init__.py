@@ -12,7 +12,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 import bptt
-from bptt.cli.formula import mathml
+from bptt.cli.formula import display
 from bptt.cli.html import templates
 from bptt.equations import Network
 
@@ -38,7 +38,7 @@ def page() -> str:
     style = _read("style.css")
     script = "\n".join(_read(f"{part}.js") for part in ("equations", "drawing", "controls"))
     environment = templates(_HERE)
-    environment.filters["math"] = mathml
+    environment.filters["display"] = display
     return environment.get_template("page.html.j2").render(
         style=Markup(style),
         style_hash=_hash(style),

@@ -1,6 +1,6 @@
 // Forward and backward of any cell over a sequence, equation (1) of the design:
 //
-//     c_t = ∂l_t/∂s_t + w_t · c_{t+1} · ∂s_{t+1}/∂s_t                                   (1)
+//     c_t = ∂l_t/∂s_t + w_{t+1} · c_{t+1} · ∂s_{t+1}/∂s_t                                   (1)
 //
 // Per step only what needs the step before is done here: the product with the recurrent weights and what is elementwise
 // after it. Compiled once for each instruction set.
