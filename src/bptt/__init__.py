@@ -23,10 +23,10 @@ from bptt.analysis.estimates import Compared, Deviation, Estimate
 from bptt.analysis.plan import Plan, PlanRow, plan
 from bptt.analysis.spectrum import lyapunov
 from bptt.analysis.verify import verify
-from bptt.strategies import ARTBP, AdaptiveTruncatedBPTT, FullBPTT, Strategy, TruncatedBPTT
+from bptt.strategies import ARTBP, RTRL, UORO, AdaptiveTruncatedBPTT, FullBPTT, SnAp, Strategy, TruncatedBPTT
 from bptt.strategies.decay import Decision
 from bptt.strategies.laws import ConstantLaw, PolynomialLaw
-from bptt.strategies.windows import Credit, Probe, Window
+from bptt.strategies.windows import Carry, Credit, Probe, Window
 
 if typing.TYPE_CHECKING:
     from bptt import data as data
@@ -49,9 +49,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ARTBP",
+    "RTRL",
+    "UORO",
     "AdaptiveTruncatedBPTT",
     "Answer",
     "BudgetError",
+    "Carry",
     "Checkpoints",
     "Chunk",
     "Compared",
@@ -72,6 +75,7 @@ __all__ = [
     "PolynomialLaw",
     "Probe",
     "Race",
+    "SnAp",
     "Strategy",
     "TruncatedBPTT",
     "Update",

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bptt import _errors
 from bptt._checkpoint import Memory
+from bptt._influence import check_carried
 from bptt._loss import Loss
 from bptt._options import Options, checked_strategy
 from bptt._recurrence import Recurrence
@@ -112,8 +113,9 @@ def unroll(
         scale=scale,
         group=group,
     )
-    run = Run(options, stream, check_no_graph_in)
-    return Updates(run, checked_strategy(strategy, reduction, options.problem.loss.by_window))
+    wanted = checked_strategy(strategy, reduction, options.problem.loss.by_window)
+    check_carried(wanted, options)
+    return Updates(Run(options, stream, check_no_graph_in), wanted)
 
 
 def backward(
@@ -171,6 +173,7 @@ def backward(
         group=group,
     )
     wanted = checked_strategy(FullBPTT() if strategy is None else strategy, "sum", options.problem.loss.by_window)
+    check_carried(wanted, options)
     return Run(options, [given]).merged(wanted)
 
 

@@ -197,10 +197,13 @@ CALL = 16
 
 
 class Budget:
-    """`memory="512MiB"`: plans by what was measured, and measures what it plans before it runs."""
+    """`memory="512MiB"`: plans by what was measured, and measures what it plans before it runs.
+
+    beside: bytes of it that are held beside windows, for what is carried from one to the next.
+    """
 
     def __init__(self, size: int, meter: Meter) -> None:
-        self.size, self._meter = size, meter
+        self.size, self.beside, self._meter = size, 0, meter
         self._saved: dict[str, _Saved] = {}
         self._plans: dict[tuple[int, str], Checkpoints] = {}
 
@@ -216,16 +219,30 @@ class Budget:
 
     def plan(self, span: Span) -> Checkpoints:
         """The checkpoints for a window; BudgetError where this budget is too small."""
-        probe = WindowProbe(span, self._meter, self.size)
+        try:
+            return self._within(span, self.size - self.beside)
+        except BudgetError as error:
+            if not self.beside:
+                raise
+            least = error.least + self.beside
+            raise BudgetError(
+                f"memory={self.size} can't hold the influence ∂s/∂θ, {self.beside} bytes, and a segment of one step: "
+                f"the least that works here is memory={least}.",
+                least,
+            ) from None
+
+    def _within(self, span: Span, size: int) -> Checkpoints:
+        """The checkpoints by which a window takes at most so many bytes."""
+        probe = WindowProbe(span, self._meter, size)
         key = (probe.steps, probe.shapes)
         if not probe.cuts and key in self._plans:
             return self._plans[key]
         with isolated(span.problem.model, _tree.leaves(span.begin)):
             saved = self._saved.setdefault(probe.shapes, _Saved())
-            saved.measure(probe, self.size)
-            chosen = cheapest(probe, self.size, saved)
+            saved.measure(probe, size)
+            chosen = cheapest(probe, size, saved)
             while saved.correct(probe, chosen.segment):
-                chosen = cheapest(probe, self.size, saved)
+                chosen = cheapest(probe, size, saved)
         if not probe.cuts:  # where calls are cut differs from window to window
             self._plans[key] = chosen
         return chosen

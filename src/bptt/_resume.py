@@ -23,8 +23,8 @@ class Updates(Iterator[Update]):
 
     state_dict() is valid between two updates, before the first and after the last. It holds plain data and small
     tensors, which `torch.save`, torch.distributed.checkpoint and, taken apart, safetensors take: the step, the state
-    that the next window starts from (with k1 < k2 that is not `Update.state`), the strategy's progress, what a budget
-    has measured, the state of `generator` (or of torch's default one for the CPU, which is set again on loading), the
+    that the next window starts from (with k1 < k2 that is not `Update.state`), the strategy's progress, what
+    it carries of ∂s/∂θ, what a budget has measured, the state of `generator` (or of torch's default one for the CPU, which is set again on loading), the
     stream's place, and what must be the same in the run that goes on: strategy, reduction, rows.
 
     load_state_dict(state) makes a new iterator, not yet begun, go on after the saved update, to the bit where the model
@@ -87,6 +87,7 @@ class Updates(Iterator[Update]):
             "step": progress.step,
             "carried": carried,
             "strategy": copy.deepcopy(progress.strategy),
+            "influence": None if progress.influence is None else progress.influence.state_dict(),
             "generator": self._noise() if self._drawn is None else self._drawn.clone(),
             "stream": self._run.time.position(progress.step),
             "budget": self._run.memory.state() if isinstance(self._run.memory, Budget) else None,
@@ -118,7 +119,10 @@ class Updates(Iterator[Update]):
                 )
             if step > 0:
                 carried = self._shaped(carried, step)
-        self._progress, self._pending = Progress(step, carried, state["strategy"]), None
+        influence = self._run.influence(self._strategy)
+        if influence is not None and state.get("influence") and time.upto(step + 1) > step:
+            influence.load_state_dict(state["influence"], carried)
+        self._progress, self._pending = Progress(step, carried, state["strategy"], influence), None
 
     def _shaped(self, carried: Tree, step: int) -> Tree:
         """The saved state on the device and in the containers of one that the model starts from, if that is known."""

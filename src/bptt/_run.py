@@ -15,6 +15,7 @@ from bptt._errors import NonFiniteError
 from bptt._guard import axes
 from bptt._guard.guard import Guard
 from bptt._guard.reached import Watch, held
+from bptt._influence import Influence, influence_of
 from bptt._idle import Idle, calls, touch
 from bptt._memory import Budget, Meter
 from bptt._options import Options
@@ -22,7 +23,7 @@ from bptt._ranks import Ranks
 from bptt._results import Evaluation, Sum, Update, mean, norm
 from bptt._reverse import Gradients, Outcome
 from bptt._segment import Segment, Span
-from bptt._snapshot import isolated
+from bptt._snapshot import Snapshot, isolated
 from bptt._stream import Chunk, Timeline, check_stream
 from bptt._tree import Tree
 from bptt.strategies.base import Strategy, says
@@ -37,17 +38,18 @@ class Progress:
     """Where a run stands between two windows, beside the stream: all that the next one needs.
 
     step: where the next window's state is from. carried: that state, without a graph; None for the initial one.
-    strategy: `Window.progress` of the last window.
+    strategy: `Window.progress` of the last window. influence: what is carried of ∂s/∂θ, by strategies that do.
     """
 
     step: int = 0
     carried: Tree = None
     strategy: Any = None
+    influence: Influence | None = None
 
     def after(self, window: Window, outcome: Outcome) -> "Progress":
         """That after a window."""
         carried = outcome.kept if window.keep > 0 else self.carried
-        return Progress(window.keep, carried, window.progress)
+        return Progress(window.keep, carried, window.progress, self.influence)
 
 
 class Asked(NamedTuple):
@@ -103,6 +105,13 @@ class Run:
         self._guard = Guard()
         self.memory = Budget(memory, self.meter) if isinstance(memory, int) else memory
         self._fitting: Any = None
+
+    def influence(self, strategy: Strategy) -> Influence | None:
+        """What a run by the strategy begins to carry."""
+        influence = influence_of(strategy, self.options)
+        if influence is not None and self.ranks.sharded():
+            raise ValueError(f"{strategy!r} needs parameters whole, which fully_shard keeps in pieces: use DDP.")
+        return influence
 
     def watch(self) -> Watch:
         """What sees that the run trains something."""
@@ -185,6 +194,8 @@ class Run:
         until all have. The caller forgets the steps before a window's `keep`.
         """
         progress, asked, answer = progress or Progress(carried=self.options.state), Asked(), None
+        if progress.influence is None:
+            progress = replace(progress, influence=self.influence(strategy))
         even = even or says(strategy, "sequences") or not says(strategy, "lengths_known")
         p = self.options.problem
         self.ranks.check(p.model, p.params, self.options.memory, not says(strategy, "lengths_known"))
@@ -264,18 +275,43 @@ class Run:
         factor, clip = options.factor(span.begin), span.problem.clip
         if clip is not None:
             span = replace(span, problem=replace(span.problem, clip=clip * factor))
+        influence = progress.influence
+        if influence is not None:
+            span, noise = self._entered(span, influence)
         try:
             gradients, look = self._gradients, self._guard.look
             outcome = _reverse.run(span, self.memory, self.meter, factor, over, gradients, look, self.ranks)
         except NonFiniteError:
             self._gradients.put_back()
             raise
+        if influence is not None:
+            outcome = self._absorbed(influence, span, outcome, noise)
         self.debts.add(span, progress.carried, outcome.cotangent)
         if given.burn_in:
             ran = outcome.forward_steps + given.burn_in
             outcome = replace(outcome, kept=outcome.kept if kept is None else kept, forward_steps=ran)
         after = given_progress.after(given, outcome)
         return Done(replace(span, window=given), outcome, factor, asked, after)
+
+    def _entered(self, span: Span, influence: Influence) -> tuple[Span, Snapshot]:
+        """The window with what is carried into it, and the noise that it finds."""
+        window = span.window
+        if window.start < window.first or window.keep < window.stop or window.weights:
+            raise ValueError(f"{window} overlaps others or has weights, so nothing can be carried across its edges.")
+        self._guard.probed = True  # it runs twice, as windows do after a probe
+        noise = Snapshot(span.problem.model, span.tensors)
+        influence.begin(span)
+        if isinstance(self.memory, Budget):
+            self.memory.beside = influence.nbytes
+        return (replace(span, enter=influence.enter) if window.start else span), noise
+
+    def _absorbed(self, influence: Influence, span: Span, outcome: Outcome, noise: Snapshot) -> Outcome:
+        """The outcome of a window, with what is carried out of it among its bytes."""
+        plan = self.memory
+        with self.ranks.quiet():
+            plan = plan.plan(span) if isinstance(plan, Budget) else plan
+            influence.absorb(span, plan.segment if plan else None, noise)
+        return replace(outcome, memory_bytes=outcome.memory_bytes + influence.nbytes)
 
     def _joined(self, aux: list[Tree]) -> Tree:
         """Aux of several windows, over time; for losses by window a new first axis, one entry a window."""

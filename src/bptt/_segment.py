@@ -7,7 +7,7 @@ Autograd does the chain rule inside a call of the recurrence; what is ours are t
 weight w_t, the clip of the second term, and the rows that reset act on the state.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,13 +53,17 @@ class Initial:
 
 @dataclass(frozen=True)
 class Span:
-    """A window in its place: the stream as it sees it, the detached state before it, the initial state that it uses."""
+    """A window in its place: the stream as it sees it, the detached state before it, the initial state that it uses.
+
+    enter: the state before it as its graph begins with it, where what comes back to there goes on to parameters.
+    """
 
     problem: Problem
     time: Timeline | Sheltered
     window: Window
     begin: Tree
     initial: Initial | None
+    enter: Callable[[Tree], Tree] | None = None
 
     @cached_property
     def like(self) -> Tree:
@@ -136,8 +140,8 @@ class Segment:
     def tape(self, carried: Tree, grad: bool = True) -> "Tape":
         """The segment as one graph from `carried`, which must be fresh leaves (`_tree.tracked`); or without a graph."""
         with torch.set_grad_enabled(grad):
-            data = self.time.read(self.start, self.stop)
-            unfolded = self.unfold(carried, data)
+            data, enter = self.time.read(self.start, self.stop), self.span.enter
+            unfolded = self.unfold(carried if enter is None or self.start > self.window.start else enter(carried), data)
             losses, mask, aux, outputs = None, None, None, None
             silent = unfolded.outputs if self.reaches_all and self.stop <= self.window.first else None
             if isinstance(self.problem.loss, StepLoss):

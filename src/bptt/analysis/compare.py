@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bptt import _errors, _stream, _tree
 from bptt._checkpoint import Memory
 from bptt._guard.guard import repeated, settled
+from bptt._influence import check_carried
 from bptt._loss import Loss
 from bptt._options import Options, check_generator, checked_params, checked_strategy
 from bptt._recurrence import Recurrence
@@ -110,6 +111,8 @@ def compare(
         tensors=[*theta.values(), *leaves(chunk.inputs), *leaves(start)],
         generator=own,
     )
+    for strategy in wanted:
+        check_carried(strategy, trials.options)
     trials.look()
     with parameters_kept(model, inner(loss), list(theta.values())):
         with repeated():

@@ -4,7 +4,19 @@ from bptt.strategies.adaptive import AdaptiveTruncatedBPTT
 from bptt.strategies.artbp import ARTBP
 from bptt.strategies.base import Strategy, says
 from bptt.strategies.full import FullBPTT
+from bptt.strategies.online import RTRL, UORO, SnAp
 from bptt.strategies.spec import parse
 from bptt.strategies.truncated import TruncatedBPTT
 
-__all__ = ["ARTBP", "AdaptiveTruncatedBPTT", "FullBPTT", "Strategy", "TruncatedBPTT", "parse", "says"]
+__all__ = [
+    "ARTBP",
+    "RTRL",
+    "UORO",
+    "AdaptiveTruncatedBPTT",
+    "FullBPTT",
+    "SnAp",
+    "Strategy",
+    "TruncatedBPTT",
+    "parse",
+    "says",
+]

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from bptt.strategies.windows import Probe, Window
+from bptt.strategies.windows import Carry, Probe, Window
 
 Upto = Callable[[float], int]
 """`upto(t)`: read on until t steps exist or the stream ends; how far it then reaches, at most t."""
@@ -60,6 +60,11 @@ class Strategy(Protocol):
     @property
     def spec(self) -> str | None:
         """The text that `bptt.strategies.parse` makes this value of, such as "tbptt:5:50"; None where there is none."""
+        return None
+
+    @property
+    def carries(self) -> Carry | None:
+        """What it carries across the edges of windows that follow one another without overlap; None for nothing."""
         return None
 
     @abstractmethod

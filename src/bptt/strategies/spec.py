@@ -10,10 +10,19 @@ from bptt.strategies.artbp import ARTBP
 from bptt.strategies.base import Strategy
 from bptt.strategies.full import FullBPTT
 from bptt.strategies.laws import PolynomialLaw
+from bptt.strategies.online import RTRL, UORO, SnAp
 from bptt.strategies.truncated import TruncatedBPTT
 
-GRAMMAR = "full, tbptt:K1, tbptt:K1:K2, tbptt:K1:K2:N, artbp:L, random:L and adaptive:TOL"
-NUMBERS = {"full": (0,), "tbptt": (1, 2, 3), "artbp": (1,), "random": (1,), "adaptive": (1,)}
+GRAMMAR = (
+    "full, tbptt:K1, tbptt:K1:K2, tbptt:K1:K2:N, artbp:L, random:L, adaptive:TOL, rtrl, rtrl:K1, uoro, uoro:K1, "
+    "snap:ORDER and snap:ORDER:K1"
+)
+NUMBERS = {
+    "full": (0,), "tbptt": (1, 2, 3), "artbp": (1,), "random": (1,), "adaptive": (1,),
+    "rtrl": (0, 1), "uoro": (0, 1), "snap": (1, 2),
+}  # fmt: skip
+WHOLE = {"full": FullBPTT, "tbptt": TruncatedBPTT, "rtrl": RTRL, "uoro": UORO, "snap": SnAp}
+"""Strategies whose numbers are all whole."""
 N = TypeVar("N", int, float)
 
 
@@ -25,6 +34,9 @@ def parse(spec: str) -> Strategy:
     artbp:L             cut at random, L steps apart on average, with the factors that make it unbiased
     random:L            cut so, without the factors: biased
     adaptive:TOL        truncated where the relative error is estimated to stay below TOL
+    rtrl[:K1]           an update every K1 steps (1), the influence of what came before carried on exactly
+    uoro[:K1]           the same, carried on as a random product of two vectors: unbiased
+    snap:ORDER[:K1]     the same, carried on as far as it reaches within ORDER steps: biased
 
     Raises ValueError, which names the grammar where the text is none of these.
 
@@ -35,12 +47,10 @@ def parse(spec: str) -> Strategy:
     kind, *numbers = spec.split(":") if isinstance(spec, str) else ("",)
     if len(numbers) not in NUMBERS.get(kind, ()):
         raise ValueError(
-            f"{spec!r}: the strategies are {GRAMMAR}, with numbers for K1, K2, N, L and TOL, such as tbptt:64."
+            f"{spec!r}: the strategies are {GRAMMAR}, with numbers for K1, K2, N, L, TOL and ORDER, such as tbptt:64."
         )
-    if kind == "full":
-        return FullBPTT()
-    if kind == "tbptt":
-        return TruncatedBPTT(*(_number(word, int) for word in numbers))
+    if kind in WHOLE:
+        return WHOLE[kind](*(_number(word, int) for word in numbers))
     number = _number(numbers[0], float)
     if kind == "adaptive":
         return AdaptiveTruncatedBPTT(number)

@@ -46,6 +46,18 @@ class Window:
         return self.start, self.first, self.stop, self.keep, weights, self.burn_in, self.decision
 
 
+class Carry(NamedTuple):
+    """What a strategy carries across a window's edge of the influence J = ∂s/∂θ, instead of cutting it off.
+
+    kind: "exact", J itself; "masked", its entries within `order` steps; "product", a random one of two vectors.
+    epsilon: against division by zero in a product.
+    """
+
+    kind: str
+    order: int = 0
+    epsilon: float = 0.0
+
+
 class Probe(NamedTuple):
     """A question instead of a window: how the credit of the last `losses` of the steps [start, stop) fades with lag.
 

@@ -1,0 +1,269 @@
+"""The influence J = ∂s/∂θ, carried forward from window to window: equation (3) of the design.
+
+    J_b = D_w J_a + I_w,  D_w = ∂s_b/∂s_a,  I_w = ∂s_b/∂θ,  g_w = (2 inside w) + c_a · J_a   (3)
+
+c_a · J_a is part of the window's own backward pass: the state that the window begins with is given a node of autograd
+whose vjp it is, so that hooks, `params=` and wrappers see one gradient. J follows the parameters that the state is
+found to depend on, in the graphs of the windows.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bptt import _recurrence, _tree
+from bptt._errors import named
+from bptt._guard.reached import in_sight
+from bptt._jacobian import Rows, Vjps, batchable
+from bptt._masks import Sheltered
+from bptt._options import Options
+from bptt._segment import Segment, Span
+from bptt._snapshot import Snapshot, isolated
+from bptt._stream import Data
+from bptt._torch import unwrapped
+from bptt._tree import Tree
+
+
+class _Carried(torch.autograd.Function):
+    """The identity on the leaves of a state, whose vjp gives θ what `pull` makes of their cotangents."""
+
+    @staticmethod
+    def forward(ctx: Any, influence: "Influence", count: int, *tensors: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.influence = influence
+        ctx.set_materialize_grads(False)
+        return tuple(x.view_as(x) for x in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return None, None, *cotangents, *ctx.influence.pull(cotangents)
+
+
+class Influence(ABC):
+    """What a run carries of J. `theta`: the parameters that the state was found to depend on, in this order.
+
+    Made once a run; `begin` before each window, `enter` on the state that it begins with, `absorb` after it.
+    """
+
+    def __init__(self, options: Options) -> None:
+        p = options.problem
+        self.problem = replace(p, model=unwrapped(p.model))
+        self._names = _names(options)
+        self._given = options.state
+        self._registered = self._parameters()
+        self.theta: list[Tensor] = []
+        self.rows: Rows | None = None
+        self.vjps, self._vjps_of_initial = Vjps(), Vjps()
+
+    def _parameters(self) -> list[tuple[nn.Parameter, bool]]:
+        model = self.problem.model
+        return [(p, p.requires_grad) for p in (model.parameters() if isinstance(model, nn.Module) else ())]
+
+    def begin(self, span: Span) -> None:
+        """See before a window that J still belongs to the parameters of now, and at the first one how large it is."""
+        now = self._parameters()
+        if len(now) != len(self._registered) or any(
+            p is not q or asks != asked for (p, asks), (q, asked) in zip(now, self._registered, strict=True)
+        ):
+            raise ValueError(
+                f"parameters of {named(self.problem.model)} were exchanged, frozen or unfrozen between two updates, "
+                f"and what is carried of ∂s/∂θ belongs to the ones before: call unroll anew, or write into them in "
+                f"place."
+            )
+        if any(leaf.requires_grad for leaf in _tree.leaves(span.time.inputs_at(span.window.start))):
+            raise ValueError(
+                "the inputs ask for a gradient, and what they do to later windows is not carried: detach them, or let "
+                "the model compute them, or use bptt.FullBPTT()."
+            )
+        if self.rows is not None:
+            return
+        self.rows = Rows.of(self.problem, span.like, "carry")
+        span = self.span(span)
+        step = Segment(span, span.window.start, span.window.start + 1)
+        with isolated(self.problem.model, span.tensors), torch.enable_grad():
+            begin = _tree.tracked(span.begin)
+            self.meet(step, begin, step.unfold(begin, step.time.read(step.start, step.stop)).end)
+
+    def span(self, span: Span) -> Span:
+        """The window as J goes through it: on the data as it is, whatever a mask leaves out."""
+        time = span.time.whole if isinstance(span.time, Sheltered) else span.time
+        return replace(span, problem=self.problem, time=time, enter=None)
+
+    def meet(self, segment: Segment, begin: Tree, end: Tree) -> None:
+        """Add to θ the leaves that the state `end` depends on and that are new."""
+        span = segment.span
+        ours = [*_tree.leaves(begin), *_tree.leaves(span.initial.leaves if span.initial else None)]
+        apart = set(map(id, ours))
+        roots = [*_tree.leaves(end), *(value for value, _ in self._initials(segment, begin))]
+        wanted = None if self.problem.params is None else set(map(id, self.problem.params))
+        for leaf in _leaves_of(roots):
+            if id(leaf) not in apart and (wanted is None or id(leaf) in wanted):
+                apart.add(id(leaf))
+                if not any(leaf is known for known in self.theta):
+                    self.theta.append(leaf)
+                    self._include(leaf)
+
+    def _initials(self, segment: Segment, begin: Tree) -> list[tuple[Tensor, Tensor]]:
+        """(the user's value, the engine's leaf) of what a segment starts from or resets to and θ may be behind."""
+        span, pairs = segment.span, []
+        if segment.start == 0:
+            value = self._given if self._given is not None else span.initial.value if span.initial else None
+            pairs += zip(_tree.leaves(value), _tree.leaves(begin), strict=value is not None)
+        if span.initial is not None:
+            pairs += zip(_tree.leaves(span.initial.value), _tree.leaves(span.initial.leaves), strict=True)
+        return [(value, leaf) for value, leaf in pairs if value.requires_grad]
+
+    def pulled(
+        self, segment: Segment, begin: Tree, end: Tree, vectors: Tensor
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """`vectors` (n, rows, size) times D, in the same shape, and times I: (n, *parameter) for each of θ, or None."""
+        assert self.rows is not None
+        ends, firsts = _tree.leaves(end), _tree.leaves(begin)
+        initials = self._initials(segment, begin)
+        own = [firsts[i] for i in self.rows.which] if firsts else []
+        given = [*own, *(leaf for _, leaf in initials), *self.theta]
+        asked = [x for x in given if x.requires_grad]
+        found = iter(self.vjps([ends[i] for i in self.rows.which], self.rows.scatter(vectors), asked))
+        all_found = [next(found) if x.requires_grad else None for x in given]
+        to_begin, rest = all_found[: len(own)], all_found[len(own) :]
+        to_initial, to_theta = rest[: len(initials)], rest[len(initials) :]
+        behind = [(value, c) for (value, _), c in zip(initials, to_initial, strict=True) if c is not None]
+        if behind:
+            more = self._vjps_of_initial([value for value, _ in behind], [c for _, c in behind], self.theta)
+            to_theta = _tree.added(to_theta, more)
+        if segment.start == 0 or not own:
+            return torch.zeros_like(vectors), to_theta
+        return self.rows.gather(to_begin, len(vectors)), to_theta
+
+    def enter(self, carried: Tree) -> Tree:
+        """The same state, through which a cotangent goes on to θ too."""
+        assert self.rows is not None
+        values, structure = _tree.flatten(carried)
+        chosen = self.rows.which
+        if not self.theta:
+            return carried
+        entered = _Carried.apply(self, len(chosen), *(values[i] for i in chosen), *self.theta)
+        values = list(values)
+        for i, value in zip(chosen, entered, strict=True):  # pyright: ignore[reportArgumentType]
+            values[i] = value
+        return _tree.unflatten(values, structure)
+
+    @abstractmethod
+    def absorb(self, span: Span, length: int | None, noise: Snapshot) -> None:
+        """Equation (3) over a window that was run.
+
+        length: steps of a graph at most, None for the whole window. noise: what the window found, to be run again on.
+        """
+
+    def unfolded(self, segment: Segment, carried: Tree) -> tuple[Tree, Tree, Tree, Data]:
+        """A segment's graph without its loss: the state it begins with, the one it ends in, that detached, the data."""
+        begin = _tree.tracked(carried)
+        data = segment.time.read(segment.start, segment.stop)
+        done = segment.unfold(begin, data)
+        self.meet(segment, begin, done.end)
+        return begin, done.end, done.after, data
+
+    @abstractmethod
+    def _include(self, leaf: Tensor) -> None:
+        """Let J have a part for another parameter, zero so far."""
+
+    @abstractmethod
+    def pull(self, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """c · J for each of θ, from the cotangents of the state's leaves."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes held between windows, and beside a window's graph while one is absorbed."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, Any]:
+        """All that is carried, as tensors and dicts of tensors by the names of `theta`."""
+
+    @abstractmethod
+    def take(self, parts: dict[str, Any]) -> None:
+        """The inverse of `parts`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is carried, to be saved between two windows."""
+        return {} if self.rows is None else self.parts()
+
+    def load_state_dict(self, state: dict[str, Any], like: Tree) -> None:
+        """The inverse, before the first window, for a state of the shapes of `like`."""
+        if state:
+            self.rows = Rows.of(self.problem, like, "carry")
+            self.take(state)
+
+    def name_of(self, leaf: Tensor) -> str:
+        """By which it is saved."""
+        found = next((name for name, known in self._names.items() if known is leaf), None)
+        if found is None:
+            raise ValueError(
+                f"what is carried of ∂s/∂θ can't be saved: neither {named(self.problem.model)} nor params= has a "
+                f"parameter of shape {tuple(leaf.shape)} that the state depends on. Register it, or pass params=."
+            )
+        return found
+
+    def load_leaf(self, name: str, saved: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The parameter of a name, and what was saved for it, of this shape, where the parameter is."""
+        leaf = self._names.get(name)
+        if leaf is None or tuple(saved.shape) != (*shape, numbers(leaf)):
+            here = "has none" if leaf is None else f"needs {(*shape, numbers(leaf))}"
+            raise ValueError(
+                f"load_state_dict: the saved run carries an influence of {tuple(saved.shape)} for {name}, this one "
+                f"{here}: make the model, params= and batch rows those of the saved run."
+            )
+        assert self.rows is not None
+        return leaf, saved.to(leaf.device, self.rows.dtype, copy=True)
+
+
+def _leaves_of(roots: Iterable[Tensor]) -> list[Tensor]:
+    """The leaves of autograd behind some tensors, those among these included, in the order of their graph."""
+    found: dict[int, Tensor] = {}
+    waiting: list[Any] = []
+    for root in roots:
+        if root.grad_fn is not None:
+            waiting.append(root.grad_fn)
+        elif root.requires_grad:
+            found[id(root)] = root
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if type(node).__name__ == "AccumulateGrad":
+            found[id(node.variable)] = node.variable
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return list(found.values())
+
+
+def _names(options: Options) -> dict[str, Tensor]:
+    """The parameters that may be saved for, by names that another process gives them too."""
+    p, found = options.problem, {}
+    model = unwrapped(p.model)
+    found |= dict(model.named_parameters()) if isinstance(model, nn.Module) else {}
+    found |= {f"params[{i}]": leaf for i, leaf in enumerate(p.params or ())}
+    found |= {f"initial_state[{i}]": leaf for i, leaf in enumerate(in_sight(options.initial_state, {}))}
+    return found | {f"state[{i}]": leaf for i, leaf in enumerate(_tree.leaves(options.state))}
+
+
+def numbers(leaf: Tensor) -> int:
+    """The real numbers of a parameter."""
+    return leaf.numel() * (2 if leaf.is_complex() else 1)
+
+
+def real(values: Tensor, n: int) -> Tensor:
+    """(n, *parameter) as (n, numbers)."""
+    values = values.to_dense() if values.layout is not torch.strided else values
+    return (torch.view_asreal(values.resolve_conj()) if values.is_complex() else values).reshape(n, -1)
+
+
+def shaped(values: Tensor, leaf: Tensor) -> Tensor:
+    """(numbers,) as a gradient of the parameter."""
+    if leaf.is_complex():
+        return torch.view_as_complex(values.reshape(*leaf.shape, 2)).to(leaf.dtype)
+    return values.reshape(leaf.shape).to(leaf.dtype)
