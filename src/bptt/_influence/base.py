@@ -259,7 +259,7 @@ def numbers(leaf: Tensor) -> int:
 def real(values: Tensor, n: int) -> Tensor:
     """(n, *parameter) as (n, numbers)."""
     values = values.to_dense() if values.layout is not torch.strided else values
-    return (torch.view_asreal(values.resolve_conj()) if values.is_complex() else values).reshape(n, -1)
+    return (torch.view_as_real(values.resolve_conj()) if values.is_complex() else values).reshape(n, -1)
 
 
 def shaped(values: Tensor, leaf: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """J as a random product of two vectors whose mean it is: UORO."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,12 +37,15 @@ class Product(Influence):
         assert self.rows is not None
         self.of_theta.append(torch.zeros(numbers(leaf), dtype=self.rows.dtype, device=leaf.device))
 
+    def signs(self, *shape: int) -> Tensor:
+        """ν, of independent random signs."""
+        device = "cpu" if self._generator is None else self._generator.device
+        return torch.randint(2, shape, generator=self._generator, device=device) * 2 - 1
+
     def absorb(self, span: Span, length: int | None, noise: Snapshot) -> None:
         """Equation (2) over a window: signs are drawn where the run's noise stands, the window run on its own."""
         assert self.rows is not None
-        shape, drawn_on = (self.rows.count, self.rows.size), getattr(self._generator, "device", "cpu")
-        signs = torch.randint(2, shape, generator=self._generator, device=drawn_on) * 2 - 1
-        signs = signs.to(self.rows.device, self.rows.dtype)
+        signs = self.signs(self.rows.count, self.rows.size).to(self.rows.device, self.rows.dtype)
         old = torch.zeros_like(signs) if self.of_state is None else self.of_state
         steps = span.window.stop - span.window.start
         length, span = min(length or steps, steps), self.span(span)
@@ -93,7 +97,8 @@ class Product(Influence):
         """D s̃ of a segment and the state after it, without a graph."""
         assert self.rows is not None
         data = segment.time.read(segment.start, segment.stop)
-        with torch.no_grad(), forward_ad.dual_level():
+        with warnings.catch_warnings(), torch.no_grad(), forward_ad.dual_level():
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")  # its own, at the first dual
             values, structure = _tree.flatten(carried)
             values = list(values)
             for i, part in zip(self.rows.which, self.rows.scatter(tangent[None]), strict=True):

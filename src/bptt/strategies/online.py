@@ -146,7 +146,8 @@ class SnAp(_Online):
 
     order: n >= 1. A parameter's influence on a unit is kept where it can reach that unit within n steps: SnAp-1 keeps
         what it writes itself. For n as large as the network's longest path it is `RTRL`.
-    k1: steps between updates, >= 1; inside of a window nothing is dropped, at its edge what (3) leaves out is.
+    k1: steps between updates, >= 1; inside of a window nothing is dropped, at its edge what (3) leaves out is. With
+        k1 = 1 that is one step more than in the source, where g_t = ∂l_t/∂s_t · J_t of the masked J_t.
 
     The patterns are found by a few random states and inputs, and grow where a step of the run shows more. For one layer
     of `bptt.nn.RNN`, `GRU`, `LSTM` or `CTRNN` and order 1 all of (2) is done unit by unit, without an n x P matrix.
