@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from bptt import _recurrence, _tree
+from bptt._influence import resumed
 from bptt._memory import Budget
 from bptt._results import Update
 from bptt._run import Progress, Run
@@ -121,7 +122,7 @@ class Updates(Iterator[Update]):
                 carried = self._shaped(carried, step)
         influence = self._run.influence(self._strategy)
         if influence is not None and state.get("influence") and time.upto(step + 1) > step:
-            influence.load_state_dict(state["influence"], carried)
+            influence = resumed(influence, state["influence"], carried)
         self._progress, self._pending = Progress(step, carried, state["strategy"], influence), None
 
     def _shaped(self, carried: Tree, step: int) -> Tree:

@@ -277,7 +277,8 @@ class Run:
             span = replace(span, problem=replace(span.problem, clip=clip * factor))
         influence = progress.influence
         if influence is not None:
-            span, noise = self._entered(span, influence)
+            span, noise, influence = self._entered(span, influence)
+            given_progress = replace(given_progress, influence=influence)
         try:
             gradients, look = self._gradients, self._guard.look
             outcome = _reverse.run(span, self.memory, self.meter, factor, over, gradients, look, self.ranks)
@@ -293,17 +294,17 @@ class Run:
         after = given_progress.after(given, outcome)
         return Done(replace(span, window=given), outcome, factor, asked, after)
 
-    def _entered(self, span: Span, influence: Influence) -> tuple[Span, Snapshot]:
-        """The window with what is carried into it, and the noise that it finds."""
+    def _entered(self, span: Span, influence: Influence) -> tuple[Span, Snapshot, Influence]:
+        """The window with what is carried into it, the noise that it finds, and the influence as it is from now on."""
         window = span.window
         if window.start < window.first or window.keep < window.stop or window.weights:
             raise ValueError(f"{window} overlaps others or has weights, so nothing can be carried across its edges.")
         self._guard.probed = True  # it runs twice, as windows do after a probe
         noise = Snapshot(span.problem.model, span.tensors)
-        influence.begin(span)
+        influence = influence.begin(span)
         if isinstance(self.memory, Budget):
             self.memory.beside = influence.nbytes
-        return (replace(span, enter=influence.enter) if window.start else span), noise
+        return (replace(span, enter=influence.enter) if window.start else span), noise, influence
 
     def _absorbed(self, influence: Influence, span: Span, outcome: Outcome, noise: Snapshot) -> Outcome:
         """The outcome of a window, with what is carried out of it among its bytes."""

@@ -5,14 +5,16 @@ from typing import Any
 from bptt import _tree
 from bptt._errors import named
 from bptt._influence.base import Influence
+from bptt._influence.by_unit import ByUnit
 from bptt._influence.exact import Exact
 from bptt._influence.masked import Masked
 from bptt._influence.product import Product
 from bptt._options import Options
 from bptt._torch import unwrapped
+from bptt._tree import Tree
 from bptt.strategies.base import says
 
-__all__ = ["Influence", "check_carried", "influence_of"]
+__all__ = ["Influence", "check_carried", "influence_of", "resumed"]
 
 
 def influence_of(strategy: Any, options: Options) -> Influence | None:
@@ -23,6 +25,13 @@ def influence_of(strategy: Any, options: Options) -> Influence | None:
     if carry.kind == "product":
         return Product(options, carry.epsilon)
     return Masked(options, carry.order) if carry.kind == "masked" else Exact(options)
+
+
+def resumed(influence: Influence, saved: dict[str, Any], like: Tree) -> Influence:
+    """What a saved run carried, loaded in place of `influence`. like: a state of the run."""
+    influence = ByUnit.resumed(influence) if "units" in saved else influence
+    influence.load_state_dict(saved, like)
+    return influence
 
 
 def check_carried(strategy: Any, options: Options) -> None:

@@ -53,6 +53,8 @@ class Influence(ABC):
         self.problem = replace(p, model=unwrapped(p.model))
         self._names = _names(options)
         self._given = options.state
+        initial = options.initial_state
+        self.learned = callable(initial) or any(leaf.requires_grad for leaf in _tree.leaves(initial))
         self._registered = self._parameters()
         self.theta: list[Tensor] = []
         self.rows: Rows | None = None
@@ -62,8 +64,25 @@ class Influence(ABC):
         model = self.problem.model
         return [(p, p.requires_grad) for p in (model.parameters() if isinstance(model, nn.Module) else ())]
 
-    def begin(self, span: Span) -> None:
-        """See before a window that J still belongs to the parameters of now, and at the first one how large it is."""
+    def begin(self, span: Span) -> "Influence":
+        """See before a window that J still belongs to the parameters of now; at the first one, how it is to be held."""
+        self.check(span)
+        if self.rows is not None:
+            return self
+        self.rows = Rows.of(self.problem, span.like, "carry")
+        step = self.span(span)
+        step = Segment(step, span.window.start, span.window.start + 1)
+        with isolated(self.problem.model, span.tensors), torch.enable_grad():
+            begin = _tree.tracked(span.begin)
+            self.meet(step, begin, step.unfold(begin, step.time.read(step.start, step.stop)).end)
+        return self.settled(span)
+
+    def settled(self, span: Span) -> "Influence":
+        """What goes on instead of this one, now that it is known what depends on what."""
+        return self
+
+    def check(self, span: Span) -> None:
+        """ValueError where J no longer belongs to the parameters, or inputs are learned."""
         now = self._parameters()
         if len(now) != len(self._registered) or any(
             p is not q or asks != asked for (p, asks), (q, asked) in zip(now, self._registered, strict=True)
@@ -78,14 +97,6 @@ class Influence(ABC):
                 "the inputs ask for a gradient, and what they do to later windows is not carried: detach them, or let "
                 "the model compute them, or use bptt.FullBPTT()."
             )
-        if self.rows is not None:
-            return
-        self.rows = Rows.of(self.problem, span.like, "carry")
-        span = self.span(span)
-        step = Segment(span, span.window.start, span.window.start + 1)
-        with isolated(self.problem.model, span.tensors), torch.enable_grad():
-            begin = _tree.tracked(span.begin)
-            self.meet(step, begin, step.unfold(begin, step.time.read(step.start, step.stop)).end)
 
     def span(self, span: Span) -> Span:
         """The window as J goes through it: on the data as it is, whatever a mask leaves out."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bptt._influence.base import Influence, numbers, real, shaped
+from bptt._influence.by_unit import ByUnit
 from bptt._jacobian import batchable
 from bptt._options import Options
 from bptt._segment import Segment, Span
@@ -20,14 +21,23 @@ class Exact(Influence):
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
-        self.jacobians: list[Tensor] = []
+        self.jacobians: list[Tensor | None] = []
+
+    def settled(self, span: Span) -> Influence:
+        """Unit by unit, where no unit depends on another."""
+        return ByUnit.of(self, span, alone=True) or self
 
     def _include(self, leaf: Tensor) -> None:
-        rows = self.rows
-        assert rows is not None
-        self.jacobians.append(
-            torch.zeros(rows.count, rows.size, numbers(leaf), dtype=rows.dtype, device=leaf.device)
-        )
+        self.jacobians.append(None)  # zeros, once there is something to add
+
+    def jacobian(self, i: int) -> Tensor:
+        """J of one parameter."""
+        found, rows, leaf = self.jacobians[i], self.rows, self.theta[i]
+        if found is None:
+            assert rows is not None
+            shape = rows.count, rows.size, numbers(leaf)
+            found = self.jacobians[i] = torch.zeros(shape, dtype=rows.dtype, device=leaf.device)
+        return found
 
     def absorb(self, span: Span, length: int | None, noise: Snapshot) -> None:
         """Equation (3) over a window, graph by graph: J goes from one to the next."""
@@ -46,7 +56,7 @@ class Exact(Influence):
         if data.is_start is None:
             return
         rows = data.is_start.any(0)
-        for jacobian in self.jacobians:
+        for jacobian in (jacobian for jacobian in self.jacobians if jacobian is not None):
             if rows.dim() and self.rows.count > 1:
                 jacobian[rows.to(jacobian.device)] = 0
             elif rows.all():
@@ -66,7 +76,8 @@ class Exact(Influence):
 
     def _update(self, row: int, of_state: Tensor, of_theta: list[Tensor | None]) -> None:
         """J ← D J + I of one batch row."""
-        for jacobian, new in zip(self.jacobians, of_theta, strict=True):
+        for i, new in enumerate(of_theta):
+            jacobian = self.jacobian(i)
             product = of_state.to(jacobian.device) @ jacobian[row]
             jacobian[row] = product if new is None else product.add_(real(new, len(product)))
 
@@ -77,6 +88,9 @@ class Exact(Influence):
         alive = (c != 0).any(1)
         found: list[Tensor | None] = []
         for jacobian, leaf in zip(self.jacobians, self.theta, strict=True):
+            if jacobian is None:
+                found.append(None)
+                continue
             at, here = alive.to(jacobian.device), c.to(jacobian.device)
             if not at.all():
                 jacobian, here = jacobian[at], here[at]
@@ -86,14 +100,14 @@ class Exact(Influence):
     @property
     def nbytes(self) -> int:
         """J, and of one row the new part and a product."""
-        assert self.rows is not None
-        whole = sum(jacobian.nbytes for jacobian in self.jacobians)
-        return whole + 2 * whole // max(1, self.rows.count)
+        if self.rows is None:
+            return 0
+        row = self.rows.size * sum(map(numbers, self.theta)) * self.rows.dtype.itemsize
+        return row * (self.rows.count + 2)
 
     def parts(self) -> dict[str, Any]:
         """J by parameter."""
-        pairs = zip(self.theta, self.jacobians, strict=True)
-        return {"jacobians": {self.name_of(leaf): jacobian.clone() for leaf, jacobian in pairs}}
+        return {"jacobians": {self.name_of(leaf): self.jacobian(i).clone() for i, leaf in enumerate(self.theta)}}
 
     def take(self, parts: dict[str, Any]) -> None:
         """The inverse of `parts`."""
@@ -101,7 +115,7 @@ class Exact(Influence):
         pairs = [
             self.load_leaf(name, saved, (self.rows.count, self.rows.size)) for name, saved in parts["jacobians"].items()
         ]
-        self.theta, self.jacobians = [leaf for leaf, _ in pairs], [saved for _, saved in pairs]
+        self.theta, self.jacobians = [leaf for leaf, _ in pairs], list[Tensor | None](saved for _, saved in pairs)
 
 
 def _check_apart(of_state: Tensor, row: int) -> None:

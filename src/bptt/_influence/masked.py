@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from bptt import _recurrence, _tree
-from bptt._influence.base import real
+from bptt._influence.base import Influence, real
+from bptt._influence.by_unit import ByUnit
 from bptt._influence.exact import Exact
 from bptt._jacobian import batchable
 from bptt._options import Options
@@ -29,13 +30,24 @@ class Masked(Exact):
         super().__init__(options)
         self._order = order
         self.reaches: Tensor | None = None
-        self.writes: list[Tensor] = []
+        self.writes: list[Tensor | None] = []
         self._masks: list[Tensor | None] = []
 
     def _include(self, leaf: Tensor) -> None:
         super()._include(leaf)
-        self.writes.append(torch.zeros(self.jacobians[-1].shape[1:], dtype=torch.bool, device=leaf.device))
+        self.writes.append(None)
         self._masks.append(None)
+
+    def settled(self, span: Span) -> Influence:
+        """Unit by unit, where each parameter writes one unit and all beyond that is left out, or there is no more."""
+        return ByUnit.of(self, span, alone=self._order > 1) or self
+
+    def _written(self, i: int) -> Tensor:
+        """M_1 of one parameter, as far as it is known."""
+        found = self.writes[i]
+        if found is None:
+            found = self.writes[i] = torch.zeros_like(self.jacobian(i)[0], dtype=torch.bool)
+        return found
 
     def absorb(self, span: Span, length: int | None, noise: Snapshot) -> None:
         """Equation (2) of `SnAp`, step by step whatever the length."""
@@ -80,9 +92,10 @@ class Masked(Exact):
             self._masks = [None] * len(self._masks)
         for i, new in enumerate(of_theta):
             if new is not None:
-                grown = _entries(real(new, len(of_state))) & ~self.writes[i]
+                written = self._written(i)
+                grown = _entries(real(new, len(of_state))) & ~written
                 if bool(grown.any()):
-                    self.writes[i] |= grown
+                    written |= grown
                     self._masks[i] = None
 
     def mask(self, i: int) -> Tensor:
@@ -90,7 +103,7 @@ class Masked(Exact):
         assert self.reaches is not None
         found = self._masks[i]
         if found is None:
-            reached = self.writes[i].float()
+            reached = self._written(i).float()
             step = self.reaches.to(reached.device).float()
             for _ in range(self._order - 1):
                 more = ((reached + step @ reached) > 0).float()
@@ -103,20 +116,19 @@ class Masked(Exact):
     def _update(self, row: int, of_state: Tensor, of_theta: list[Tensor | None]) -> None:
         self._see(of_state, of_theta)
         super()._update(row, of_state, of_theta)
-        for i, jacobian in enumerate(self.jacobians):
-            jacobian[row].masked_fill_(~self.mask(i), 0)
+        for i in range(len(self.jacobians)):
+            self.jacobian(i)[row].masked_fill_(~self.mask(i), 0)
 
     def parts(self) -> dict[str, Any]:
         """J and the patterns, those of parameters by name."""
-        names = [self.name_of(leaf) for leaf in self.theta]
-        writes = dict(zip(names, (x.clone() for x in self.writes), strict=True))
+        writes = {self.name_of(leaf): self._written(i).clone() for i, leaf in enumerate(self.theta)}
         return {**super().parts(), "writes": writes, "reaches": None if self.reaches is None else self.reaches.clone()}
 
     def take(self, parts: dict[str, Any]) -> None:
         """The inverse of `parts`."""
         super().take(parts)
-        self.writes = [saved.to(leaf.device) for saved, leaf in zip(parts["writes"].values(), self.theta, strict=True)]
-        self._masks = [None] * len(self.theta)
+        pairs = zip(parts["writes"].values(), self.theta, strict=True)
+        self.writes, self._masks = [saved.to(leaf.device, copy=True) for saved, leaf in pairs], [None] * len(self.theta)
         assert self.rows is not None
         self.reaches = None if parts["reaches"] is None else parts["reaches"].to(self.rows.device)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from bptt import _torch
+from bptt import _torch, _units
 from bptt.nn import kernels
 from bptt.nn.cells import CELLS
 from bptt.nn.kernels.sequence import Maybe
@@ -31,7 +31,7 @@ def fused(layer: nn.RNNBase, input: Any, hx: Any, asked: bool) -> bool:
         or (packed and not _sizes_fit(input.batch_sizes, len(x)))
     ):
         return False
-    if not asked and not _pays(layer, input, packed):
+    if not asked and not _units.listened() and not _pays(layer, input, packed):
         return False
     if hx is None:
         return True

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from bptt import _torch
+from bptt import _torch, _units
 from bptt.nn import kernels, plain
+from bptt.nn.by_unit import units_of
 from bptt.nn.kernels.buffers import empty
 from bptt.nn.kernels.sequence import Maybe, Plan, Sequence, Tensors, Wanted
 from bptt.nn.uncompiled import uncompiled
@@ -85,7 +86,13 @@ class Layer(torch.autograd.Function):
 
 def on_kernels(plan: Plan, given: tuple[Maybe, ...]) -> tuple[Tensor, plain.State]:
     """Outputs and the last states of `Tensors`, which may end before by_unit; with a graph where one is wanted."""
-    y, *last = Layer.apply(plan, *given) if torch.is_grad_enabled() else evaluate(plan, *given).results  # pyright: ignore[reportGeneralTypeIssues]
+    if torch.is_grad_enabled():
+        y, *last = Layer.apply(plan, *given)  # pyright: ignore[reportGeneralTypeIssues]
+        return y, tuple(last)
+    q = evaluate(plan, *given)
+    if _units.listened() and not plan.reverse and plan.sizes is None:
+        _units.tell(lambda: units_of(q))
+    y, *last = q.results
     return y, tuple(last)
 
 

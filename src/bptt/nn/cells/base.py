@@ -80,6 +80,20 @@ class Cell:
         """
         raise NotImplementedError
 
+    def by_unit(
+        self, gates: Tensor, states: list[Tensor], before: list[Tensor], given: Given
+    ) -> tuple[list[Tensor], list[list[Tensor | None]]]:
+        """Of each number of a unit's state, of all N rows at once, its derivatives at a step.
+
+        The first by the arrays of `d_gates`, (N, S H); the second by each number of the same unit a step before, (N, H)
+        or (H,), but for what goes through the gates; None for zero. What is a function of another state is none.
+        """
+        raise NotImplementedError
+
+    def operand_slope(self, before: list[Tensor]) -> Tensor | None:
+        """The derivative (N, H) of what the recurrent weights multiply by the first state; None for 1."""
+        return None
+
     def step(self, driven: Tensor, before: list[Tensor], given: Given) -> list[Tensor]:
         """The states after a step, differentiable, from the input's part of the gates, biases included."""
         raise NotImplementedError

@@ -38,3 +38,10 @@ class GRU(Cell):
         H = gates.shape[1] // 4
         d.view(-1, 4, H).mul_(c[0][:, None])
         return (torch.addmm(c[0] * gates[:, H : 2 * H], d[:, : 3 * H], given.w),)
+
+    def by_unit(
+        self, gates: Tensor, states: list[Tensor], before: list[Tensor], given: Given
+    ) -> tuple[list[Tensor], list[list[Tensor | None]]]:
+        d, H = torch.empty_like(gates), gates.shape[1] // 4
+        self.factors(d, gates, states, before, given)
+        return [d], [[gates[:, H : 2 * H]]]

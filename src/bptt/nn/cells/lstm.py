@@ -43,3 +43,13 @@ class LSTM(Cell):
         d[:, : 3 * H].view(-1, 3, H).mul_(of_c[:, None])
         d[:, 3 * H :].mul_(c[0])
         return torch.mm(d, given.w), of_c * gates[:, H : 2 * H]
+
+    def by_unit(
+        self, gates: Tensor, states: list[Tensor], before: list[Tensor], given: Given
+    ) -> tuple[list[Tensor], list[list[Tensor | None]]]:
+        d, H = torch.empty_like(gates), gates.shape[1] // 4
+        more, forget = self.factors(d, gates, states, before, given), gates[:, H : 2 * H]
+        of_h, of_c = d.clone(), d
+        of_h[:, : 3 * H].view(-1, 3, H).mul_(more[:, None])
+        of_c[:, 3 * H :] = 0
+        return [of_h, of_c], [[None, more * forget], [None, forget]]

@@ -35,6 +35,12 @@ class Rate(Cell):
         to_units(c[0], more, given)
         return (torch.addmm(c[0] * (1 - alpha), d, given.w),)
 
+    def by_unit(
+        self, gates: Tensor, states: list[Tensor], before: list[Tensor], given: Given
+    ) -> tuple[list[Tensor], list[list[Tensor | None]]]:
+        alpha = given.units[0]
+        return [slope(self.name, gates, torch.empty_like(gates)).mul_(alpha)], [[1 - alpha]]
+
     def step(self, driven: Tensor, before: list[Tensor], given: Given) -> list[Tensor]:
         y = activated(self.name, driven + functional.linear(before[0], given.w))
         return [leaked(before[0], y, given)]

@@ -31,5 +31,10 @@ class RNN(Cell):
         sloped(self.name, d, c[0], gates)
         return (torch.mm(d, given.w),)
 
+    def by_unit(
+        self, gates: Tensor, states: list[Tensor], before: list[Tensor], given: Given
+    ) -> tuple[list[Tensor], list[list[Tensor | None]]]:
+        return [slope(self.name, gates, torch.empty_like(gates))], [[None]]
+
     def step(self, driven: Tensor, before: list[Tensor], given: Given) -> list[Tensor]:
         return [activated(self.name, driven + functional.linear(before[0], given.w))]

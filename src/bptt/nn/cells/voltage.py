@@ -42,6 +42,15 @@ class Voltage(Cell):
         to_units(dh, more, given)
         return dh * (1 - alpha), torch.mm(d, given.w)
 
+    def by_unit(
+        self, gates: Tensor, states: list[Tensor], before: list[Tensor], given: Given
+    ) -> tuple[list[Tensor], list[list[Tensor | None]]]:
+        alpha = given.units[0]
+        return [alpha.expand_as(gates)], [[1 - alpha]]
+
+    def operand_slope(self, before: list[Tensor]) -> Tensor | None:
+        return slope(self.name, before[1], torch.empty_like(before[1]))
+
     def step(self, driven: Tensor, before: list[Tensor], given: Given) -> list[Tensor]:
         h = leaked(before[0], driven + functional.linear(before[1], given.w), given)
         return [h, activated(self.name, h)]

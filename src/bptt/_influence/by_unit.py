@@ -1,0 +1,207 @@
+"""What each parameter of a layer does to its own unit, carried without the n x P matrix."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bptt import _tree, _units
+from bptt._influence.base import Influence, numbers
+from bptt._segment import Segment, Span
+from bptt._snapshot import Snapshot, isolated
+from bptt._stream import Data
+from bptt._tree import Tree
+from bptt._units import Units
+
+
+class ByUnit(Influence):
+    """E ← D_u E + I, D_u the block of each unit: of each parameter (rows, d, numbers), d the numbers of a unit's state.
+
+    It is SnAp-1 of a layer each of whose parameters writes one unit, and RTRL where no unit depends on another.
+    """
+
+    d: int
+    entries: list[Tensor]
+
+    @classmethod
+    def of(cls, other: Influence, span: Span, alone: bool) -> "ByUnit | None":
+        """What goes on instead of another that carries nothing yet, where the model's state is that of one such layer.
+
+        alone: whether no unit may depend on another.
+        """
+        one = cls.resumed(other)
+        span = one.span(span)
+        with isolated(one.problem.model, span.tensors), torch.no_grad():
+            step = Segment(span, span.window.start, span.window.start + 1)
+            units = one._of_calls(step, span.begin)[0]
+        known = {id(part.parameter) for part in units.parts} if units else set()
+        if units is None or one.learned or (alone and not units.alone) or any(id(leaf) not in known for leaf in one.theta):
+            return None
+        one.d = units.keep.shape[-1]
+        one.entries = [one._zeros(leaf) for leaf in one.theta]
+        return one
+
+    @classmethod
+    def resumed(cls, other: Influence) -> "ByUnit":
+        """The same for a run that goes on, to be loaded."""
+        one = cls.__new__(cls)
+        vars(one).update(vars(other))
+        return one
+
+    def _zeros(self, leaf: Tensor) -> Tensor:
+        assert self.rows is not None
+        return torch.zeros(self.rows.count, self.d, numbers(leaf), dtype=self.rows.dtype, device=leaf.device)
+
+    def _include(self, leaf: Tensor) -> None:
+        raise ValueError(
+            "the state depends on a parameter that it didn't depend on before, and the influence is carried unit by "
+            "unit for one layer: call unroll anew."
+        )
+
+    def _of_calls(self, segment: Segment, carried: Tree) -> tuple[Units | None, Tree]:
+        """What the layer did in a segment, rows that start anew keeping nothing; None where it isn't one layer."""
+        data = segment.time.read(segment.start, segment.stop)
+        with _units.listening() as heard:
+            done = segment.unfold(carried, data)
+        calls = self._in_order(segment, data, carried, heard)
+        if calls is None:
+            return None, done.after
+        ends = [leaf for leaf in _tree.leaves(done.end) if _tree.carries_cotangent(leaf)]
+        begins = [leaf for leaf in _tree.leaves(carried) if _tree.carries_cotangent(leaf)]
+        resets = data.is_start is not None and bool(data.is_start[0].any())
+        if (calls[-1].end and not _same(calls[-1].end, ends)) or (
+            begins and calls[0].begin and not resets and not _same(calls[0].begin, begins)
+        ):
+            return None, done.after
+        units = calls[0] if len(calls) == 1 else _joined(calls)
+        if data.is_start is not None:
+            starts = data.is_start if data.is_start.dim() == 2 else data.is_start[:, None]
+            keep = units.keep.masked_fill(starts.to(units.keep.device)[..., None, None, None], 0)
+            units = units._replace(keep=keep)
+        return units, done.after
+
+    def _in_order(
+        self, segment: Segment, data: Data, carried: Tree, heard: list[Callable[[], Units]]
+    ) -> list[Units] | None:
+        """What was heard, one for each call of the model: two where rows of a step are called from None beside."""
+        p, calls, found = self.problem, iter(heard), list[Units]()
+        try:
+            for a, _ in segment.calls:
+                units, rows = next(calls)(), None if data.is_start is None else data.is_start[a - segment.start]
+                twice = rows is not None and bool(rows.any()) and not rows.all() and (found or carried is not None)
+                if p.from_none and not p.native_start and twice:
+                    units = _selected(units, next(calls)(), rows)
+                found.append(units)
+        except StopIteration:
+            return None
+        return None if next(calls, None) is not None else found
+
+    def absorb(self, span: Span, length: int | None, noise: Snapshot) -> None:
+        """E over a window, all steps of a graph at once."""
+        span, carried = self.span(span), span.begin
+        steps = span.window.stop - span.window.start
+        with noise.installed(), torch.no_grad():
+            for segment in span.segments(min(length or steps, steps), replays=False):
+                units, carried = self._of_calls(segment, carried)
+                if units is None:
+                    raise ValueError(
+                        f"steps {segment.start} to {segment.stop - 1}: the state is no longer that of one layer's call, "
+                        f"by whose units the influence is carried: call the layer once, with the state as it is given."
+                    )
+                self._take(units)
+
+    def _take(self, units: Units) -> None:
+        later, whole = _units.products(units.keep)
+        gone = whole.flatten(1).eq(0).all(1)
+        parts = {id(part.parameter): part for part in units.parts}
+        factors: dict[int, Tensor] = {}
+        for i, leaf in enumerate(self.theta):
+            part = parts[id(leaf)]
+            factor = factors.get(id(part.factor))
+            if factor is None:  # (B, d G H, T)
+                factor = torch.einsum("tbhkl,tbghl->bkght", later, part.factor)
+                factors[id(part.factor)] = factor
+            groups, width = part.factor.shape[2], 1 if part.operand is None else part.operand.shape[-1]
+            flat = factor.flatten(1, 3)
+            new = flat.sum(2) if part.operand is None else flat @ part.operand.movedim(0, 1).to(flat)
+            old = self.entries[i].reshape(len(flat), self.d, groups, -1, width)
+            old = old.masked_fill(gone[:, None, None, None, None], 0)
+            kept = whole[:, None, None, :, 0] * old if self.d == 1 else torch.einsum("bhkl,blghj->bkghj", whole, old)
+            self.entries[i] = kept.reshape(self.entries[i].shape) + new.reshape(self.entries[i].shape)
+
+    def pull(self, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """c · E, rows whose cotangent is zero left out."""
+        assert self.rows is not None
+        c = self.rows.gather([None if x is None else x[None] for x in cotangents], 1)[0]
+        c = self._by_unit(c)  # (B, d, H)
+        dead = c.eq(0).flatten(1).all(1)
+        found: list[Tensor | None] = []
+        for entries, leaf in zip(self.entries, self.theta, strict=True):
+            each = entries.reshape(len(c), self.d, -1, c.shape[2], _width(leaf))
+            if bool(dead.any()):
+                each = each.masked_fill(dead[:, None, None, None, None], 0)
+            found.append(torch.einsum("bkh,bkghj->ghj", c, each).reshape(leaf.shape).to(leaf.dtype))
+        return found
+
+    def _by_unit(self, vectors: Tensor) -> Tensor:
+        """(rows, size) as (rows, d, H): leaf after leaf, but real and imaginary parts that alternate."""
+        assert self.rows is not None
+        if len(self.rows.leaves) == 1 and self.d == 2:
+            return vectors.reshape(len(vectors), -1, 2).movedim(2, 1)
+        return vectors.reshape(len(vectors), self.d, -1)
+
+    @property
+    def nbytes(self) -> int:
+        """E, as it was and as it becomes."""
+        return 2 * sum(entries.nbytes for entries in self.entries)
+
+    def parts(self) -> dict[str, Any]:
+        """E by parameter."""
+        pairs = zip(self.theta, self.entries, strict=True)
+        return {"units": {self.name_of(leaf): entries.clone() for leaf, entries in pairs}}
+
+    def take(self, parts: dict[str, Any]) -> None:
+        """The inverse of `parts`."""
+        assert self.rows is not None
+        self.d = next((saved.shape[1] for saved in parts["units"].values()), 1)
+        pairs = [self.load_leaf(name, saved, (self.rows.count, self.d)) for name, saved in parts["units"].items()]
+        self.theta, self.entries = [leaf for leaf, _ in pairs], [saved for _, saved in pairs]
+
+
+def _width(leaf: Tensor) -> int:
+    """J of a parameter (G H, J) or (G H,)."""
+    return leaf.shape[1] if leaf.dim() > 1 else 1
+
+
+def _same(some: list[Tensor], others: list[Tensor]) -> bool:
+    """Whether they are the same numbers in the same memory."""
+    return len(some) == len(others) and all(
+        a.data_ptr() == b.data_ptr() and a.numel() == b.numel() for a, b in zip(some, others, strict=True)
+    )
+
+
+def _selected(units: Units, anew: Units, rows: Tensor) -> Units:
+    """A step from a state, and the rows of it that start anew."""
+
+    def rows_of(one: Tensor, other: Tensor) -> Tensor:
+        return torch.where(rows.to(one.device).reshape(1, -1, *[1] * (one.dim() - 2)), other, one)
+
+    parts = [
+        part._replace(
+            factor=rows_of(part.factor, other.factor),
+            operand=None if part.operand is None or other.operand is None else rows_of(part.operand, other.operand),
+        )
+        for part, other in zip(units.parts, anew.parts, strict=True)
+    ]
+    return units._replace(parts=parts, end=[])
+
+
+def _joined(calls: list[Units]) -> Units:
+    """Calls one after the other as one."""
+    parts = []
+    for column in zip(*(call.parts for call in calls), strict=True):
+        operand = None if column[0].operand is None else torch.cat([part.operand for part in column])  # pyright: ignore[reportCallIssue, reportArgumentType]
+        parts.append(column[0]._replace(factor=torch.cat([part.factor for part in column]), operand=operand))
+    keep = torch.cat([call.keep for call in calls])
+    return Units(keep, parts, calls[0].begin, calls[-1].end, all(call.alone for call in calls))
