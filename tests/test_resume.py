@@ -30,6 +30,9 @@ STRATEGIES = [
     bptt.ARTBP(LAW, every=3),
     bptt.ARTBP(LAW, per_row=True),
     bptt.AdaptiveTruncatedBPTT(0.5, k_max=5, probe_every=2, window=6),
+    bptt.RTRL(3),
+    bptt.UORO(3),
+    bptt.SnAp(1),
 ]
 BUDGETS = [None, bptt.Checkpoints(2, 2), "64KiB"]
 KINDS = {  # model, steps of a chunk, resets and mask, whether the stream tells its place, a generator of our own

@@ -311,7 +311,7 @@ class Run:
         plan = self.memory
         with self.ranks.quiet():
             plan = plan.plan(span) if isinstance(plan, Budget) else plan
-            influence.absorb(span, plan.segment if plan else None, noise)
+            influence.absorb(span, plan.segment if plan else None, noise, outcome.after)
         return replace(outcome, memory_bytes=outcome.memory_bytes + influence.nbytes)
 
     def _joined(self, aux: list[Tree]) -> Tree:

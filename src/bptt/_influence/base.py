@@ -58,6 +58,7 @@ class Influence(ABC):
         self._registered = self._parameters()
         self.theta: list[Tensor] = []
         self.rows: Rows | None = None
+        self.masked = False
         self.vjps, self._vjps_of_initial = Vjps(), Vjps()
 
     def _parameters(self) -> list[tuple[nn.Parameter, bool]]:
@@ -100,6 +101,7 @@ class Influence(ABC):
 
     def span(self, span: Span) -> Span:
         """The window as J goes through it: on the data as it is, whatever a mask leaves out."""
+        self.masked = isinstance(span.time, Sheltered)
         time = span.time.whole if isinstance(span.time, Sheltered) else span.time
         return replace(span, problem=self.problem, time=time, enter=None)
 
@@ -145,9 +147,16 @@ class Influence(ABC):
         if behind:
             more = self._vjps_of_initial([value for value, _ in behind], [c for _, c in behind], self.theta)
             to_theta = _tree.added(to_theta, more)
-        if segment.start == 0 or not own:
+        if not own:
             return torch.zeros_like(vectors), to_theta
         return self.rows.gather(to_begin, len(vectors)), to_theta
+
+    def _spoiled(self, after: Tree) -> Tensor | None:
+        """The rows (B,) that aren't finite after steps that a mask leaves out, if others are: they count no more."""
+        assert self.rows is not None
+        leaves = _tree.leaves(after)
+        finite = self.rows.gather([leaves[i][None] for i in self.rows.which], 1)[0].isfinite().all(1)
+        return None if len(finite) < 2 or bool(finite.all()) else ~finite
 
     def enter(self, carried: Tree) -> Tree:
         """The same state, through which a cotangent goes on to θ too."""
@@ -163,10 +172,11 @@ class Influence(ABC):
         return _tree.unflatten(values, structure)
 
     @abstractmethod
-    def absorb(self, span: Span, length: int | None, noise: Snapshot) -> None:
+    def absorb(self, span: Span, length: int | None, noise: Snapshot, end: Tree) -> None:
         """Equation (3) over a window that was run.
 
         length: steps of a graph at most, None for the whole window. noise: what the window found, to be run again on.
+        end: the state that it ended in.
         """
 
     def unfolded(self, segment: Segment, carried: Tree) -> tuple[Tree, Tree, Tree, Data]:
@@ -174,6 +184,11 @@ class Influence(ABC):
         begin = _tree.tracked(carried)
         data = segment.time.read(segment.start, segment.stop)
         done = segment.unfold(begin, data)
+        if self.masked and (spoiled := self._spoiled(done.after)) is not None:
+            p = self.problem
+            begin = _tree.tracked(_without(carried, spoiled, p.batch_dim))
+            data = data._replace(inputs=_without(data.inputs, spoiled, 1 - p.time_dim))
+            done = segment.unfold(begin, data)
         self.meet(segment, begin, done.end)
         return begin, done.end, done.after, data
 
@@ -229,6 +244,11 @@ class Influence(ABC):
             )
         assert self.rows is not None
         return leaf, saved.to(leaf.device, self.rows.dtype, copy=True)
+
+
+def _without(tree: Tree, rows: Tensor, dims: Any) -> Tree:
+    """Zeros in some rows, whose numbers would make those of others NaN on the way back: 0 · NaN is NaN."""
+    return _tree.replace_rows(tree, _tree.map_leaves(torch.zeros_like, tree), rows, dims)
 
 
 def _leaves_of(roots: Iterable[Tensor]) -> list[Tensor]:

@@ -16,12 +16,13 @@ from bptt._units import Units
 
 
 class ByUnit(Influence):
-    """E ← D_u E + I, D_u the block of each unit: of each parameter (rows, d, numbers), d the numbers of a unit's state.
+    """E ← D_u E + I, D_u the block of each unit: of each parameter (B, d, numbers), d the numbers of a unit's state.
 
     It is SnAp-1 of a layer each of whose parameters writes one unit, and RTRL where no unit depends on another.
     """
 
     d: int
+    units: int
     entries: list[Tensor]
 
     @classmethod
@@ -38,8 +39,9 @@ class ByUnit(Influence):
         known = {id(part.parameter) for part in units.parts} if units else set()
         if units is None or one.learned or (alone and not units.alone) or any(id(leaf) not in known for leaf in one.theta):
             return None
-        one.d = units.keep.shape[-1]
-        one.entries = [one._zeros(leaf) for leaf in one.theta]
+        _, rows, one.units, one.d, _ = units.keep.shape
+        like = units.keep
+        one.entries = [like.new_zeros(rows, one.d, numbers(leaf)) for leaf in one.theta]
         return one
 
     @classmethod
@@ -48,10 +50,6 @@ class ByUnit(Influence):
         one = cls.__new__(cls)
         vars(one).update(vars(other))
         return one
-
-    def _zeros(self, leaf: Tensor) -> Tensor:
-        assert self.rows is not None
-        return torch.zeros(self.rows.count, self.d, numbers(leaf), dtype=self.rows.dtype, device=leaf.device)
 
     def _include(self, leaf: Tensor) -> None:
         raise ValueError(
@@ -97,7 +95,7 @@ class ByUnit(Influence):
             return None
         return None if next(calls, None) is not None else found
 
-    def absorb(self, span: Span, length: int | None, noise: Snapshot) -> None:
+    def absorb(self, span: Span, length: int | None, noise: Snapshot, end: Tree) -> None:
         """E over a window, all steps of a graph at once."""
         span, carried = self.span(span), span.begin
         steps = span.window.stop - span.window.start
@@ -112,29 +110,32 @@ class ByUnit(Influence):
                 self._take(units)
 
     def _take(self, units: Units) -> None:
+        """E ← D E + I, D over all steps of the call, I by one product over them."""
         later, whole = _units.products(units.keep)
         gone = whole.flatten(1).eq(0).all(1)
         parts = {id(part.parameter): part for part in units.parts}
         factors: dict[int, Tensor] = {}
         for i, leaf in enumerate(self.theta):
-            part = parts[id(leaf)]
-            factor = factors.get(id(part.factor))
-            if factor is None:  # (B, d G H, T)
-                factor = torch.einsum("tbhkl,tbghl->bkght", later, part.factor)
-                factors[id(part.factor)] = factor
-            groups, width = part.factor.shape[2], 1 if part.operand is None else part.operand.shape[-1]
-            flat = factor.flatten(1, 3)
-            new = flat.sum(2) if part.operand is None else flat @ part.operand.movedim(0, 1).to(flat)
-            old = self.entries[i].reshape(len(flat), self.d, groups, -1, width)
-            old = old.masked_fill(gone[:, None, None, None, None], 0)
-            kept = whole[:, None, None, :, 0] * old if self.d == 1 else torch.einsum("bhkl,blghj->bkghj", whole, old)
-            self.entries[i] = kept.reshape(self.entries[i].shape) + new.reshape(self.entries[i].shape)
+            part, entries = parts[id(leaf)], self.entries[i]
+            if bool(gone.any()):  # 0 times an infinite entry isn't 0
+                entries[gone] = 0
+            if id(part.factor) not in factors:  # (B, d G H, T)
+                factors[id(part.factor)] = _over_steps(later, part.factor)
+            flat = factors[id(part.factor)]
+            old = entries.view(len(flat), self.d, part.factor.shape[2], -1, _width(leaf))
+            if self.d == 1:
+                old.mul_(whole[:, None, None, :, 0])
+            else:
+                old.copy_(torch.einsum("bhkl,blghj->bkghj", whole, old))
+            rows = entries.view(len(flat), flat.shape[1], -1)
+            if part.operand is None:
+                rows.add_(flat.sum(2, keepdim=True))
+            else:
+                rows.baddbmm_(flat, part.operand.movedim(0, 1))
 
     def pull(self, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
         """c · E, rows whose cotangent is zero left out."""
-        assert self.rows is not None
-        c = self.rows.gather([None if x is None else x[None] for x in cotangents], 1)[0]
-        c = self._by_unit(c)  # (B, d, H)
+        c = self._by_unit(cotangents)
         dead = c.eq(0).flatten(1).all(1)
         found: list[Tensor | None] = []
         for entries, leaf in zip(self.entries, self.theta, strict=True):
@@ -144,12 +145,18 @@ class ByUnit(Influence):
             found.append(torch.einsum("bkh,bkghj->ghj", c, each).reshape(leaf.shape).to(leaf.dtype))
         return found
 
-    def _by_unit(self, vectors: Tensor) -> Tensor:
-        """(rows, size) as (rows, d, H): leaf after leaf, but real and imaginary parts that alternate."""
-        assert self.rows is not None
-        if len(self.rows.leaves) == 1 and self.d == 2:
-            return vectors.reshape(len(vectors), -1, 2).movedim(2, 1)
-        return vectors.reshape(len(vectors), self.d, -1)
+    def _by_unit(self, cotangents: Sequence[Tensor | None]) -> Tensor:
+        """The cotangents of the state's leaves as (B, d, H): leaf after leaf, of a complex one both parts."""
+        like, found = self.entries[0], list[Tensor]()
+        shape = len(like), self.units
+        for x in cotangents:
+            if x is None:
+                found += [like.new_zeros(shape)] * (self.d // len(cotangents))
+            elif x.is_complex():
+                found += [x.real.reshape(shape), x.imag.reshape(shape)]
+            else:
+                found.append(x.reshape(shape))
+        return torch.stack(found, 1).to(like)
 
     @property
     def nbytes(self) -> int:
@@ -163,10 +170,17 @@ class ByUnit(Influence):
 
     def take(self, parts: dict[str, Any]) -> None:
         """The inverse of `parts`."""
+        rows, self.d, _ = next(iter(parts["units"].values())).shape
         assert self.rows is not None
-        self.d = next((saved.shape[1] for saved in parts["units"].values()), 1)
-        pairs = [self.load_leaf(name, saved, (self.rows.count, self.d)) for name, saved in parts["units"].items()]
+        self.units = self.rows.count * self.rows.size // (rows * self.d)
+        pairs = [self.load_leaf(name, saved, (rows, self.d)) for name, saved in parts["units"].items()]
         self.theta, self.entries = [leaf for leaf, _ in pairs], [saved for _, saved in pairs]
+
+
+def _over_steps(later: Tensor, factor: Tensor) -> Tensor:
+    """What each step's factor has become at the call's end, (B, d G H, T)."""
+    moved = later[:, :, None, :, 0] * factor if later.shape[-1] == 1 else torch.einsum("tbhkl,tbghl->tbghk", later, factor)
+    return moved.permute(1, 4, 2, 3, 0).flatten(1, 3)
 
 
 def _width(leaf: Tensor) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bptt import _tree
 from bptt._influence.base import Influence, numbers, real, shaped
 from bptt._influence.by_unit import ByUnit
 from bptt._jacobian import batchable
@@ -39,15 +40,17 @@ class Exact(Influence):
             found = self.jacobians[i] = torch.zeros(shape, dtype=rows.dtype, device=leaf.device)
         return found
 
-    def absorb(self, span: Span, length: int | None, noise: Snapshot) -> None:
+    def absorb(self, span: Span, length: int | None, noise: Snapshot, end: Tree) -> None:
         """Equation (3) over a window, graph by graph: J goes from one to the next."""
         span, carried = self.span(span), span.begin
         steps = span.window.stop - span.window.start
         with noise.installed(), batchable(self.problem.model), torch.enable_grad():
             for segment in span.segments(min(length or steps, steps), replays=False):
-                begin, end, carried, data = self.unfolded(segment, carried)
+                begin, after, carried, data = self.unfolded(segment, carried)
                 self._reset(data)
-                self._step(segment, begin, end)
+                self._step(segment, begin, after)
+        if length is not None and length < steps:
+            check_same(carried, end)
         torch.clear_autocast_cache()
 
     def _reset(self, data: Data) -> None:
@@ -116,6 +119,20 @@ class Exact(Influence):
             self.load_leaf(name, saved, (self.rows.count, self.rows.size)) for name, saved in parts["jacobians"].items()
         ]
         self.theta, self.jacobians = [leaf for leaf, _ in pairs], list[Tensor | None](saved for _, saved in pairs)
+
+
+def check_same(carried: Tree, end: Tree) -> None:
+    """ValueError where a window that is run again in shorter calls doesn't end in the state that it ended in."""
+    for one, other in zip(_tree.leaves(carried), _tree.leaves(end), strict=True):
+        if not _tree.carries_cotangent(one):
+            continue
+        known = one.isfinite() & other.isfinite()
+        one, other = torch.where(known, one, 0), torch.where(known, other, 0)
+        if not torch.allclose(one, other, 1e-2, 1e-2 * float(other.abs().max())):
+            raise ValueError(
+                "a window that is called in shorter parts, to carry ∂s/∂θ through it, ends in another state: the "
+                "recurrence draws random numbers, or mixes the steps of a call. Use k1=1, or call model.eval()."
+            )
 
 
 def _check_apart(of_state: Tensor, row: int) -> None:

@@ -14,6 +14,7 @@ from bptt._jacobian import batchable
 from bptt._options import Options
 from bptt._segment import Segment, Span
 from bptt._snapshot import Snapshot, isolated
+from bptt._tree import Tree
 
 
 class Masked(Exact):
@@ -49,14 +50,14 @@ class Masked(Exact):
             found = self.writes[i] = torch.zeros_like(self.jacobian(i)[0], dtype=torch.bool)
         return found
 
-    def absorb(self, span: Span, length: int | None, noise: Snapshot) -> None:
+    def absorb(self, span: Span, length: int | None, noise: Snapshot, end: Tree) -> None:
         """Equation (2) of `SnAp`, step by step whatever the length."""
         assert self.rows is not None
         if self.reaches is None:
             self.reaches = torch.zeros(self.rows.size, self.rows.size, dtype=torch.bool, device=self.rows.device)
             with isolated(self.problem.model, span.tensors), batchable(self.problem.model), torch.enable_grad():
                 self._look(self.span(span))
-        super().absorb(span, 1, noise)
+        super().absorb(span, 1, noise, end)
 
     def _look(self, span: Span) -> None:
         """The patterns of one step at random states and inputs, the same ones in every process."""

@@ -42,7 +42,7 @@ class Product(Influence):
         device = "cpu" if self._generator is None else self._generator.device
         return torch.randint(2, shape, generator=self._generator, device=device) * 2 - 1
 
-    def absorb(self, span: Span, length: int | None, noise: Snapshot) -> None:
+    def absorb(self, span: Span, length: int | None, noise: Snapshot, end: Tree) -> None:
         """Equation (2) over a window: signs are drawn where the run's noise stands, the window run on its own."""
         assert self.rows is not None
         signs = self.signs(self.rows.count, self.rows.size).to(self.rows.device, self.rows.dtype)
@@ -59,6 +59,8 @@ class Product(Influence):
                 with noise.installed():
                     moved = self._pushed(span, length, old)
         torch.clear_autocast_cache()
+        if self.masked:
+            moved = torch.where(moved.isfinite(), moved, 0)  # rows that count no more
         self._mix(moved, signs, new)
 
     def _pulled_back(self, span: Span, length: int, signs: Tensor) -> tuple[Tensor, list[Tensor]]:
