@@ -24,9 +24,9 @@ class Updates(Iterator[Update]):
 
     state_dict() is valid between two updates, before the first and after the last. It holds plain data and small
     tensors, which `torch.save`, torch.distributed.checkpoint and, taken apart, safetensors take: the step, the state
-    that the next window starts from (with k1 < k2 that is not `Update.state`), the strategy's progress, what
-    it carries of ∂s/∂θ, what a budget has measured, the state of `generator` (or of torch's default one for the CPU, which is set again on loading), the
-    stream's place, and what must be the same in the run that goes on: strategy, reduction, rows.
+    that the next window starts from (with k1 < k2 that is not `Update.state`), the strategy's progress, what is carried
+    of ∂s/∂θ, what a budget has measured, the state of `generator` (or of torch's default one for the CPU, which is set
+    again on loading), the stream's place, and what must be the same in the run that goes on: strategy, reduction, rows.
 
     load_state_dict(state) makes a new iterator, not yet begun, go on after the saved update, to the bit where the model
     computes the same. Call it with the parameters, the optimiser and noise that isn't ours (a GPU's, NumPy's) loaded by

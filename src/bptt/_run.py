@@ -15,8 +15,8 @@ from bptt._errors import NonFiniteError
 from bptt._guard import axes
 from bptt._guard.guard import Guard
 from bptt._guard.reached import Watch, held
-from bptt._influence import Influence, influence_of
 from bptt._idle import Idle, calls, touch
+from bptt._influence import Influence, influence_of
 from bptt._memory import Budget, Meter
 from bptt._options import Options
 from bptt._ranks import Ranks
@@ -275,7 +275,7 @@ class Run:
         factor, clip = options.factor(span.begin), span.problem.clip
         if clip is not None:
             span = replace(span, problem=replace(span.problem, clip=clip * factor))
-        influence = progress.influence
+        influence, noise = progress.influence, None
         if influence is not None:
             span, noise, influence = self._entered(span, influence)
             given_progress = replace(given_progress, influence=influence)
@@ -285,7 +285,7 @@ class Run:
         except NonFiniteError:
             self._gradients.put_back()
             raise
-        if influence is not None:
+        if influence is not None and noise is not None:
             outcome = self._absorbed(influence, span, outcome, noise)
         self.debts.add(span, progress.carried, outcome.cotangent)
         if given.burn_in:

@@ -50,11 +50,13 @@ def check_carried(strategy: Any, options: Options) -> None:
             f"params= with the tensors that it is to learn."
         )
     if any(not leaf.is_leaf for leaf in p.params or ()):
-        raise ValueError(f"params=: {strategy!r} needs leaves, and an entry is computed from other tensors: pass those.")
+        raise ValueError(
+            f"params=: {strategy!r} needs leaves, and an entry is computed from other tensors: pass those."
+        )
     for tree, name in ((options.state, "state"), (options.initial_state, "initial_state")):
         bad = None if callable(tree) else _tree.fault(tree, name, lambda leaf: leaf.grad_fn is not None)
         if bad is not None:
             raise ValueError(
-                f"{bad[0]} carries a graph, through which nothing of later windows could be passed on with {strategy!r}: "
-                f"detach it, pass initial_state= a function that computes it, or use bptt.FullBPTT()."
+                f"{bad[0]} carries a graph, through which {strategy!r} passes on nothing of later windows: detach it, pass "
+                f"initial_state= a function that computes it, or use bptt.FullBPTT()."
             )

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bptt import _recurrence, _tree
+from bptt import _tree
 from bptt._errors import named
 from bptt._guard.reached import in_sight
-from bptt._jacobian import Rows, Vjps, batchable
+from bptt._jacobian import Rows, Vjps
 from bptt._masks import Sheltered
 from bptt._options import Options
 from bptt._segment import Segment, Span
@@ -129,9 +129,7 @@ class Influence(ABC):
             pairs += zip(_tree.leaves(span.initial.value), _tree.leaves(span.initial.leaves), strict=True)
         return [(value, leaf) for value, leaf in pairs if value.requires_grad]
 
-    def pulled(
-        self, segment: Segment, begin: Tree, end: Tree, vectors: Tensor
-    ) -> tuple[Tensor, list[Tensor | None]]:
+    def pulled(self, segment: Segment, begin: Tree, end: Tree, vectors: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """`vectors` (n, rows, size) times D, in the same shape, and times I: (n, *parameter) for each of θ, or None."""
         assert self.rows is not None
         ends, firsts = _tree.leaves(end), _tree.leaves(begin)

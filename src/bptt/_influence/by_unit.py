@@ -37,7 +37,12 @@ class ByUnit(Influence):
             step = Segment(span, span.window.start, span.window.start + 1)
             units = one._of_calls(step, span.begin)[0]
         known = {id(part.parameter) for part in units.parts} if units else set()
-        if units is None or one.learned or (alone and not units.alone) or any(id(leaf) not in known for leaf in one.theta):
+        if (
+            units is None
+            or one.learned
+            or (alone and not units.alone)
+            or any(id(leaf) not in known for leaf in one.theta)
+        ):
             return None
         _, rows, one.units, one.d, _ = units.keep.shape
         like = units.keep
@@ -87,8 +92,8 @@ class ByUnit(Influence):
         try:
             for a, _ in segment.calls:
                 units, rows = next(calls)(), None if data.is_start is None else data.is_start[a - segment.start]
-                twice = rows is not None and bool(rows.any()) and not rows.all() and (found or carried is not None)
-                if p.from_none and not p.native_start and twice:
+                twice = p.from_none and not p.native_start and bool(found or carried is not None)
+                if twice and rows is not None and bool(rows.any()) and not rows.all():
                     units = _selected(units, next(calls)(), rows)
                 found.append(units)
         except StopIteration:
@@ -104,8 +109,8 @@ class ByUnit(Influence):
                 units, carried = self._of_calls(segment, carried)
                 if units is None:
                     raise ValueError(
-                        f"steps {segment.start} to {segment.stop - 1}: the state is no longer that of one layer's call, "
-                        f"by whose units the influence is carried: call the layer once, with the state as it is given."
+                        f"steps {segment.start} to {segment.stop - 1}: the state is no longer that of one layer's "
+                        f"call, by whose units ∂s/∂θ is carried: call the layer once, on the state as it is given."
                     )
                 self._take(units)
 
@@ -179,7 +184,8 @@ class ByUnit(Influence):
 
 def _over_steps(later: Tensor, factor: Tensor) -> Tensor:
     """What each step's factor has become at the call's end, (B, d G H, T)."""
-    moved = later[:, :, None, :, 0] * factor if later.shape[-1] == 1 else torch.einsum("tbhkl,tbghl->tbghk", later, factor)
+    one = later.shape[-1] == 1
+    moved = later[:, :, None, :, 0] * factor if one else torch.einsum("tbhkl,tbghl->tbghk", later, factor)
     return moved.permute(1, 4, 2, 3, 0).flatten(1, 3)
 
 

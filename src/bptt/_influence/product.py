@@ -131,9 +131,7 @@ class Product(Influence):
             linear = [(u, v) for u, v in zip(outer, along, strict=True) if u is not None and u.requires_grad]
             found: Sequence[Tensor | None] = [None] * len(probes)
             if linear:
-                found = torch.autograd.grad(
-                    [u for u, _ in linear], probes, [v for _, v in linear], allow_unused=True
-                )
+                found = torch.autograd.grad([u for u, _ in linear], probes, [v for _, v in linear], allow_unused=True)
         return self.rows.gather([None if x is None else x[None] for x in found], 1)[0], after
 
     def _mix(self, moved: Tensor, signs: Tensor, new: list[Tensor]) -> None:
@@ -143,13 +141,12 @@ class Product(Influence):
         rho0 = ((old + tiny) / (moved.norm() + tiny)).sqrt()
         rho1 = ((fresh + tiny) / (signs.norm() + tiny)).sqrt()
         self.of_state = rho0 * moved + rho1 * signs
-        self.of_theta = [
-            a / rho0.to(a.device) + b / rho1.to(a.device) for a, b in zip(self.of_theta, new, strict=True)
-        ]
+        self.of_theta = [a / rho0.to(a.device) + b / rho1.to(a.device) for a, b in zip(self.of_theta, new, strict=True)]
 
     def pull(self, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
         """(c · s̃) θ̃, rows whose cotangent is zero left out."""
-        assert self.rows is not None and self.of_state is not None
+        assert self.rows is not None
+        assert self.of_state is not None
         c = self.rows.gather([None if x is None else x[None] for x in cotangents], 1)[0]
         along = torch.where(c == 0, 0, c * self.of_state).sum()
         return [
