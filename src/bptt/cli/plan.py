@@ -11,13 +11,14 @@ import torch
 import tyro
 
 import bptt
+from bptt.analysis.numbers import duration
 from bptt.cli.config import PLAIN, at_least_one, at_most, flag, parse
 from bptt.cli.data_options import DataOptions
 from bptt.cli.files import data_text
 from bptt.cli.jobs.own import loss_of, make, rows_of, source_of, tried
 from bptt.cli.jobs.texts import named as model_named
 from bptt.cli.model import build, loss
-from bptt.cli.printing import UserError, duration, one_line, size, user_errors
+from bptt.cli.printing import UserError, one_line, size, user_errors
 from bptt.cli.screen import Screen
 from bptt.cli.strategies import labelled, parse_strategies
 from bptt.cli.train import device_of

@@ -189,15 +189,3 @@ def brief(seconds: float) -> str:
     """
     unit, length = ("s", 1) if seconds < 60 else ("min", 60) if seconds < 3600 else ("h", 3600)
     return f"{seconds / length:.1f} {unit}"
-
-
-def duration(seconds: float) -> str:
-    """A time a person reads at a glance.
-
-    >>> duration(8.25), duration(84), duration(7384)
-    ('8.2 s', '1 min 24 s', '2 h 3 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

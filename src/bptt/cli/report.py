@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
+from bptt.analysis.numbers import duration
 from bptt.cli.history import History
 from bptt.cli.jobs.job import Results
-from bptt.cli.printing import block, duration
+from bptt.cli.printing import block
 from bptt.cli.train_config import TrainConfig
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import bptt
+from bptt.analysis.numbers import duration
 from bptt.cli import precision
 from bptt.cli import ranks as launched
 from bptt.cli.checkpoint import Found
@@ -25,7 +26,7 @@ from bptt.cli.jobs.job import Job, Results
 from bptt.cli.jobs.make import make_job
 from bptt.cli.jobs.texts import SAMPLE_TEMPERATURE
 from bptt.cli.plots import loss_plot, norm_plot
-from bptt.cli.printing import UserError, block, command, duration, one_line
+from bptt.cli.printing import UserError, block, command, one_line
 from bptt.cli.progress import Display
 from bptt.cli.ranks import Ranks
 from bptt.cli.reading import Reading, reading
