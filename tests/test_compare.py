@@ -254,7 +254,7 @@ def test_as_a_table():
     names = "strategy draws bias cosine variance updates forward backward memory time"
     assert " ".join(head.split()) == names
     assert len(head) == len(fixed) == len(random)
-    assert fixed.startswith("TruncatedBPTT(k1=2, k2=None)")
+    assert fixed.startswith("tbptt:2 (biased)")
     assert "[" not in fixed
     assert random.count("[") == 3
     assert "ms" in fixed

@@ -30,7 +30,7 @@ class Comparison(Shown):
         The least biased is named by the upper end of its 99 % interval, so that fewer draws never make a strategy look
         better; where that lies within the interval of others, it is undecided between them.
         """
-        measured = {repr(entry.strategy): [entry] for entry in self.entries}
+        measured = {label(entry.strategy): [entry] for entry in self.entries}
         return "\n".join(f"{name}: {said}" for name, said in verdicts(measured).items())
 
     def table(self) -> Table:
@@ -67,7 +67,7 @@ def _cells(entry: Compared) -> tuple[str, ...]:
 
     counts: Sequence[float] = (entry.updates, entry.forward_steps, entry.backward_steps)
     return (
-        f"{entry.strategy!r} ({entry.kind})",
+        f"{label(entry.strategy)} ({entry.kind})",
         str(entry.draws),
         *(shown(estimate) for estimate in (entry.bias, entry.cosine, entry.variance)),
         *(f"{count:.1f}".removesuffix(".0") for count in counts),
