@@ -1,15 +1,34 @@
 """A model of the user's own in a file: what is printed is what the library's calls say."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import bptt
+from bptt.cli.folder import VOCABULARY
 from bptt.data import Lanes
 from support.own_model import NET
 
 MODEL = f"""{NET}
+
+class Text(nn.Module):
+    def __init__(self, scores=29):
+        super().__init__()
+        self.embed, self.cell, self.out = nn.Embedding(29, 5), nn.GRU(5, 6), nn.Linear(6, scores)
+
+    def forward(self, x, state=None):
+        hidden, state = self.cell(self.embed(x), state)
+        return self.out(hidden), state
+
+def of_text():
+    return Text()
+
+def of_more():
+    return Text(40)
 
 def with_stream():
     import bptt, torch
@@ -100,3 +119,34 @@ def test_what_can_t_be(bptt_, folder, data, file, word, message):
     assert result.code == 2
     assert message in result.error
     assert not (folder / "run").exists()
+
+
+def test_a_model_of_a_text_writes(bptt_, folder, data, text):
+    words = ["--data", "text.txt", "--strategy", "tbptt:5", "--batch", 4, "--steps", 30, "--out", "run"]
+    assert bptt_("train", "net.py:of_text", *words).code == 0
+    result = bptt_("sample", "run", "--temperature", 0, "--length", 20, "--prompt", "the ")
+    assert result.code == 0
+    made = {"__name__": "net"}
+    exec(MODEL, made)
+    model, vocabulary = made["of_text"](), bptt.data.Vocabulary(json.loads((folder / "run" / VOCABULARY).read_text()))
+    model.load_state_dict(load_file(folder / "run" / "weights.safetensors"))
+    written = "the "
+    for _ in range(20):
+        written += vocabulary.decode(model(vocabulary.encode(written)[:, None])[0][-1, 0].argmax()[None])
+    assert result.out == written + "\n"
+    (folder / "net.py").write_text(MODEL + "\n")
+    assert "net.py:of_text was changed since the run began" in bptt_("sample", "run").error
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_what_writes_no_text(bptt_, folder, data, text, temperature):
+    words = ["--data", "text.txt", "--strategy", "tbptt:5", "--batch", 4, "--steps", 2, "--out"]
+    assert bptt_("train", "net.py:of_more", *words, "more").code == 0
+    result = bptt_("sample", "more", "--temperature", temperature)
+    assert result.code == 2
+    assert (
+        "for a text of 29 distinct characters it must give scores of shape (1, 1, 29), not (1, 1, 40)" in result.error
+    )
+    words = ["--data", "x.npy", "--strategy", "tbptt:5", "--batch", 4, "--steps", 2, "--out"]
+    assert bptt_("train", "net.py:make", *words, "numbers").code == 0
+    assert "its model was trained on numbers" in bptt_("sample", "numbers").error

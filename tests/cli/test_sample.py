@@ -62,7 +62,7 @@ def test_the_distribution_is_the_model_s_at_that_temperature():
     vocabulary = Vocabulary("abc")
     model = CharModel(3, "gru", 4).eval()
     generator = torch.Generator().manual_seed(0)
-    drawn = "".join(next(write(model, vocabulary, "b", 1, 0.5, generator)) for _ in range(4000))
+    drawn = "".join(next(write(model.stepping(), vocabulary, "b", 1, 0.5, generator)) for _ in range(4000))
     with torch.no_grad():
         expected = (model(vocabulary.encode("b")[:, None], None)[0][0, 0] / 0.5).softmax(0)
     observed = torch.tensor([drawn.count(c) / 4000 for c in "abc"])

@@ -259,15 +259,23 @@ def load(path: Path) -> tuple[CharModel, Vocabulary]:
         raise UserError(f"{path} is not a run folder with weights (no {missing[0]}). Give a DIR that bptt train wrote")
     try:
         shape = _shape(read_settings(path / CONFIG))
-        vocabulary = _vocabulary(json.loads(small_text(path / VOCABULARY, VOCABULARY_MOST)))
     except (OSError, ValueError, RecursionError, UserError) as error:
         raise _damaged(path, error) from error
+    vocabulary = load_vocabulary(path)
     try:
         model = build(len(vocabulary), *shape)
     except UserError:  # a size that nothing has
         raise UserError(f"{path}: damaged run folder ({WEIGHTS} doesn't fit {CONFIG} and {VOCABULARY})") from None
     load_weights(path, model, {"vocabulary": digest(vocabulary)}, f"{CONFIG} and {VOCABULARY}")
     return model.eval(), vocabulary
+
+
+def load_vocabulary(path: Path) -> Vocabulary:
+    """The vocabulary of a run folder. Raises: UserError if it is damaged."""
+    try:
+        return _vocabulary(json.loads(small_text(path / VOCABULARY, VOCABULARY_MOST)))
+    except (OSError, ValueError, RecursionError, UserError) as error:
+        raise _damaged(path, error) from error
 
 
 def load_weights(path: Path, model: Any, stamp: Mapping[str, str], of: str = CONFIG) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from bptt.data import Vocabulary
 CELLS: dict[str, Any] = {"rnn": bptt.nn.RNN, "gru": bptt.nn.GRU, "lstm": bptt.nn.LSTM}
 
 State = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+Step = Callable[[torch.Tensor], torch.Tensor]
 
 
 class CharModel(nn.Module):
@@ -55,6 +56,20 @@ class CharModel(nn.Module):
     def initial_state(self, batch: int) -> State:
         """Zeros (layers, batch, hidden); for an LSTM two of them."""
         return zeros(self.recurrent, batch)
+
+    def stepping(self) -> Step:
+        """What `write` takes: a prompt in one call, and then a character at a time."""
+        step, device = None, self.decoder.weight.device
+
+        def scores(ids: torch.Tensor) -> torch.Tensor:
+            nonlocal step
+            if step is not None:
+                return self.decoder(step(self.embedding(ids.to(device))))[0]
+            step = self.recurrent.stepper(1)
+            found, step.state = self(ids[:, None].to(device), self.initial_state(1))
+            return found[-1, 0]
+
+        return scores
 
 
 def zeros(layer: Any, batch: int) -> State:
@@ -98,13 +113,14 @@ loss = bptt.per_step(nn.CrossEntropyLoss())
 
 @torch.no_grad()
 def write(
-    model: CharModel, vocabulary: Vocabulary, prompt: str, length: int, temperature: float, generator: torch.Generator
+    step: Step, vocabulary: Vocabulary, prompt: str, length: int, temperature: float, generator: torch.Generator
 ) -> Iterator[str]:
-    """The characters that `model` writes after `prompt`, one by one.
+    """The characters that a model writes after `prompt`, one by one.
 
     Without a prompt the model is started by a newline, or by the first character where the text has no newline.
 
     Arguments:
+        step: ids (n,) that come next -> scores (characters,) for the one after them; `CharModel.stepping` makes one.
         temperature: scores are divided by it; 0 takes the likeliest character.
         generator: on the CPU, whatever the device of the model, so that a seed writes one text everywhere.
 
@@ -113,11 +129,8 @@ def write(
     """
     start = "\n" if "\n" in vocabulary.characters else vocabulary.characters[0]
     ids = vocabulary.encode(prompt or start)
-    step, device = model.recurrent.stepper(1), model.decoder.weight.device
-    scores, step.state = model(ids[:, None].to(device), model.initial_state(1))
-    last = scores[-1, 0]
     for _ in range(length):
-        last = last.cpu().double()
+        last = step(ids).cpu().double()
         if not torch.isfinite(last).all():
             raise ValueError("the model's scores are not finite: its weights are too large to write with.")
         if temperature == 0:
@@ -125,4 +138,3 @@ def write(
         else:  # relative to the largest, so that no temperature, however small, overflows
             ids = torch.multinomial(((last - last.max()) / temperature).softmax(0), 1, generator=generator)
         yield vocabulary.decode(ids)
-        last = model.decoder(step(model.embedding(ids.to(device))))[0]

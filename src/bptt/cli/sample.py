@@ -13,9 +13,11 @@ import torch
 import tyro
 
 from bptt.cli.config import at_least_one, at_most, is_seed, parse
-from bptt.cli.folder import load
-from bptt.cli.model import write
-from bptt.cli.printing import UserError, printable, user_errors
+from bptt.cli.folder import MODEL, VOCABULARY, load, load_vocabulary, load_weights
+from bptt.cli.jobs.own import made_again, stepping
+from bptt.cli.model import Step, write
+from bptt.cli.printing import UserError, one_line, printable, user_errors
+from bptt.data import Vocabulary
 
 LENGTH_MOST = 100_000_000
 """Characters; more would take days."""
@@ -52,14 +54,29 @@ def run(words: Sequence[str]) -> int:
     """Print the prompt and what the model writes after it, as it is written; the exit code."""
     config = parse(SampleConfig, words, "bptt sample")
     config.check()
-    model, vocabulary = load(config.run)
+    step, vocabulary = _of_own(config.run) if (config.run / MODEL).is_file() else _of_text(config.run)
     with user_errors(prefix="--prompt: "):
         vocabulary.encode(config.prompt)
     generator = torch.Generator().manual_seed(config.seed)
     sys.stdout.write(printable(config.prompt))
     with user_errors(prefix=f"{config.run}: "):
-        for character in write(model, vocabulary, config.prompt, config.length, config.temperature, generator):
+        for character in write(step, vocabulary, config.prompt, config.length, config.temperature, generator):
             sys.stdout.write(printable(character))
             sys.stdout.flush()
     sys.stdout.write("\n")
     return 0
+
+
+def _of_text(run: Path) -> tuple[Step, Vocabulary]:
+    model, vocabulary = load(run)
+    return model.stepping(), vocabulary
+
+
+def _of_own(run: Path) -> tuple[Step, Vocabulary]:
+    """Of a run of the user's own model, which must be of a text."""
+    if not (run / VOCABULARY).is_file():
+        raise UserError(f"{one_line(str(run))}: its model was trained on numbers, and bptt sample writes text")
+    vocabulary = load_vocabulary(run)
+    made = made_again(run)
+    load_weights(run, made.model, {"sha256": made.digest})
+    return stepping(made, len(vocabulary)), vocabulary

@@ -19,6 +19,7 @@ from torch import nn
 
 import bptt
 from bptt.cli.data_options import DataOptions
+from bptt.cli.files import small_text
 from bptt.cli.folder import MODEL
 from bptt.cli.history import BITS, LOSS
 from bptt.cli.jobs.job import Job
@@ -73,6 +74,44 @@ def make(named: str, seed: int | None = None) -> Made:
     loss, stream = (*parts[1:], None, None)[:2]
     _checked(named, name, model, loss, stream)
     return Made(named, model, loss, stream, digest)
+
+
+def made_again(run: Path) -> Made:
+    """What the function returns now that a run folder names.
+
+    Raises: UserError where its file was changed since the run began, and as `make` does.
+    """
+    try:
+        known = json.loads(small_text(run / MODEL, 2**16))
+        named, digest = known["model"], known["sha256"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        raise UserError(f"{one_line(str(run))}: damaged run folder ({MODEL})") from None
+    made = make(str(named), 0)
+    if made.digest != digest:
+        raise UserError(f"{one_line(str(named))} was changed since the run began. Put it back, or train again")
+    return made
+
+
+def stepping(made: Made, characters: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What `bptt.cli.model.write` takes: the user's model, step by step with the state that it returns.
+
+    Raises: UserError, at a call, for scores that aren't one for each of the characters.
+    """
+    state: Any = None
+    model = made.model.eval()
+
+    def scores(ids: torch.Tensor) -> torch.Tensor:
+        nonlocal state
+        with users_own(f"{made.named}: it fails on ids {_shape(ids[:, None])}"):
+            found, state = model(ids[:, None], state)
+            if tuple(found.shape) != (len(ids), 1, characters):
+                raise UserError(
+                    f"{made.named}: for a text of {characters} distinct characters it must give scores of shape "
+                    f"({len(ids)}, 1, {characters}), not {_shape(found)}"
+                )
+            return found[-1, 0]
+
+    return scores
 
 
 def _run(path: Path) -> Any:

@@ -105,7 +105,7 @@ class TextJob(Job):
         written = [prompt]
         with contextlib.suppress(ValueError):  # what was trained is kept, whatever it can't write
             model: Any = self.model
-            written.extend(write(model, vocabulary, prompt, SAMPLE_LENGTH, SAMPLE_TEMPERATURE, generator))
+            written.extend(write(model.stepping(), vocabulary, prompt, SAMPLE_LENGTH, SAMPLE_TEMPERATURE, generator))
         more = ("More text:", "bptt sample", f"--temperature {SAMPLE_TEMPERATURE}")
         return Results(text="".join(written), more=more)
 
