@@ -104,7 +104,11 @@ def whole_run(run: dict[str, Any] | None, ranks: Ranks, axes: Any, rows: int) ->
     if run is None or ranks.size == 1:
         return run
     join = lambda axis, *each: each[0] if axis is None else torch.cat(each, axis)  # noqa: E731
-    return {**run, "carried": _leaves(join, axes, *ranks.all(run["carried"])), "run": {**run["run"], "rows": rows}}
+    return {
+        **run,
+        "carried": _leaves(join, axes, *ranks.all(_leaves(lambda _, leaf: leaf.cpu(), 0, run["carried"]))),
+        "run": {**run["run"], "rows": rows},
+    }
 
 
 def own_run(saved: dict[str, Any], ranks: Ranks, axes: Any, rows: int) -> dict[str, Any] | None:
