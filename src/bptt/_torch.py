@@ -69,6 +69,11 @@ def saved_tensors_hooks() -> tuple[Callable[..., Any], Callable[..., Any]] | Non
     return _core._autograd._top_saved_tensors_default_hooks(False)
 
 
+def apply(function: type[torch.autograd.Function], *given: Any) -> Any:
+    """Its `apply` where no function transform is active, some microseconds sooner. Gone: `function.apply`."""
+    return super(torch.autograd.Function, function).apply(*given)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def skip_compiling(*functions: Callable[..., Any]) -> None:
     """Let torch.compile, if in use, run these as they are, and `version` and its like; nothing is imported.
 

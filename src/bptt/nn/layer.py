@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 from bptt import _torch, _units
 from bptt.nn import kernels, plain
 from bptt.nn.by_unit import units_of
-from bptt.nn.kernels.buffers import empty
+from bptt.nn.kernels.buffers import empty, empty_like
 from bptt.nn.kernels.sequence import Maybe, Plan, Sequence, Tensors, Wanted
 from bptt.nn.uncompiled import uncompiled
 
@@ -35,10 +35,11 @@ def evaluate(plan: Plan, *tensors: Maybe) -> Sequence:
     given = contiguous(tensors)
     cell, x, H = plan.cell, given.x, given.w_hh.shape[1]
     shape, last = (*(x.shape[:-1] if plan.ids is None else plan.ids.shape), H), (1, plan.rows, H)
-    outputs, two = empty(shape, x), cell.states == 2
-    gates = empty((*shape[:-1], cell.saved * H), x) if cell.keeps else outputs
-    cells, cn = (empty(shape, x), x.new_empty(last)) if two else (None, None)
-    q = Sequence(plan, given, gates, outputs, cells, x.new_empty(last), cn)
+    hn = x.new_empty(last) if given.h0 is None else empty_like(given.h0)
+    outputs, two = empty_like(hn) if shape == last else empty(shape, hn), cell.states == 2
+    gates = empty((*shape[:-1], cell.saved * H), hn) if cell.keeps else outputs
+    cells, cn = (empty_like(outputs), empty_like(hn)) if two else (None, None)
+    q = Sequence(plan, given, gates, outputs, cells, hn, cn)
     kernels.implementation(x).forward(q)
     return q
 
@@ -72,12 +73,13 @@ class Layer(torch.autograd.Function):
         if _torch.version(ctx.version) != ctx.unchanged or outputs.untyped_storage().nbytes() < outputs.nbytes:
             q = evaluate(plan, *tensors)
             outputs, gates, cells = q.outputs, None if q.gates is q.outputs else q.gates, q.cells
-        wanted = Wanted(*[empty(a.shape, a) if need else None for a, need in zip(tensors, needed, strict=True)])
+        given = contiguous(tensors)
+        wanted = Wanted(*[empty_like(a) if need else None for a, need in zip(given, needed, strict=False)])
         into = wanted if len(needed) == _PLAIN else _by_row(plan, wanted)
         d_gates = empty((outputs.numel() // outputs.shape[-1], plan.cell.saved * outputs.shape[-1]), outputs)
         d_y, d_h, d_c = (None if d is None else d.contiguous() for d in (d_outputs, d_hn, d_cn))
         q = Sequence(
-            plan, contiguous(tensors), outputs if gates is None else gates, outputs, cells, None, None,
+            plan, given, outputs if gates is None else gates, outputs, cells, None, None,
             d_y, d_h, d_c, d_gates, into,
         )  # fmt: skip
         kernels.implementation(outputs).backward(q)
@@ -87,7 +89,7 @@ class Layer(torch.autograd.Function):
 def on_kernels(plan: Plan, given: tuple[Maybe, ...]) -> tuple[Tensor, plain.State]:
     """Outputs and the last states of `Tensors`, which may end before by_unit; with a graph where one is wanted."""
     if torch.is_grad_enabled():
-        y, *last = Layer.apply(plan, *given)  # pyright: ignore[reportGeneralTypeIssues]
+        y, *last = _torch.apply(Layer, plan, *given)
         return y, tuple(last)
     q = evaluate(plan, *given)
     if _units.listened() and not plan.reverse and plan.sizes is None:

@@ -87,7 +87,7 @@ class Stepper:
             h, c = places[0] + number * size, places[1] + number * size if len(own) == 3 else 0
             x, y = y, torch.empty_like(self._outputs)
             at = y.data_ptr()
-            native.plain(before, x.data_ptr(), h, c, *weights, 0, 0, 0, 0 if keeps else at, 0, at, h, c)  # pyright: ignore[reportGeneralTypeIssues]
+            native.plain(before, x.data_ptr(), h, c, *direct.places(weights), 0, 0, 0, 0 if keeps else at, 0, at, h, c)  # pyright: ignore[reportGeneralTypeIssues]
         return y
 
     @torch.no_grad()

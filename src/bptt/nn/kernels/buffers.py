@@ -6,11 +6,12 @@ import math
 import threading
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-SMALL = 2**18
+SMALL = 2**20
 """Bytes below which torch's own allocator has no page to ask for."""
 LIMIT = 2**29
 """Most bytes kept for later use."""
@@ -43,6 +44,11 @@ def empty(shape: Sequence[int], like: Tensor) -> Tensor:
     lease = (ctypes.c_char * nbytes).from_address(block.data_ptr())
     weakref.finalize(lease, _back, block).atexit = False
     return torch.frombuffer(lease, dtype=like.dtype).resize_(shape)  # no view, which autograd would treat as one
+
+
+def empty_like(tensor: Any) -> Tensor:
+    """A tensor as a contiguous one is, values undefined."""
+    return torch.empty_like(tensor) if tensor.nbytes < SMALL else empty(tensor.shape, tensor)
 
 
 def _back(block: Tensor) -> None:

@@ -27,6 +27,8 @@ _ZEROS = (0,) * len(Wanted._fields)
 _pack = struct.Struct(f"{_ALL}q").pack
 _BEFORE, _PLAIN = _NUMBERS + len(_OF_PLAN), len(Tensors._fields) + 5
 _pack_plain = struct.Struct(f"{_PLAIN}q").pack
+_pack_tensors = struct.Struct(f"{_ALL - _BEFORE}q").pack
+_NONE = (None,) * len(_OF_PLAN)
 _AFTER = bytes(8 * (_ALL - _BEFORE - _PLAIN))
 FEW = 8
 """Steps and rows up to which the kernels read the weights where they lie, instead of packing them first."""
@@ -84,12 +86,18 @@ def _packed(q: Sequence) -> bytes:
     units, inputs = q.units, q.given.w_ih.shape[1]
     total = q.outputs.numel() // units
     distinct = total if plan.ids is None else len(q.given.x)
-    given = (*_of_plan(plan), *q.given, *_tensors(q))
-    pointers = [0 if x is None else x.data_ptr() for x in (given if q.wanted is NOTHING else (*given, *q.wanted))]
+    given = (*q.given, *_tensors(q)) if q.wanted is NOTHING else (*q.given, *_tensors(q), *q.wanted)
+    pointers = [0 if x is None else x.data_ptr() for x in given]
+    if q.wanted is NOTHING:
+        pointers += _ZEROS
+    threads = torch.get_num_threads()
+    if plan.noise is None and not plan.reverse and _of_plan(plan) == _NONE:
+        return plain_call(plan.mode, plan.steps, plan.rows, inputs, units, threads) + _pack_tensors(*pointers)
+    before = [0 if x is None else x.data_ptr() for x in _of_plan(plan)]
     return _pack(
-        cell.number, cell.activation, plan.reverse, torch.get_num_threads(), plan.steps, plan.rows, inputs, units,
+        cell.number, cell.activation, plan.reverse, threads, plan.steps, plan.rows, inputs, units,
         total, distinct, weight is not None and weight.dim() == 2, plan.noise is not None,
-        *(plan.noise or (0, 0)), *pointers, *(_ZEROS if q.wanted is NOTHING else ()),
+        *(plan.noise or (0, 0)), *before, *pointers,
     )  # fmt: skip
 
 

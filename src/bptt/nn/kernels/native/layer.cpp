@@ -8,7 +8,6 @@ namespace bptt {
 
 // Work below which threads would take longer to wake than to do it: multiplications of the steps, and of a product.
 constexpr int64_t FEW_STEPS = 2000000, FEW_PRODUCTS = 1000000, FEW_UNPACKED = 200000;
-constexpr int64_t FEW = 8;  // steps, and rows, as in native.py
 
 static int threads_for(const Sequence &q, int64_t work, int64_t few) { return work > few ? int(q.threads) : 1; }
 

@@ -10,6 +10,7 @@
 namespace bptt {
 
 constexpr int64_t NONE = -1;
+constexpr int64_t FEW = 8;  // steps, and rows, up to which nothing is packed; as in native.py
 
 // What the passes know of a cell. Its states are h, in outputs, and a second one, in cells.
 struct Shape {

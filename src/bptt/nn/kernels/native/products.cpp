@@ -14,7 +14,7 @@ namespace BPTT_ISA {
 
 constexpr int WIDTH = 2, WIDE = WIDTH * LANES;
 constexpr int MOST = (BPTT_REGISTERS - WIDTH - 1) / WIDTH > 12 ? 12 : (BPTT_REGISTERS - WIDTH - 1) / WIDTH;
-constexpr int64_t FEW = 2;     // panels
+constexpr int64_t FEW_PANELS = 2;
 constexpr int64_t AHEAD = 12;  // rows of A that are fetched in advance: too far apart for the machine to guess
 constexpr int64_t DEPTH = 256, CHUNK = 8 * MOST, STRIDE = DEPTH + LANES;  // a power of two would crowd one set of the cache
 
@@ -113,7 +113,7 @@ void multiplication(int thread, int threads, void *data) {
         for (int64_t from = first; from < last; from += CHUNK) {
             const int64_t count = std::min(CHUNK, last - from);
             const Chunk chunk{from, count, (count + MOST - 1) / MOST};
-            const bool here = !p.a_transposed && panels <= FEW;  // not worth copying
+            const bool here = !p.a_transposed && panels <= FEW_PANELS;  // not worth copying
             if (!here) chunk.pack(p, k0, K, rows);
             const float *a = here ? p.a + from * p.lda + k0 : rows;
             const int64_t lda = here ? p.lda : STRIDE;
@@ -130,9 +130,68 @@ void multiplication(int thread, int threads, void *data) {
     }
 }
 
+// ---- few rows of A or, where A is transposed, of B: nothing is packed, and the large array is gone through once
+
+// C of a few rows, the columns of one thread: four rows of B at a time.
+void few_rows(int thread, int threads, void *data) {
+    const Product &p = *static_cast<const Product *>(data);
+    const Flush flush;
+    const int64_t vectors = (p.n + LANES - 1) / LANES, begin = vectors * thread / threads * LANES;
+    const int64_t end = std::min(p.n, vectors * (thread + 1) / threads * LANES);
+    for (int64_t r = 0; r < p.m && !p.add; ++r)
+        for (int64_t j = begin; j < end; ++j) p.c[r * p.ldc + j] = p.bias ? p.bias[j] : 0.f;
+    for (int64_t k = 0; k < p.k; k += 4) {
+        const int64_t K = std::min<int64_t>(4, p.k - k);
+        for (int64_t j = begin; j < end; j += LANES) {
+            V w[4] = {};
+            for (int64_t i = 0; i < K; ++i) w[i] = load(p.b + (k + i) * p.ldb + j, end - j);
+            for (int64_t r = 0; r < p.m; ++r) {
+                const float *a = p.a + r * p.lda + k;
+                V sum = a[0] * w[0];
+                for (int64_t i = 1; i < K; ++i) sum += a[i] * w[i];
+                float *c = p.c + r * p.ldc + j;
+                store(c, load(c, end - j) + sum, end - j);
+            }
+        }
+    }
+}
+
+// Four rows of C = A^T B, a row of B being null for zeros.
+INLINE void few_terms(const float (&a)[FEW][4], int64_t K, int64_t rows, const float *const *b, int64_t n, float *c, int64_t ldc, bool add) {
+    for (int64_t j = 0; j < n; j += LANES) {
+        V sum[4] = {};
+        for (int64_t k = 0; k < K; ++k) {
+            const V y = b[k] ? load(b[k] + j, n - j) : V{};
+            for (int i = 0; i < 4; ++i) sum[i] += a[k][i] * y;
+        }
+        for (int64_t i = 0; i < rows; ++i) store(c + i * ldc + j, add ? sum[i] + load(c + i * ldc + j, n - j) : sum[i], n - j);
+    }
+}
+
+void few_sums(int thread, int threads, void *data) {
+    const Product &p = *static_cast<const Product *>(data);
+    const Flush flush;
+    const float *b[FEW] = {};
+    for (int64_t k = 0; k < p.k && p.n; ++k) b[k] = p.b + k * p.ldb;
+    const int64_t last = p.m * (thread + 1) / threads;
+    for (int64_t row = p.m * thread / threads; row < last; row += 4) {
+        const int64_t rows = std::min<int64_t>(4, last - row);
+        float a[FEW][4] = {};
+        for (int64_t k = 0; k < p.k; ++k) std::memcpy(a[k], p.a + k * p.lda + row, rows * sizeof(float));
+        if (p.n) few_terms(a, p.k, rows, b, p.n, p.c + row * p.ldc, p.ldc, p.add);
+        if (p.n2) few_terms(a, p.k, rows, p.b2, p.n2, p.c2 + row * p.ldc2, p.ldc2, p.add);
+        for (int64_t i = 0; i < rows && p.sums; ++i) {
+            p.sums[row + i] = 0.f;
+            for (int64_t k = 0; k < p.k; ++k) p.sums[row + i] += a[k][i];
+        }
+    }
+}
+
 int64_t product_packed(int64_t n, int64_t n2) { return 2 * DEPTH * (padded(n) + padded(n2)); }
 
 void product(const Product &p) {
+    if (p.a_transposed && p.k <= FEW && !p.bias) return run(p.threads, few_sums, const_cast<Product *>(&p));
+    if (!p.a_transposed && !p.b_transposed && p.m <= FEW && !p.n2) return run(p.threads, few_rows, const_cast<Product *>(&p));
     Barrier barrier;
     Multiplication data{p, &barrier};
     run(p.threads, multiplication, &data);
