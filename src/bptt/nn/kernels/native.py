@@ -30,6 +30,8 @@ _pack_plain = struct.Struct(f"{_PLAIN}q").pack
 _pack_tensors = struct.Struct(f"{_ALL - _BEFORE}q").pack
 _NONE = (None,) * len(_OF_PLAN)
 _AFTER = bytes(8 * (_ALL - _BEFORE - _PLAIN))
+WHOLE = 1024
+"""Classes of a readout up to which all scores of a row are there at once, as in native/losses.cpp."""
 FEW = 8
 """Steps and rows up to which the kernels read the weights where they lie, instead of packing them first."""
 
@@ -68,6 +70,22 @@ class Native:
         """
         if self.library.bptt_forward(self.isa, before + _pack_plain(*pointers) + _AFTER):
             raise MemoryError("bptt.nn: no memory for the gates of a few steps.")
+
+    def readout(self, given: Any, ignored: int, d: Maybe, losses: Maybe, norms: Tensor, grads: Any) -> bool:
+        """The cross entropy of the scores x W^T + b, row by row; False where a target is no class.
+
+        given: x (N, I), w (V, I), b (V,) or None, targets (N,). ignored: the target of rows without a loss.
+        losses, norms: (N,), written, or losses None and norms, log Σ exp of each row's scores, known.
+        d: (N,), the cotangents of the losses, None for 1. grads: as x, w, b, None where not wanted.
+        """
+        (N, wide), V = given[0].shape, len(given[1])
+        pointers = [0 if t is None else t.data_ptr() for t in (*given, d, losses, norms, *grads)]
+        failed = self.library.bptt_readout(
+            self.isa, struct.pack("15q", torch.get_num_threads(), N, wide, V, ignored, *pointers)
+        )
+        if failed == 1:
+            raise MemoryError(f"bptt.nn: no memory for blocks of the scores of {V} classes.")
+        return not failed
 
     def _call(self, function: Callable[[int, bytes], int], q: Sequence) -> None:
         failed = function(self.isa, _packed(q))
@@ -145,7 +163,7 @@ def _kernels(library: ctypes.CDLL) -> list[Native]:
     library.bptt_isa.restype = c_char_p
     library.bptt_isa.argtypes = [c_int32]
     library.bptt_use_openmp.argtypes = [c_void_p, c_void_p, c_void_p]
-    for function in (library.bptt_forward, library.bptt_backward):
+    for function in (library.bptt_forward, library.bptt_backward, library.bptt_readout):
         function.restype = c_int32
         function.argtypes = [c_int32, c_char_p]  # the bytes of a struct
     threaded = _share_threads(library)

@@ -64,10 +64,11 @@ struct Scratch {
     }
 };
 
+static thread_local Scratch scratch;
+
 static int32_t enter(int32_t isa, const Sequence *q, void (*pass)(const Kernels &, const Sequence &, const Room &)) {
     for (int64_t i = 0; q->ids && i < q->total; ++i)
         if (q->ids[i] < 0 || q->ids[i] >= q->distinct) return 2;
-    static thread_local Scratch scratch;
     const Kernels &kernels = *usable(isa);
     const Shape &shape = kernels.shape(q->cell);
     const int64_t gates = shape.gates * q->units, carry = q->rows * q->units;
@@ -91,6 +92,16 @@ static int32_t enter(int32_t isa, const Sequence *q, void (*pass)(const Kernels 
     return 0;
 }
 
+static int32_t enter(int32_t isa, const Readout *r) {
+    for (int64_t i = 0; i < r->rows; ++i)
+        if (r->targets[i] != r->ignored && (r->targets[i] < 0 || r->targets[i] >= r->classes)) return 2;
+    const Kernels &kernels = *usable(isa);
+    float *room = static_cast<float *>(scratch.of(size_t(readout_room(kernels, *r)) * sizeof(float)));
+    if (!room) return 1;
+    readout(kernels, *r, room);
+    return 0;
+}
+
 }  // namespace bptt
 
 extern "C" {
@@ -106,6 +117,7 @@ const char *bptt_isa(int32_t i) {
 
 int32_t bptt_numbers() { return int32_t(sizeof(Sequence) / 8); }
 
+int32_t bptt_readout(int32_t isa, const Readout *readout) { return bptt::enter(isa, readout); }
 int32_t bptt_forward(int32_t isa, const Sequence *sequence) { return bptt::enter(isa, sequence, bptt::forward); }
 int32_t bptt_backward(int32_t isa, const Sequence *sequence) { return bptt::enter(isa, sequence, bptt::backward); }
 }

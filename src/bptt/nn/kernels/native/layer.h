@@ -17,4 +17,8 @@ struct Room {
 void forward(const Kernels &kernels, const ::Sequence &q, const Room &room);
 void backward(const Kernels &kernels, const ::Sequence &q, const Room &room);
 
+// A readout with its loss, of losses.cpp; it needs so many floats.
+int64_t readout_room(const Kernels &kernels, const ::Readout &r);
+void readout(const Kernels &kernels, const ::Readout &r, float *room);
+
 }  // namespace bptt

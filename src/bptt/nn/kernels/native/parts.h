@@ -59,7 +59,7 @@ struct Recurrence : Steps {
 struct Product {
     int threads = 1;
     bool a_transposed = false, b_transposed = false;  // the array in memory is (k, m), (n, k)
-    bool add = false;                                 // add to what C holds
+    bool add = false;                                 // add to what C and `sums` hold
     int64_t m = 0, n = 0, k = 0, lda = 0, ldb = 0, ldc = 0;
     const float *a = nullptr, *b = nullptr;
     const float *bias = nullptr;  // (n,) or null
@@ -81,6 +81,17 @@ struct Sums {
     float *c;
 };
 
+// Scores (rows, count) of rows of a readout, for the classes [first, first + count), which become their cotangents.
+struct Scores {
+    int threads;
+    bool add, differentiate;  // take them into the sums of exponentials; make them cotangents, by the norms
+    int64_t rows, count, row, first, classes, stride, ignored;
+    const int64_t *targets;   // this and all below: of all rows
+    float *at;                // the scores, with room up to a multiple of LANES
+    float *sums, *largest, *picked, *norms, *losses;
+    const float *d_losses;    // null: ones
+};
+
 // One instruction set.
 struct Kernels {
     const char *name;
@@ -92,6 +103,7 @@ struct Kernels {
     int64_t (*product_packed)(int64_t n, int64_t n2);
     void (*product)(const Product &);
     void (*sums)(const Sums &);
+    void (*scores)(const Scores &);
 };
 
 }  // namespace bptt

@@ -88,7 +88,7 @@ struct Chunk {
                 for (int64_t r = 0; r < count; ++r) sums[r] += few[r], few[r] = 0.f;
         }
         if (p.sums)
-            for (int64_t r = 0; r < count; ++r) p.sums[from + r] = sums[r] + (k0 ? p.sums[from + r] : 0.f);
+            for (int64_t r = 0; r < count; ++r) p.sums[from + r] = sums[r] + (k0 || p.add ? p.sums[from + r] : 0.f);
     }
 };
 
@@ -181,7 +181,7 @@ void few_sums(int thread, int threads, void *data) {
         if (p.n) few_terms(a, p.k, rows, b, p.n, p.c + row * p.ldc, p.ldc, p.add);
         if (p.n2) few_terms(a, p.k, rows, p.b2, p.n2, p.c2 + row * p.ldc2, p.ldc2, p.add);
         for (int64_t i = 0; i < rows && p.sums; ++i) {
-            p.sums[row + i] = 0.f;
+            if (!p.add) p.sums[row + i] = 0.f;
             for (int64_t k = 0; k < p.k; ++k) p.sums[row + i] += a[k][i];
         }
     }
@@ -203,6 +203,7 @@ int64_t packed(int64_t cell, int64_t units);
 void forward(const Recurrence &steps);
 void backward(const Recurrence &steps);
 void sums(const Sums &sums);  // of sums.cpp
+void scores(const Scores &scores);  // of readout.cpp
 
 bool supported() { return BPTT_SUPPORTED; }
 
@@ -213,6 +214,6 @@ bool supported() { return BPTT_SUPPORTED; }
 extern const Kernels BPTT_TABLE;
 const Kernels BPTT_TABLE{
     BPTT_NAME(BPTT_ISA), BPTT_ISA::supported, BPTT_ISA::shape, BPTT_ISA::packed, BPTT_ISA::forward, BPTT_ISA::backward,
-    BPTT_ISA::product_packed, BPTT_ISA::product, BPTT_ISA::sums};
+    BPTT_ISA::product_packed, BPTT_ISA::product, BPTT_ISA::sums, BPTT_ISA::scores};
 
 }  // namespace bptt

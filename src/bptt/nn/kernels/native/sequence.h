@@ -45,6 +45,19 @@ struct Sequence {                                   // 8 bytes each
     float *d_by_unit;                               // (B, P, H) added to: sums over a row's steps
 };
 
+// The cross entropy of the scores x W^T + b, row by row.
+struct Readout {                                    // 8 bytes each
+    int64_t threads;                                // at most so many
+    int64_t rows, inputs, classes;                  // N, I, V
+    int64_t ignored;                                // the target of rows whose loss is 0
+    const float *x, *w, *b;                         // (N, I), (V, I), (V,) or null
+    const int64_t *targets;                         // (N,)
+    const float *d_losses;                          // (N,); null: ones
+    float *losses;                                  // (N,); null: not wanted, and norms are given
+    float *norms;                                   // (N,) the logarithms of the sums of exponentials
+    float *d_x, *d_w, *d_b;                         // as x, w, b; null: not wanted
+};
+
 typedef void (*Parallel)(void (*body)(void *), void *data, unsigned threads, unsigned flags);
 
 // The OpenMP runtime to take threads from: GOMP_parallel, omp_get_thread_num and omp_get_num_threads of the one that
@@ -61,4 +74,7 @@ BPTT_API int32_t bptt_numbers();
 // 2: an id is no row of x, and nothing was done.
 BPTT_API int32_t bptt_forward(int32_t isa, const Sequence *sequence);
 BPTT_API int32_t bptt_backward(int32_t isa, const Sequence *sequence);
+
+// Fill losses and norms, and the gradients that are wanted. 1: there was no memory. 2: a target is no class.
+BPTT_API int32_t bptt_readout(int32_t isa, const Readout *readout);
 }

@@ -1,0 +1,249 @@
+"""The readout with its loss: cross entropy of a linear layer's scores, which are never there for all rows at once."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bptt import _torch
+from bptt.nn import fits, kernels
+from bptt.nn.kernels.buffers import empty_like
+from bptt.nn.kernels.native import WHOLE
+from bptt.nn.uncompiled import uncompiled
+
+Maybe = Tensor | None
+ELEMENTS = 2**21
+"""Scores at a time without the kernels."""
+
+
+class LinearCrossEntropyLoss(nn.Module):
+    """torch.nn.LinearCrossEntropyLoss, linear layer and cross entropy in one, faster on a CPU and in little memory.
+
+        z = W x + b,  loss = -log softmax(z)[target]                                      (1)
+        ∂loss/∂z = softmax(z) - onehot(target)                                            (2)
+
+    in_features, num_classes: I and V. bias: whether there is b. device, dtype: of the parameters.
+    reduction: "mean" over the targets that aren't ignored, "sum", or "none", the one for a loss of `unroll`.
+    weight: (V,), a weight for each class, or None. ignore_index: the target of rows without a loss; None is -100.
+    label_smoothing: in [0, 1].
+
+    Parameters: linear.weight W (V, I) and linear.bias b (V,), as in torch.nn, whose `out_features` and `options` aren't
+    there. `linear` may be exchanged for another torch.nn.Linear, to share its weights.
+    Call: `(inputs, targets)`: inputs (..., I), targets int64 (...), or probabilities (..., V) -> (...) or a number.
+
+    Scores are computed in blocks, of 1,024 classes at most, and again for the gradient where there are more classes
+    than that. Up to 1,024 classes the gradients are computed along with the loss, and again where the losses'
+    cotangents differ. Class weights, label smoothing, probabilities, autocast and `torch.func` are left to torch, which
+    holds all scores; other dtypes and devices are computed in torch's operators, in blocks of rows. The backward pass
+    can be differentiated again, with all scores in memory.
+    Raises ValueError for sizes and options that can't be, and inputs and targets that don't fit; IndexError for a
+    target that is no class.
+    Cost: 3 N I V multiplications and additions up to 1,024 classes, else 4 N I V, and of N rows 4 N min(V, 1024) bytes.
+
+    >>> import bptt, torch
+    >>> loss = bptt.nn.LinearCrossEntropyLoss(8, 50, reduction="none")
+    >>> hidden, targets = torch.randn(5, 2, 8), torch.randint(50, (5, 2))
+    >>> losses = loss(hidden, targets)
+    >>> scores = loss.linear(hidden).movedim(-1, 1)
+    >>> torch.allclose(losses, torch.nn.functional.cross_entropy(scores, targets, reduction="none"), atol=1e-6)
+    True
+
+    Source: Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language Models",
+    https://arxiv.org/abs/2411.09009, for scores recomputed block by block.
+    """
+
+    weight: Maybe
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        name = "LinearCrossEntropyLoss"
+        for size, value in (("in_features", in_features), ("num_classes", num_classes)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}({size}={value!r}): must be a whole number of at least 1.")
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f'{name}(reduction={reduction!r}) is unknown: use "mean", "sum" or "none".')
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"{name}(label_smoothing={label_smoothing!r}): must lie in [0, 1].")
+        if weight is not None and tuple(weight.shape) != (num_classes,):
+            raise ValueError(f"{name}: weight is {tuple(weight.shape)}, not ({num_classes},), one for each class.")
+        self.num_classes, self.reduction = num_classes, reduction
+        self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
+        self.register_buffer("weight", weight)
+        self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
+
+    @uncompiled
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The losses, reduced as the constructor says."""
+        w, b = self.linear.weight, self.linear.bias
+        self._check(input, target)
+        ignored = -100 if self.ignore_index is None else self.ignore_index
+        plain = self.weight is None and not self.label_smoothing and target.dtype == torch.int64
+        if not plain or not _served(input, w, b):
+            return self._by_torch(functional.linear(input, w, b), target, ignored)
+        losses: Any = Readout.apply(input.reshape(-1, input.shape[-1]), w, b, target.reshape(-1), ignored)
+        if self.reduction == "none":
+            return losses.reshape(target.shape)
+        total = losses.sum()
+        return total if self.reduction == "sum" else total / (target != ignored).sum()
+
+    def _by_torch(self, scores: Tensor, target: Tensor, ignored: int) -> Tensor:
+        V, likely = scores.shape[-1], target.shape == scores.shape
+        losses = functional.cross_entropy(
+            scores.reshape(-1, V), target.reshape(-1, V) if likely else target.reshape(-1), self.weight,
+            ignore_index=ignored, reduction=self.reduction, label_smoothing=self.label_smoothing,
+        )  # fmt: skip
+        return losses.reshape(scores.shape[:-1]) if self.reduction == "none" else losses
+
+    def _check(self, input: Tensor, target: Tensor) -> None:
+        """Raise ValueError unless inputs and targets fit."""
+        wide, V = self.linear.in_features, self.linear.out_features
+        if not isinstance(input, Tensor) or input.dim() < 1 or input.shape[-1] != wide:
+            got = tuple(input.shape) if isinstance(input, Tensor) else type(input).__name__
+            raise ValueError(f"LinearCrossEntropyLoss: inputs are {got}, not (..., {wide}).")
+        rows = tuple(input.shape[:-1])
+        likely = isinstance(target, Tensor) and target.is_floating_point() and tuple(target.shape) == (*rows, V)
+        if not likely and (
+            not isinstance(target, Tensor) or target.dtype != torch.int64 or tuple(target.shape) != rows
+        ):
+            got = f"{tuple(target.shape)}, {target.dtype}" if isinstance(target, Tensor) else type(target).__name__
+            raise ValueError(
+                f"LinearCrossEntropyLoss: targets are {got}; inputs {tuple(input.shape)} need classes {rows}, int64, "
+                f"or probabilities {(*rows, V)}."
+            )
+
+    def extra_repr(self) -> str:
+        """What the module's repr shows beside its linear layer."""
+        more = f", ignore_index={self.ignore_index}" if self.ignore_index is not None else ""
+        more += f", label_smoothing={self.label_smoothing:g}" if self.label_smoothing else ""
+        return f"reduction={self.reduction!r}{more}"
+
+
+def _served(x: Tensor, w: Tensor, b: Maybe) -> bool:
+    """Whether the node of autograd below is for such a call; else torch computes it."""
+    given = [t for t in (x, w, b) if t is not None]
+    return (
+        all(type(t) in fits.PLAIN and t.dtype == x.dtype and t.device == x.device for t in given)
+        and x.dtype in (torch.float32, torch.float64)
+        and x.numel() > 0
+        and not torch.is_autocast_enabled(x.device.type)
+        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        and not torch.compiler.is_exporting()
+        and not _torch.is_watched()
+    )
+
+
+class Readout(torch.autograd.Function):
+    """(N, I), (V, I), (V,) or None, targets (N,), the one ignored -> losses (N,)."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, x: Tensor, w: Tensor, b: Maybe, targets: Tensor, ignored: int
+    ) -> Tensor:
+        given = _given(x, w, b, targets)
+        losses, norms = x.new_empty(len(x)), x.new_empty(len(x))
+        at_once = _native(x) is not None and len(w) <= WHOLE
+        grads = _like(given, ctx.needs_input_grad if at_once else (False,) * 3)
+        _compute(given, ignored, None, losses, norms, grads)
+        ctx.ignored = ignored
+        ctx.save_for_backward(x, w, b, targets, norms, *grads)
+        return losses
+
+    @staticmethod
+    @uncompiled
+    def backward(ctx: Any, d: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Equation (2), pulled back: what the forward pass has found already where all losses count alike."""
+        x, w, b, targets, norms, *grads = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled() or _torch.is_wrapped(d):
+            return *_differentiable((x, w, b), targets, ctx.ignored, d, needed), None, None
+        if any(g is not None for g in grads) and bool((d == d[0]).all()):
+            return *[None if g is None else g * d[0] for g in grads], None, None
+        given = _given(x, w, b, targets)
+        wanted = _like(given, needed)
+        _compute(given, ctx.ignored, d.contiguous(), None, norms, wanted)
+        return *wanted, None, None
+
+
+Given = tuple[Tensor, Tensor, Maybe, Tensor]
+Grads = tuple[Maybe, Maybe, Maybe]
+
+
+def _native(x: Tensor) -> kernels.Native | None:
+    return kernels.chosen if kernels.chosen is not None and kernels.chosen.serves(x) else None
+
+
+def _given(x: Tensor, w: Tensor, b: Maybe, targets: Tensor) -> Given:
+    return x.contiguous(), w.contiguous(), None if b is None else b.contiguous(), targets.contiguous()
+
+
+def _like(given: Given, needed: Any) -> Grads:
+    """Where the gradients of x, w and b go that are needed."""
+    x, w, b = (empty_like(t) if need and t is not None else None for t, need in zip(given[:3], needed, strict=False))
+    return x, w, b
+
+
+def _compute(given: Given, ignored: int, d: Maybe, losses: Maybe, norms: Tensor, grads: Grads) -> None:
+    """Fill losses and norms, log Σ exp of each row's scores, or take the norms; and the gradients, for d or 1."""
+    native, V = _native(given[0]), len(given[1])
+    right = (
+        native.readout(given, ignored, d, losses, norms, grads)
+        if native
+        else _in_torch(given, ignored, d, losses, norms, grads)
+    )
+    if not right:
+        raise IndexError(f"LinearCrossEntropyLoss: a target is no class from 0 to {V - 1} and not ignored, {ignored}.")
+
+
+def _in_torch(given: Given, ignored: int, d: Maybe, losses: Maybe, norms: Tensor, grads: Grads) -> bool:
+    """`Native.readout` in torch's operators, some rows at a time; False where a target is no class."""
+    x, w, b, targets = given
+    d_x, d_w, d_b = grads
+    known = targets != ignored
+    if losses is not None and bool((known & ((targets < 0) | (targets >= len(w)))).any()):
+        return False
+    at = torch.where(known, targets, 0)[:, None]
+    for total in (d_w, d_b):
+        if total is not None:
+            total.zero_()
+    step = max(1, ELEMENTS // len(w))
+    for rows in (slice(a, a + step) for a in range(0, len(x), step)):
+        z = functional.linear(x[rows], w, b)
+        if losses is not None:
+            norms[rows] = z.logsumexp(1)
+            losses[rows] = (norms[rows] - z.gather(1, at[rows])[:, 0]).masked_fill_(~known[rows], 0)
+        if d_x is None and d_w is None and d_b is None:
+            continue
+        z.sub_(norms[rows, None]).exp_().scatter_add_(1, at[rows], z.new_full((len(z), 1), -1.0))
+        z = z if d is None else z.mul_(d[rows, None])
+        z.masked_fill_(~known[rows, None], 0)
+        if d_x is not None:
+            torch.mm(z, w, out=d_x[rows])
+        if d_w is not None:
+            d_w.addmm_(z.t(), x[rows])
+        if d_b is not None:
+            d_b.add_(z.sum(0))
+    return True
+
+
+def _differentiable(given: tuple[Any, ...], targets: Tensor, ignored: int, d: Tensor, needed: Any) -> list[Maybe]:
+    """The same gradients by torch, with a graph where one is asked for; holds all scores."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x, w, b = (None if t is None else t.view_as(t) for t in given)
+        losses = functional.cross_entropy(functional.linear(x, w, b), targets, ignore_index=ignored, reduction="none")  # pyright: ignore[reportArgumentType]
+    wanted: Any = [t for t, need in zip((x, w, b), needed, strict=True) if need]
+    found = iter(torch.autograd.grad(losses, wanted, d, create_graph=again))
+    return [next(found) if need else None for need in needed]
