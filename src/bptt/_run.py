@@ -105,6 +105,7 @@ class Run:
         self._guard = Guard()
         self.memory = Budget(memory, self.meter) if isinstance(memory, int) else memory
         self._fitting: Any = None
+        self._found: Snapshot | None = None
 
     def influence(self, strategy: Strategy) -> Influence | None:
         """What a run by the strategy begins to carry."""
@@ -300,7 +301,7 @@ class Run:
         if window.start < window.first or window.keep < window.stop or window.weights:
             raise ValueError(f"{window} overlaps others or has weights, so nothing can be carried across its edges.")
         self._guard.probed = True  # it runs twice, as windows do after a probe
-        noise = Snapshot(span.problem.model, span.tensors)
+        noise = self._found = Snapshot(span.problem.model, span.tensors, self._found)
         influence = influence.begin(span)
         if isinstance(self.memory, Budget):
             self.memory.beside = influence.nbytes

@@ -33,7 +33,7 @@ BAD_TRAIN = [
     (["--seed", "-1"], "--seed -1"),
     (["--device", "abacus"], "--device abacus: torch cannot use it here"),
     (["--device", "meta"], "--device meta: torch cannot use it here"),
-    (["--strategy", "foo"], "full, tbptt:K1, tbptt:K1:K2, tbptt:K1:K2:N, artbp:L, random:L and adaptive:TOL"),
+    (["--strategy", "foo"], "full, tbptt:K1, tbptt:K1:K2, tbptt:K1:K2:N, artbp:L, random:L, adaptive:TOL, rtrl"),
     (["--strategy", "tbptt"], "the strategies are"),
     (["--strategy", "tbptt:1:2:3:4"], "the strategies are"),
     (["--strategy", "tbptt:x"], "'x' is not a whole number"),

@@ -57,6 +57,6 @@ def check_carried(strategy: Any, options: Options) -> None:
         bad = None if callable(tree) else _tree.fault(tree, name, lambda leaf: leaf.grad_fn is not None)
         if bad is not None:
             raise ValueError(
-                f"{bad[0]} carries a graph, through which {strategy!r} passes on nothing of later windows: detach it, pass "
-                f"initial_state= a function that computes it, or use bptt.FullBPTT()."
+                f"{bad[0]} carries a graph, through which {strategy!r} passes on nothing of later windows: detach it, "
+                f"pass initial_state= a function that computes it, or use bptt.FullBPTT()."
             )

@@ -11,7 +11,10 @@ from bptt.strategies import says
 
 LAWFUL = ("artbp", "random")
 """Kinds with a law of where to cut."""
-NUMBERS = {"tbptt": ("K1", "K2", "K2"), "artbp": ("L",), "random": ("L",)}
+NUMBERS = {
+    "tbptt": ("K1", "K2", "K2"), "artbp": ("L",), "random": ("L",),
+    "rtrl": ("K1",), "uoro": ("K1",), "snap": ("K1", "K1"),
+}  # fmt: skip
 """What the grammar calls the numbers of a text that say how long windows are."""
 LONG = 10**6
 """Steps of a stream on which strategies are looked at."""

@@ -53,7 +53,9 @@ class TrainConfig(DataOptions):
     artbp:L cuts at random, L characters apart on average (unbiased).
     full takes the exact gradient of finite sequences.
     adaptive:TOL truncates where the gradient's relative error stays below TOL, as estimated on the way.
-    random:L cuts like artbp without its factors (biased), to see what they are for."""
+    random:L cuts like artbp without its factors (biased), to see what they are for.
+    rtrl[:K1], uoro[:K1], snap:N[:K1] update every K1 characters (1) and carry forward what came before: exactly, as an
+    unbiased random product, or as far as it reaches within N steps."""
     law: Annotated[Literal["polynomial", "constant"] | None, PLAIN] = None
     """artbp, random: chance of a cut as a function of the characters since the last one. Polynomial if not given."""
     alpha: Annotated[float | None, PLAIN] = None

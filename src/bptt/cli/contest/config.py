@@ -98,7 +98,8 @@ class CompareConfig(DataOptions):
     influence: one parameter whose near effect has the wrong sign.
     text: the next character."""
     strategies: Annotated[str | None, tyro.conf.arg(metavar="A,B,...", help_behavior_hint="")] = None
-    """Any of full, tbptt:K1, tbptt:K1:K2, artbp:L, random:L and adaptive:TOL, by commas. Some of each if not given.
+    """Any of full, tbptt:K1, tbptt:K1:K2, artbp:L, random:L, adaptive:TOL, rtrl[:K1], uoro[:K1] and snap:N[:K1], by
+    commas. Some of each if not given.
     random:L cuts like artbp:L without its factors, and is biased: it shows what they are for."""
     seeds: Annotated[int | None, PLAIN] = None
     """Runs of each strategy, each from other first weights and data. 3 if not given, 1 for influence."""
