@@ -7,9 +7,8 @@ processor time of training on one thread, which a busy machine doesn't change mu
 
     python benchmarks/artbp_text.py [--seeds 5] [--updates 2000] [--seconds 100]
 
-The intervals are 95 % of Student's t over the seeds. What answers the question is the last column, the difference of the
-two on the same seed: an interval that contains zero says that no difference was seen. No target is judged. `--quick` is
-a try-out.
+The intervals are 95 % of Student's t over the seeds. What answers the question is the difference of the two on the
+same seed: an interval that contains zero says that no difference was seen. No target is judged. `--quick` is a try-out.
 """
 
 import argparse
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from reproductions.ptb_char import CHUNK, LOSS, STRATEGIES, CharModel, bits
-from torch import nn
+from torch import Tensor, nn
 
 import bptt
 from bptt.data import Vocabulary, lanes, load_text, split
@@ -57,16 +56,17 @@ class Measured(NamedTuple):
     updates_in_time: int
 
 
-def train(strategy: Any, setting: Setting, characters: int, read: torch.Tensor, held: torch.Tensor, seed: int):
+def train(strategy: Any, setting: Setting, characters: int, read: Tensor, held: Tensor, seed: int) -> Measured:
     """One run, epoch after epoch, each from the zero state."""
     torch.manual_seed(seed)
     model = CharModel(characters, setting.hidden)
     optimizer = torch.optim.Adam(model.parameters(), lr=setting.rate)
     generator = torch.Generator().manual_seed(seed)
-    at_updates = at_time = None
+    at_updates: float | None = None
+    at_time: float | None = None
     updates = seen = updates_in_time = 0
     spent, began = 0.0, time.process_time()
-    for _ in itertools.count():
+    while True:
         stream = ((read[:-1][a : a + CHUNK], read[1:][a : a + CHUNK]) for a in range(0, len(read) - 1, CHUNK))
         zeros = model.zeros(read.shape[1])
         for update in bptt.unroll(model, LOSS, stream, zeros, strategy=strategy, generator=generator):
