@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from docstrings import process
+from notebook_page import append_notebook
 
 import bptt
 from bptt.cli.explanation import explorer
@@ -42,6 +43,7 @@ def write_explorer(app, exception):
 
 
 def setup(app):
-    """Docstrings in the house style become reStructuredText; the explorer is a page of its own."""
+    """Docstrings in the house style become reStructuredText; the explorer and the notebook are pages."""
     app.connect("autodoc-process-docstring", process)
     app.connect("build-finished", write_explorer)
+    app.connect("source-read", append_notebook)

@@ -57,8 +57,12 @@ def test_code_of_a_page_runs_in_order(page, tmp_path, monkeypatch):
         exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), namespace)
 
 
-def test_the_readme_has_code():
-    assert len(code(ROOT / "README.md")) >= 5
+def test_the_readme_is_short_and_has_code():
+    """A page to be read whole; the tour has the rest."""
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+    (block,) = code(ROOT / "README.md")
+    assert len([line for line in block.text.splitlines() if line.strip()]) <= 12
+    assert len(code(ROOT / "docs" / "tour.md")) >= 15
 
 
 def test_every_relative_link_of_a_page_leads_somewhere():

@@ -56,7 +56,8 @@ class Browser:
     def open(self, path: Path) -> None:
         """Load a file and wait until it has loaded."""
         self.said, self.asked = [], []
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        failed = self.call("Page.navigate", url=path.resolve().as_uri()).get("errorText")
+        assert not failed, f"{path}: {failed}"
         while self.run("document.readyState") != "complete" or self.run("location.href") == "about:blank":
             time.sleep(0.02)
 
