@@ -1,9 +1,9 @@
 """How many threads, on a machine that others use too?
 
 Forward and backward of `bptt.nn.GRU` (256 units, 32 rows, 64 steps), in a fresh process for each setting: one thread or
-as many as there are cores, with OpenMP's threads spinning between regions or asleep, alone and beside as many other busy
-processes as there are cores. A team of threads waits for its slowest member, so one core which somebody else uses holds
-all of them up.
+as many as there are cores, with OpenMP's threads spinning between regions or asleep, alone and beside as many other
+processes that are busy as there are cores. A team of threads waits for its slowest member, so one core which somebody
+else uses holds all of them up.
 
     python benchmarks/threads.py [--quick]
 
