@@ -149,7 +149,7 @@ def test_the_theory_quotes_what_computes_it():
 def test_every_block_is_of_a_kind_that_is_run(page):
     """Python is run by test_examples.py, commands here; directives belong to Sphinx, and what they show isn't run."""
     assert {block.kind for block in blocks(page)} <= {
-        "python", "console", "{toctree}", "{eval-rst}", "{code-block} bash", "{code-block} python"
+        "python", "console", "{toctree}", "{eval-rst}", "{code-block} bash", "{code-block} python", "{code-block} text",
     }  # fmt: skip
     for block in blocks(page):
         if block.kind == "console":

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from support.pages import PAGES, ROOT, code, name_of
+from support.pages import PAGES, ROOT, code, name_of, printed
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 LONG = {"flow", "fuzzy", "lorenz"}  # at most 150 lines, and they take `--quick` and `--out`, a folder for their plots
@@ -48,13 +48,25 @@ def test_there_are_examples():
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if code(page)], ids=name_of)
-def test_code_of_a_page_runs_in_order(page, tmp_path, monkeypatch):
-    """The blocks of a page build on one another: they share one namespace."""
+def test_code_of_a_page_runs_in_order(page, tmp_path, monkeypatch, capsys):
+    """The blocks of a page build on one another: they share one namespace. They print what the page shows."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
+    shown = printed(page)
     namespace: dict[str, object] = {"__name__": page.stem}
     for block in code(page):
+        capsys.readouterr()
         exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), namespace)
+        if block.line in shown:
+            check_printed(capsys.readouterr().out, shown[block.line])
+
+
+def check_printed(out: str, shown: str) -> None:
+    """The same words, and the same numbers within 5 %, since training makes more of rounding."""
+    number = r"\d[\d,]*\.?\d*(?:e[+-]?\d+)?"
+    assert re.sub(number, "#", out).split() == re.sub(number, "#", shown).split()
+    found, expected = ([float(n.replace(",", "")) for n in re.findall(number, text)] for text in (out, shown))
+    assert found == pytest.approx(expected, rel=0.05, abs=1e-6)
 
 
 def test_the_readme_is_short_and_has_code():

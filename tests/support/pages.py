@@ -43,6 +43,16 @@ def code(page: Path) -> list[Block]:
     return [block for block in blocks(page) if block.kind == "python" and not block.quotes]
 
 
+def printed(page: Path) -> dict[int, str]:
+    """What a page says that its python blocks print, by the line that the block begins on."""
+    found, last = {}, None
+    for block in blocks(page):
+        if block.kind == "{code-block} text" and last is not None:
+            found[last.line] = block.text
+        last = block if block.kind == "python" else None
+    return found
+
+
 def quotations(page: Path) -> Iterator[tuple[str, list[str]]]:
     """(file, consecutive lines) of each stretch that a page quotes; a line "..." parts two of one file.
 

@@ -65,7 +65,7 @@ def diagnosis_plot(measured: Measured, title: str, path: Path) -> None:
     credit, dropped, exponents = panels["c"], panels["d"], panels["e"]
 
     values = measured.credit.numpy()
-    style(credit, "lag: steps back from a loss to the state", "norm of its gradient there")
+    style(credit, "lag: steps back from a loss to the state", r"$\|\partial l_t / \partial s_{t-\mathrm{lag}}\|$")
     if values.any():
         credit.set_yscale("log")
         values = np.where(values > 0, values, np.nan)  # zero has no place on a logarithmic axis

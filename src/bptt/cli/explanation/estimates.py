@@ -49,7 +49,7 @@ def truncation(work: Work) -> Section:
     )
     exact = "dL/dV alone is" if work.full.c is None else "dL/dV and dL/dc alone are"
     lost = (
-        f"What falls out is gone whatever the data: a truncated gradient is biased. {exact} exact, with all terms "
+        f"Dropped terms are lost whatever the data: a truncated gradient is biased. {exact} exact, with all terms "
         f"at lag 0, and not shown again."
     )
     both = list(zip(work.truncated, said, strict=False))
@@ -62,7 +62,7 @@ def truncation(work: Work) -> Section:
         ),
         (
             *(_dropped(estimate, which) for estimate, (_, which) in both),
-            "Nothing falls out here: the gradient is the full one." if tau == steps else lost,
+            "Nothing is dropped here: the gradient is the full one." if tau == steps else lost,
         ),
         tuple(table for estimate in work.truncated for table in _estimate(estimate, work)),
     )
