@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import bptt
-from bptt._jacobian import Rows
+from bptt._rows import Rows
 
 F64 = torch.float64
 mse = bptt.per_step(nn.MSELoss())

@@ -16,7 +16,7 @@ from bptt._guard import axes
 from bptt._guard.guard import Guard
 from bptt._guard.reached import Watch, held
 from bptt._idle import Idle, calls, touch
-from bptt._influence import Influence, influence_of
+from bptt._influence import Influence, begun, influence_of
 from bptt._memory import Budget, Meter
 from bptt._options import Options
 from bptt._ranks import Ranks
@@ -302,7 +302,7 @@ class Run:
             raise ValueError(f"{window} overlaps others or has weights, so nothing can be carried across its edges.")
         self._guard.probed = True  # it runs twice, as windows do after a probe
         noise = self._found = Snapshot(span.problem.model, span.tensors, self._found)
-        influence = influence.begin(span)
+        influence = begun(influence, span)
         if isinstance(self.memory, Budget):
             self.memory.beside = influence.nbytes
         return (replace(span, enter=influence.enter) if window.start else span), noise, influence

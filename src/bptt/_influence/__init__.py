@@ -1,30 +1,47 @@
 """The influence J = ∂s/∂θ, carried forward from window to window: equation (3) of the architecture page."""
 
+from dataclasses import replace
 from typing import Any
+
+from torch import Tensor, nn
 
 from bptt import _tree
 from bptt._errors import named
-from bptt._influence.base import Influence
+from bptt._guard.reached import in_sight
+from bptt._influence.base import Influence, Source
 from bptt._influence.by_unit import ByUnit
 from bptt._influence.exact import Exact
-from bptt._influence.masked import Masked
+from bptt._influence.masks import Masks
 from bptt._influence.product import Product
 from bptt._options import Options
+from bptt._segment import Span
 from bptt._torch import unwrapped
 from bptt._tree import Tree
 from bptt.strategies.base import says
 
-__all__ = ["Influence", "check_carried", "influence_of", "resumed"]
+__all__ = ["Influence", "begun", "check_carried", "influence_of", "resumed"]
 
 
 def influence_of(strategy: Any, options: Options) -> Influence | None:
     """What a strategy carries, zero so far; None where it carries nothing."""
-    carry = says(strategy, "carries")
+    carry, p, initial = says(strategy, "carries"), options.problem, options.initial_state
     if carry is None:
         return None
+    learned = callable(initial) or any(leaf.requires_grad for leaf in _tree.leaves(initial))
+    source = Source(replace(p, model=unwrapped(p.model)), options.state, learned, _names(options))
     if carry.kind == "product":
-        return Product(options, carry.epsilon)
-    return Masked(options, carry.order) if carry.kind == "masked" else Exact(options)
+        return Product(source, carry.epsilon, options.generator)
+    return Exact(source, Masks(carry.order) if carry.kind == "masked" else None)
+
+
+def begun(influence: Influence, span: Span) -> Influence:
+    """The influence before a window; before the first one, unit by unit where that is all that it keeps."""
+    first = influence.rows is None
+    influence.begin(span)
+    if not first or not isinstance(influence, Exact):
+        return influence
+    alone = influence.masks is None or influence.masks.order > 1
+    return ByUnit.of(influence, span, alone) or influence
 
 
 def resumed(influence: Influence, saved: dict[str, Any], like: Tree) -> Influence:
@@ -32,6 +49,16 @@ def resumed(influence: Influence, saved: dict[str, Any], like: Tree) -> Influenc
     influence = ByUnit.resumed(influence) if "units" in saved else influence
     influence.load_state_dict(saved, like)
     return influence
+
+
+def _names(options: Options) -> dict[str, Tensor]:
+    """The parameters that may be saved for, by names that another process gives them too."""
+    p, found = options.problem, {}
+    model = unwrapped(p.model)
+    found |= dict(model.named_parameters()) if isinstance(model, nn.Module) else {}
+    found |= {f"params[{i}]": leaf for i, leaf in enumerate(p.params or ())}
+    found |= {f"initial_state[{i}]": leaf for i, leaf in enumerate(in_sight(options.initial_state, {}))}
+    return found | {f"state[{i}]": leaf for i, leaf in enumerate(_tree.leaves(options.state))}
 
 
 def check_carried(strategy: Any, options: Options) -> None:

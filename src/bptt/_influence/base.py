@@ -10,21 +10,18 @@ found to depend on, in the graphs of the windows.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bptt import _tree
 from bptt._errors import named
-from bptt._guard.reached import in_sight
-from bptt._jacobian import Rows, Vjps
 from bptt._masks import Sheltered
-from bptt._options import Options
-from bptt._segment import Segment, Span
+from bptt._rows import Rows, Vjps, numbers
+from bptt._segment import Problem, Segment, Span
 from bptt._snapshot import Snapshot, isolated
 from bptt._stream import Data
-from bptt._torch import unwrapped
 from bptt._tree import Tree
 
 
@@ -42,49 +39,53 @@ class _Carried(torch.autograd.Function):
         return None, None, *cotangents, *ctx.influence.pull(cotangents)
 
 
+class Source(NamedTuple):
+    """What the influence of a run is made of.
+
+    problem: with the model unwrapped. state: what the run was given to start from. learned: whether resets may return
+    to a state that is learned. names: parameters that may be saved for, by names that another process gives them too.
+    """
+
+    problem: Problem
+    state: Tree
+    learned: bool
+    names: dict[str, Tensor]
+
+
 class Influence(ABC):
     """What a run carries of J. `theta`: the parameters that the state was found to depend on, in this order.
 
     Made once a run; `begin` before each window, `enter` on the state that it begins with, `absorb` after it.
     """
 
-    def __init__(self, options: Options) -> None:
-        p = options.problem
-        self.problem = replace(p, model=unwrapped(p.model))
-        self._names = _names(options)
-        self._given = options.state
-        initial = options.initial_state
-        self.learned = callable(initial) or any(leaf.requires_grad for leaf in _tree.leaves(initial))
-        self._registered = self._parameters()
+    def __init__(self, source: Source) -> None:
+        self.problem = source.problem
+        self._names, self._given, self.learned = source.names, source.state, source.learned
+        self._registered = self._asking()
         self.theta: list[Tensor] = []
         self.rows: Rows | None = None
         self.masked = False
         self.vjps, self._vjps_of_initial = Vjps(), Vjps()
 
-    def _parameters(self) -> list[tuple[nn.Parameter, bool]]:
+    def _asking(self) -> list[tuple[nn.Parameter, bool]]:
         model = self.problem.model
         return [(p, p.requires_grad) for p in (model.parameters() if isinstance(model, nn.Module) else ())]
 
-    def begin(self, span: Span) -> "Influence":
-        """See before a window that J still belongs to the parameters of now; at the first one, how it is to be held."""
+    def begin(self, span: Span) -> None:
+        """See before a window that J still belongs to the parameters of now; at the first one, what it is to hold."""
         self.check(span)
         if self.rows is not None:
-            return self
-        self.rows = Rows.of(self.problem, span.like, "carry")
+            return
+        self.rows = Rows.of(self.problem.model, self.problem.batch_dim, span.like, "carry")
         step = self.span(span)
         step = Segment(step, span.window.start, span.window.start + 1)
         with isolated(self.problem.model, span.tensors), torch.enable_grad():
             begin = _tree.tracked(span.begin)
             self.meet(step, begin, step.unfold(begin, step.time.read(step.start, step.stop)).end)
-        return self.settled(span)
-
-    def settled(self, span: Span) -> "Influence":
-        """What goes on instead of this one, now that it is known what depends on what."""
-        return self
 
     def check(self, span: Span) -> None:
         """ValueError where J no longer belongs to the parameters, or inputs are learned."""
-        now = self._parameters()
+        now = self._asking()
         if len(now) != len(self._registered) or any(
             p is not q or asks != asked for (p, asks), (q, asked) in zip(now, self._registered, strict=True)
         ):
@@ -218,7 +219,7 @@ class Influence(ABC):
     def load_state_dict(self, state: dict[str, Any], like: Tree) -> None:
         """The inverse, before the first window, for a state of the shapes of `like`."""
         if state:
-            self.rows = Rows.of(self.problem, like, "carry")
+            self.rows = Rows.of(self.problem.model, self.problem.batch_dim, like, "carry")
             self.take(state)
 
     def name_of(self, leaf: Tensor) -> str:
@@ -268,31 +269,3 @@ def _leaves_of(roots: Iterable[Tensor]) -> list[Tensor]:
                 seen.add(following)
                 waiting.append(following)
     return list(found.values())
-
-
-def _names(options: Options) -> dict[str, Tensor]:
-    """The parameters that may be saved for, by names that another process gives them too."""
-    p, found = options.problem, {}
-    model = unwrapped(p.model)
-    found |= dict(model.named_parameters()) if isinstance(model, nn.Module) else {}
-    found |= {f"params[{i}]": leaf for i, leaf in enumerate(p.params or ())}
-    found |= {f"initial_state[{i}]": leaf for i, leaf in enumerate(in_sight(options.initial_state, {}))}
-    return found | {f"state[{i}]": leaf for i, leaf in enumerate(_tree.leaves(options.state))}
-
-
-def numbers(leaf: Tensor) -> int:
-    """The real numbers of a parameter."""
-    return leaf.numel() * (2 if leaf.is_complex() else 1)
-
-
-def real(values: Tensor, n: int) -> Tensor:
-    """(n, *parameter) as (n, numbers)."""
-    values = values.to_dense() if values.layout is not torch.strided else values
-    return (torch.view_as_real(values.resolve_conj()) if values.is_complex() else values).reshape(n, -1)
-
-
-def shaped(values: Tensor, leaf: Tensor) -> Tensor:
-    """(numbers,) as a gradient of the parameter."""
-    if leaf.is_complex():
-        return torch.view_as_complex(values.reshape(*leaf.shape, 2)).to(leaf.dtype)
-    return values.reshape(leaf.shape).to(leaf.dtype)

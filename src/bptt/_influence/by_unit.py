@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from bptt import _tree, _units
-from bptt._influence.base import Influence, numbers
+from bptt._influence.base import Influence
+from bptt._rows import numbers
 from bptt._segment import Segment, Span
 from bptt._snapshot import Snapshot, isolated
 from bptt._stream import Data

@@ -1,35 +1,37 @@
-"""J itself, batch row by batch row: RTRL."""
+"""J itself, batch row by batch row: RTRL; and what SnAp's masks leave of it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bptt import _tree
-from bptt._influence.base import Influence, numbers, real, shaped
-from bptt._influence.by_unit import ByUnit
-from bptt._jacobian import batchable
-from bptt._options import Options
+from bptt import _recurrence, _tree
+from bptt._influence.base import Influence, Source
+from bptt._influence.masks import Masks
+from bptt._rows import batchable, numbers, real, shaped
 from bptt._segment import Segment, Span
-from bptt._snapshot import Snapshot
+from bptt._snapshot import Snapshot, isolated
 from bptt._stream import Data
 from bptt._tree import Tree
 
 
 class Exact(Influence):
-    """J itself, (rows, size, numbers) for each parameter: each batch row has its own."""
+    """J itself, (rows, size, numbers) for each parameter: each row has its own. With masks J_t = M ∘ (D_t J + I_t).
 
-    def __init__(self, options: Options) -> None:
-        super().__init__(options)
+    masks: which entries are kept after every step, or None for all.
+    """
+
+    def __init__(self, source: Source, masks: Masks | None = None) -> None:
+        super().__init__(source)
+        self.masks = masks
         self.jacobians: list[Tensor | None] = []
-
-    def settled(self, span: Span) -> Influence:
-        """Unit by unit, where no unit depends on another."""
-        return ByUnit.of(self, span, alone=True) or self
 
     def _include(self, leaf: Tensor) -> None:
         self.jacobians.append(None)  # zeros, once there is something to add
+        if self.masks is not None:
+            self.masks.include()
 
     def jacobian(self, i: int) -> Tensor:
         """J of one parameter."""
@@ -44,6 +46,11 @@ class Exact(Influence):
         """Equation (3) over a window, graph by graph: J goes from one to the next."""
         span, carried = self.span(span), span.begin
         steps = span.window.stop - span.window.start
+        if self.masks is not None:
+            length = 1
+            if self.masks.reaches is None:
+                with isolated(self.problem.model, span.tensors), batchable(self.problem.model), torch.enable_grad():
+                    self._look(span, self.masks)
         with noise.installed(), batchable(self.problem.model), torch.enable_grad():
             for segment in span.segments(min(length or steps, steps), replays=False):
                 begin, after, carried, data = self.unfolded(segment, carried)
@@ -52,6 +59,34 @@ class Exact(Influence):
         if length is not None and length < steps:
             check_same(carried, end)
         torch.clear_autocast_cache()
+
+    def _look(self, span: Span, masks: Masks) -> None:
+        """Let the masks see one step at random states and inputs, the same ones in every process."""
+        assert self.rows is not None
+        p, generator, a = self.problem, torch.Generator().manual_seed(0), span.window.start
+        step = Segment(replace(span, initial=None), a, a + 1)
+        data = step.time.read(a, a + 1)
+        for draw in range(masks.DRAWS):
+
+            def drawn(leaf: Tensor, scale: float = (1.0, 0.1)[draw % 2]) -> Tensor:
+                if not _tree.carries_cotangent(leaf):
+                    return leaf
+                kind = torch.complex64 if leaf.is_complex() else torch.float32
+                return (scale * torch.randn(leaf.shape, dtype=kind, generator=generator)).to(leaf)
+
+            begin = _tree.tracked(_tree.map_leaves(drawn, span.like))
+            end = _recurrence.called(p.model, _tree.map_leaves(drawn, data.inputs), begin, {}, a, a + 1)[1]
+            self.meet(step, begin, end)
+            masks.see(*self._of_row(step, begin, end, 0)[1:])
+
+    def _of_row(self, segment: Segment, begin: Tree, end: Tree, row: int) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """Of a row's new state: D by all rows (size, rows, size), by its own, and I (size, numbers) by parameter."""
+        assert self.rows is not None
+        count, n = self.rows.count, self.rows.size
+        vectors = torch.zeros(n, count, n, dtype=self.rows.dtype, device=self.rows.device)
+        vectors[:, row] = torch.eye(n, dtype=self.rows.dtype, device=self.rows.device)
+        of_state, of_theta = self.pulled(segment, begin, end, vectors)
+        return of_state, of_state[:, row], [None if new is None else real(new, n) for new in of_theta]
 
     def _reset(self, data: Data) -> None:
         """Zeros for rows that reset within a segment: D has none for them, and 0 times an infinite J isn't 0."""
@@ -68,21 +103,18 @@ class Exact(Influence):
     def _step(self, segment: Segment, begin: Tree, end: Tree) -> None:
         """Equation (3) of one segment, row by row."""
         assert self.rows is not None
-        count, n = self.rows.count, self.rows.size
-        for row in range(count):
-            vectors = torch.zeros(n, count, n, dtype=self.rows.dtype, device=self.rows.device)
-            vectors[:, row] = torch.eye(n, dtype=self.rows.dtype, device=self.rows.device)
-            of_state, of_theta = self.pulled(segment, begin, end, vectors)
-            if count > 1:
-                _check_apart(of_state, row)
-            self._update(row, of_state[:, row], of_theta)
-
-    def _update(self, row: int, of_state: Tensor, of_theta: list[Tensor | None]) -> None:
-        """J ← D J + I of one batch row."""
-        for i, new in enumerate(of_theta):
-            jacobian = self.jacobian(i)
-            product = of_state.to(jacobian.device) @ jacobian[row]
-            jacobian[row] = product if new is None else product.add_(real(new, len(product)))
+        for row in range(self.rows.count):
+            of_all, of_state, of_theta = self._of_row(segment, begin, end, row)
+            if self.rows.count > 1:
+                _check_apart(of_all, row)
+            if self.masks is not None:
+                self.masks.see(of_state, of_theta)
+            for i, new in enumerate(of_theta):
+                jacobian = self.jacobian(i)
+                product = of_state.to(jacobian.device) @ jacobian[row]
+                jacobian[row] = product if new is None else product.add_(new)
+                if self.masks is not None:
+                    self.masks.keep(i, jacobian[row])
 
     def pull(self, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
         """c · J, rows whose cotangent is zero left out."""
@@ -110,7 +142,9 @@ class Exact(Influence):
 
     def parts(self) -> dict[str, Any]:
         """J by parameter."""
-        return {"jacobians": {self.name_of(leaf): self.jacobian(i).clone() for i, leaf in enumerate(self.theta)}}
+        names = [self.name_of(leaf) for leaf in self.theta]
+        found = {"jacobians": {name: self.jacobian(i).clone() for i, name in enumerate(names)}}
+        return found if self.masks is None else {**found, **self.masks.parts(names)}
 
     def take(self, parts: dict[str, Any]) -> None:
         """The inverse of `parts`."""
@@ -118,6 +152,9 @@ class Exact(Influence):
         pairs = [
             self.load_leaf(name, saved, (self.rows.count, self.rows.size)) for name, saved in parts["jacobians"].items()
         ]
+        if self.masks is not None:
+            places = [(name, leaf.device) for name, (leaf, _) in zip(parts["jacobians"], pairs, strict=True)]
+            self.masks.take(parts, places, self.rows.device)
         self.theta, self.jacobians = [leaf for leaf, _ in pairs], list[Tensor | None](saved for _, saved in pairs)
 
 

@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from bptt import _tree
-from bptt._influence.base import Influence, numbers, real, shaped
-from bptt._jacobian import batchable
-from bptt._options import Options
+from bptt._influence.base import Influence, Source
 from bptt._rewind import Rewind
+from bptt._rows import batchable, numbers, real, shaped
 from bptt._segment import Segment, Span
 from bptt._snapshot import Snapshot
 from bptt._tree import Tree
@@ -26,9 +25,9 @@ class Product(Influence):
     there, or is lost on the way without a word, a vjp of the vjp is taken from then on.
     """
 
-    def __init__(self, options: Options, epsilon: float) -> None:
-        super().__init__(options)
-        self._epsilon, self._generator = epsilon, options.generator
+    def __init__(self, source: Source, epsilon: float, generator: torch.Generator | None) -> None:
+        super().__init__(source)
+        self._epsilon, self._generator = epsilon, generator
         self.of_state: Tensor | None = None
         self.of_theta: list[Tensor] = []
         self._forward_mode = True

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from bptt import _errors, _recurrence, _stream, _tree
-from bptt._jacobian import batchable
 from bptt._loss import Loss
 from bptt._options import Options
 from bptt._recurrence import Recurrence
+from bptt._rows import batchable
 from bptt._run import Run
 from bptt._snapshot import untouched
 from bptt._stream import Chunk

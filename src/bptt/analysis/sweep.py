@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from bptt import _errors, _loss, _tree
-from bptt._jacobian import Pullback, Rows
+from bptt._jacobian import Pullback
+from bptt._rows import Rows
 from bptt._run import Run
 from bptt._segment import Tape
 from bptt._snapshot import isolated, renormalised
@@ -18,7 +19,7 @@ def tapes(run: Run) -> tuple[list[Tape], Rows]:
     span = run.start(math.inf)
     carried = begin = span.begin
     run.tell_axes_apart(begin)
-    Rows.of(span.problem, span.like, "diagnose")
+    Rows.of(span.problem.model, span.problem.batch_dim, span.like, "diagnose")
     segments = span.segments(1, replays=False)
     found: list[Tape] = []
 
@@ -42,7 +43,7 @@ def tapes(run: Run) -> tuple[list[Tape], Rows]:
             f"no loss depends on the state of {_errors.named(span.problem.model)}, so no credit goes back through it: "
             f"there is nothing to diagnose."
         )
-    return found, Rows.of(span.problem, span.like, "diagnose", seen)
+    return found, Rows.of(span.problem.model, span.problem.batch_dim, span.like, "diagnose", seen)
 
 
 def _seen(found: list[Tape]) -> set[int]:

@@ -1,0 +1,87 @@
+"""Which entries of J are kept: SnAp's patterns."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Masks:
+    """M = pattern((1 + S)^(order-1) M_1), S the pattern of ∂s_t/∂s_{t-1}, M_1 that of ∂F_t/∂θ, parameter by parameter.
+
+    The patterns are the same for all rows. They begin as random states and inputs show them, and grow as steps show
+    more: where a relu was off, or a row of a table not used.
+    """
+
+    DRAWS = 16
+    """Random states and inputs; each relu that is off in one of them must be on in another."""
+
+    def __init__(self, order: int) -> None:
+        self.order = order
+        self.reaches: Tensor | None = None
+        self.writes: list[Tensor | None] = []
+        self._masks: list[Tensor | None] = []
+
+    def include(self) -> None:
+        """Another parameter."""
+        self.writes.append(None)
+        self._masks.append(None)
+
+    def see(self, of_state: Tensor, of_theta: list[Tensor | None]) -> None:
+        """Let the patterns have what is not zero here: in (size, size), and in (size, numbers) for each parameter."""
+        reaches = torch.zeros_like(of_state, dtype=torch.bool) if self.reaches is None else self.reaches
+        self.reaches = reaches
+        if _grown(reaches, of_state):
+            self._masks = [None] * len(self._masks)
+        for i, new in enumerate(of_theta):
+            if new is not None:
+                written = self.writes[i]
+                if written is None:
+                    written = self.writes[i] = torch.zeros_like(new, dtype=torch.bool)
+                if _grown(written, new):
+                    self._masks[i] = None
+
+    def keep(self, i: int, jacobian: Tensor) -> None:
+        """Zeros in J (size, numbers) of a parameter where M has none."""
+        mask = self._mask(i)
+        if mask is None:
+            jacobian.zero_()
+        else:
+            jacobian.masked_fill_(~mask, 0)
+
+    def _mask(self, i: int) -> Tensor | None:
+        written = self.writes[i]
+        if written is None or self.reaches is None:
+            return None
+        found = self._masks[i]
+        if found is None:
+            reached, step = written.float(), self.reaches.to(written.device).float()
+            for _ in range(self.order - 1):
+                more = ((reached + step @ reached) > 0).float()
+                if torch.equal(more, reached):
+                    break
+                reached = more
+            found = self._masks[i] = reached > 0
+        return found
+
+    def parts(self, names: list[str]) -> dict[str, Any]:
+        """The patterns, those of parameters by name."""
+        pairs = zip(names, self.writes, strict=True)
+        writes = {name: written.clone() for name, written in pairs if written is not None}
+        return {"writes": writes, "reaches": None if self.reaches is None else self.reaches.clone()}
+
+    def take(self, parts: dict[str, Any], places: list[tuple[str, torch.device]], device: Any) -> None:
+        """The inverse of `parts`, for parameters of these names on these devices."""
+        saved, reaches = parts["writes"], parts["reaches"]
+        self.writes = [saved[name].to(at, copy=True) if name in saved else None for name, at in places]
+        self._masks = [None] * len(places)
+        self.reaches = None if reaches is None else reaches.to(device, copy=True)
+
+
+def _grown(pattern: Tensor, values: Tensor) -> bool:
+    """Add to a pattern where something is that isn't zero; whether that is new. An infinite derivative says nothing."""
+    new = (values != 0) & values.isfinite() & ~pattern
+    if not bool(new.any()):
+        return False
+    pattern |= new
+    return True
