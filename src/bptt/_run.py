@@ -16,7 +16,7 @@ from bptt._guard import axes
 from bptt._guard.guard import Guard
 from bptt._guard.reached import Watch, held
 from bptt._idle import Idle, calls, touch
-from bptt._influence import Influence, begun, influence_of
+from bptt._influence import Influence, entered, influence_of
 from bptt._memory import Budget, Meter
 from bptt._options import Options
 from bptt._ranks import Ranks
@@ -105,7 +105,7 @@ class Run:
         self._guard = Guard()
         self.memory = Budget(memory, self.meter) if isinstance(memory, int) else memory
         self._fitting: Any = None
-        self._found: Snapshot | None = None
+        self._noise: Snapshot | None = None
 
     def influence(self, strategy: Strategy) -> Influence | None:
         """What a run by the strategy begins to carry."""
@@ -278,8 +278,11 @@ class Run:
             span = replace(span, problem=replace(span.problem, clip=clip * factor))
         influence, noise = progress.influence, None
         if influence is not None:
-            span, noise, influence = self._entered(span, influence)
-            given_progress = replace(given_progress, influence=influence)
+            span, noise, influence = entered(influence, span, self._noise)
+            given_progress, self._noise = replace(given_progress, influence=influence), noise
+            self._guard.probed = True  # the window runs twice, as windows do after a probe
+            if isinstance(self.memory, Budget):
+                self.memory.beside = influence.nbytes
         try:
             gradients, look = self._gradients, self._guard.look
             outcome = _reverse.run(span, self.memory, self.meter, factor, over, gradients, look, self.ranks)
@@ -294,18 +297,6 @@ class Run:
             outcome = replace(outcome, kept=outcome.kept if kept is None else kept, forward_steps=ran)
         after = given_progress.after(given, outcome)
         return Done(replace(span, window=given), outcome, factor, asked, after)
-
-    def _entered(self, span: Span, influence: Influence) -> tuple[Span, Snapshot, Influence]:
-        """The window with what is carried into it, the noise that it finds, and the influence as it is from now on."""
-        window = span.window
-        if window.start < window.first or window.keep < window.stop or window.weights:
-            raise ValueError(f"{window} overlaps others or has weights, so nothing can be carried across its edges.")
-        self._guard.probed = True  # it runs twice, as windows do after a probe
-        noise = self._found = Snapshot(span.problem.model, span.tensors, self._found)
-        influence = begun(influence, span)
-        if isinstance(self.memory, Budget):
-            self.memory.beside = influence.nbytes
-        return (replace(span, enter=influence.enter) if window.start else span), noise, influence
 
     def _absorbed(self, influence: Influence, span: Span, outcome: Outcome, noise: Snapshot) -> Outcome:
         """The outcome of a window, with what is carried out of it among its bytes."""

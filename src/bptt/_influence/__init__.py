@@ -15,11 +15,12 @@ from bptt._influence.masks import Masks
 from bptt._influence.product import Product
 from bptt._options import Options
 from bptt._segment import Span
+from bptt._snapshot import Snapshot
 from bptt._torch import unwrapped
 from bptt._tree import Tree
 from bptt.strategies.base import says
 
-__all__ = ["Influence", "begun", "check_carried", "influence_of", "resumed"]
+__all__ = ["Influence", "check_carried", "entered", "influence_of", "resumed"]
 
 
 def influence_of(strategy: Any, options: Options) -> Influence | None:
@@ -34,14 +35,21 @@ def influence_of(strategy: Any, options: Options) -> Influence | None:
     return Exact(source, Masks(carry.order) if carry.kind == "masked" else None)
 
 
-def begun(influence: Influence, span: Span) -> Influence:
-    """The influence before a window; before the first one, unit by unit where that is all that it keeps."""
-    first = influence.rows is None
+def entered(influence: Influence, span: Span, before: Snapshot | None) -> tuple[Span, Snapshot, Influence]:
+    """A window with what is carried into it, the noise that it finds, and the influence as it is from now on.
+
+    before: the noise that the window before found. At the first window it is seen whether all that is kept can be
+    carried unit by unit.
+    """
+    window = span.window
+    if window.start < window.first or window.keep < window.stop or window.weights:
+        raise ValueError(f"{window} overlaps others or has weights, so nothing can be carried across its edges.")
+    noise, first = Snapshot(span.problem.model, span.tensors, before), influence.rows is None
     influence.begin(span)
-    if not first or not isinstance(influence, Exact):
-        return influence
-    alone = influence.masks is None or influence.masks.order > 1
-    return ByUnit.of(influence, span, alone) or influence
+    if first and isinstance(influence, Exact):
+        alone = influence.masks is None or influence.masks.order > 1
+        influence = ByUnit.of(influence, span, alone) or influence
+    return (replace(span, enter=influence.enter) if window.start else span), noise, influence
 
 
 def resumed(influence: Influence, saved: dict[str, Any], like: Tree) -> Influence:
