@@ -202,6 +202,18 @@ def raised(carried: Tree, given: Tree) -> Tree:
     return _tree.unflatten(raised, structure)
 
 
+def check_unchanged(before: list[int], carried: Tree) -> None:
+    """The state that a run carries, which nobody has written to between two updates."""
+    if before == (now := _tree.versions(carried)):
+        return
+    paths = [path for path, _ in _tree.named_leaves(carried, "state")]
+    path = next(path for path, a, b in zip(paths, before, now, strict=True) if a != b)
+    raise ValueError(
+        f"{path}, which the run goes on from, was changed in place between two updates, through a tensor that shares "
+        f"its memory (the state= that was passed, inputs, or aux): change a clone of that."
+    )
+
+
 def _lowered(leaf: Tensor) -> bool:
     """Whether it is in the dtype that autocast is computing in."""
     kind = leaf.device.type

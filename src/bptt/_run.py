@@ -225,7 +225,7 @@ class Run:
             progress, asked, answer = done.progress, Asked(), None
             versions = _tree.versions(progress.carried)
             yield done
-            _check_unchanged(versions, progress.carried)
+            _boundary.check_unchanged(versions, progress.carried)
             torch.clear_autocast_cache()  # the casts of weights that have been stepped since
 
     def _agreed(self, item: Window | Probe | None, progress: Progress, even: bool) -> bool:
@@ -391,15 +391,3 @@ class Run:
         if self.options.group is not None:
             total, valid = self.ranks.pooled(total, valid, rows)
         return Evaluation(total, mean(total, valid), end, carried, self._joined(aux))
-
-
-def _check_unchanged(before: list[int], carried: Tree) -> None:
-    """The state that a run carries, which nobody has written to between two updates."""
-    if before == (now := _tree.versions(carried)):
-        return
-    paths = [path for path, _ in _tree.named_leaves(carried, "state")]
-    path = next(path for path, a, b in zip(paths, before, now, strict=True) if a != b)
-    raise ValueError(
-        f"{path}, which the run goes on from, was changed in place between two updates, through a tensor that shares "
-        f"its memory (the state= that was passed, inputs, or aux): change a clone of that."
-    )
