@@ -153,6 +153,8 @@ Task()
 """,
     "bptt.distributed": """
 average_gradients(params, group=None)
+gather_state(state, state_batch_dim=1, group=None)
+narrow_state(state, rows, state_batch_dim=1)
 """,
     "bptt.models": """
 Flow(size, viscosity, modes=(), coefficients=None, *, dt=0.02, mean=(0.0, 0.0), device=None, dtype=None)

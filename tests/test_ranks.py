@@ -215,6 +215,31 @@ def test_each_rank_goes_on_from_a_state_of_its_own(pair, strategy):
         close(got, want)
 
 
+@pytest.mark.thin
+@pytest.mark.parametrize("strategy", ["tbptt-3-7", "artbp", "adaptive"])
+@pytest.mark.parametrize("options", [{}, {"memory": "80KiB"}], ids=["stored", "bytes"])
+def test_a_state_goes_on_with_another_number_of_ranks(pair, strategy, options):
+    """Two, then one, then two."""
+    how = (STRATEGIES[strategy], options, 16)
+    want, _ = ranks.alone(STRATEGIES[strategy], options)
+    first = pair(ranks.relayed, "two", *how, 2)[0]
+    assert first[1]["carried"].shape == (1, 32, 4)
+    second = ranks.relayed("one", *how, 1, first)
+    for got, _ in pair(ranks.relayed, "two", *how, None, second):
+        close(got, want)
+
+
+def test_states_that_cannot_be_gathered_or_narrowed(pair):
+    told = pair(ranks.apart)
+    assert all("rank 1 stands at step 10, rank 0 at step 5: call it on all ranks" in each for each in told)
+    _, state = ranks.relayed("one", bptt.TruncatedBPTT(5), {}, 16, 1)
+    for rows in (slice(8, 40), slice(4, 4), slice(0, 8, 2)):
+        with pytest.raises(ValueError, match="of a run of 32 rows: pass a slice within these"):
+            bptt.distributed.narrow_state(state, rows)
+    with pytest.raises(ValueError, match="list is no state of a run"):
+        bptt.distributed.gather_state([])
+
+
 def test_evaluate_counts_the_rows_of_all_ranks(pair):
     """However many each has; without group= the rank's own."""
     all_of_it = bptt.evaluate(ranks.Model(), ranks.per_row, ranks.chunks(slice(None), masked=True))

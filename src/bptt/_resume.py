@@ -109,8 +109,7 @@ class Updates(Iterator[Update]):
             options.generator.set_state(state["generator"])
         else:
             torch.set_rng_state(state["generator"])
-        if state["budget"] is not None and isinstance(self._run.memory, Budget):
-            self._run.memory.load(state["budget"])
+        rows = measured = state["run"].get("measured")
         carried = options.state if step == 0 else state["carried"]
         if time.upto(step + 1) > step:
             rows = time.rows_at(step)
@@ -120,6 +119,8 @@ class Updates(Iterator[Update]):
                 )
             if step > 0:
                 carried = self._shaped(carried, step)
+        if state["budget"] is not None and isinstance(self._run.memory, Budget) and measured in (None, rows):
+            self._run.memory.load(state["budget"])  # of as many rows
         influence = self._run.influence(self._strategy)
         if influence is not None and state.get("influence") and time.upto(step + 1) > step:
             influence = resumed(influence, state["influence"], carried)

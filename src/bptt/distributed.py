@@ -1,5 +1,6 @@
-"""Several processes that train one model without a wrapper: the mean of their gradients, in one reduction an update."""
+"""Several processes that train one model: the mean of their gradients, and the state of a run with the rows of all."""
 
+import pickle
 from collections.abc import Iterable
 from typing import Any
 
@@ -7,9 +8,9 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from bptt import _ranks
+from bptt import _ranks, _tree
 
-__all__ = ["average_gradients"]
+__all__ = ["average_gradients", "gather_state", "narrow_state"]
 
 
 def average_gradients(params: Iterable[Tensor], group: Any = None) -> None:
@@ -54,6 +55,77 @@ def average_gradients(params: Iterable[Tensor], group: Any = None) -> None:
             if anywhere:
                 _real(value).copy_(part.reshape(_real(value).shape))
                 p.grad = value
+
+
+def gather_state(state: dict[str, Any], state_batch_dim: Any = 1, group: Any = None) -> dict[str, Any]:
+    """Make of each rank's `state_dict()` of `unroll` that of one process with the rows of all ranks, in their order.
+
+    state: taken after the same update on every rank, on streams that read the same steps.
+    state_batch_dim: the axis of the rows, as in `unroll`: an int, or a pytree of ints, None for a leaf without rows, of
+        which the first rank's is taken. group: as in `average_gradients`; without one the state is returned as it is.
+
+    All ranks call it, and all get the state, its tensors on the CPU. One process goes on with it, or any number of
+    ranks, each with the rows that `narrow_state` gives it.
+    Raises ValueError where the ranks stand at different steps, or in streams at different places.
+    Cost: each rank receives the states of all rows.
+
+    >>> import bptt, torch
+    >>> model, loss = torch.nn.GRU(3, 4), bptt.per_step(torch.nn.MSELoss())
+    >>> stream = [(torch.zeros(7, 6, 3), torch.zeros(7, 6, 4))]
+    >>> run = bptt.unroll(model, loss, stream, strategy=bptt.TruncatedBPTT(k1=5))
+    >>> _ = next(run)
+    >>> whole = bptt.distributed.gather_state(run.state_dict())
+    >>> whole["carried"].shape, bptt.distributed.narrow_state(whole, slice(2, 4))["carried"].shape
+    (torch.Size([1, 6, 4]), torch.Size([1, 2, 4]))
+    """
+    _check_state(state)
+    _ranks.check_group(group)
+    if not _ranks.is_running() or (size := dist.get_world_size(group)) == 1:
+        return state
+    leaves, structure = _tree.flatten(state["carried"])
+    found: list[Any] = [None] * size
+    place = state["step"], pickle.dumps(state["stream"])
+    dist.all_gather_object(found, (place, state["run"]["rows"], [leaf.cpu() for leaf in leaves]), group=group)
+    first = found[0][0]
+    for rank, ((step, stream), _, _) in enumerate(found):
+        if step != first[0] or stream != first[1]:
+            what = f"at step {step}" if step != first[0] else "elsewhere in its stream"
+            raise ValueError(
+                f"gather_state: rank {rank} stands {what}, rank 0 at step {first[0]}: call it on all ranks after the "
+                f"same update, of streams that read the same steps."
+            )
+    axes = _tree.by_leaf(state_batch_dim, state["carried"])
+    each = zip(axes, *(values for *_, values in found), strict=True)
+    carried = [values[0] if dim is None else torch.cat(values, dim) for dim, *values in each]
+    rows = [count for _, count, _ in found]
+    run = {**state["run"], "rows": None if None in rows else sum(rows), "measured": rows[0]}
+    return {**state, "carried": _tree.unflatten(carried, structure), "run": run}
+
+
+def narrow_state(state: dict[str, Any], rows: slice, state_batch_dim: Any = 1) -> dict[str, Any]:
+    """Some rows of a `state_dict()` of `unroll`: what a rank loads that goes on with them.
+
+    state: as `gather_state` gives it, or a single process's. rows: from a first one up to another, in steps of 1.
+    state_batch_dim: as in `gather_state`.
+    Raises ValueError for rows that aren't there. Cost: none; the tensors are views.
+    """
+    _check_state(state)
+    run = state["run"]
+    start, stop = (0 if rows.start is None else rows.start), (run["rows"] if rows.stop is None else rows.stop)
+    if run["rows"] is not None and not (rows.step in (None, 1) and 0 <= start < stop <= run["rows"]):
+        raise ValueError(f"narrow_state: rows={rows} of a run of {run['rows']} rows: pass a slice within these.")
+    leaves, structure = _tree.flatten(state["carried"])
+    axes = _tree.by_leaf(state_batch_dim, state["carried"])
+    some = [
+        leaf if dim is None else leaf.narrow(dim, start, stop - start) for leaf, dim in zip(leaves, axes, strict=True)
+    ]
+    own = {**run, "rows": None if run["rows"] is None else stop - start, "measured": run.get("measured", run["rows"])}
+    return {**state, "carried": _tree.unflatten(some, structure), "run": own}
+
+
+def _check_state(state: Any) -> None:
+    if not isinstance(state, dict) or not {"carried", "run", "step", "stream"} <= state.keys():
+        raise ValueError(f"{type(state).__name__} is no state of a run: pass what state_dict() of `unroll` gave.")
 
 
 def _real(value: Tensor) -> Tensor:

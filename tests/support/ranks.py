@@ -338,6 +338,49 @@ def resumed(strategy):
     return weights(model)
 
 
+def relayed(kind, strategy, options, split, steps, given=None):
+    """A run that stops after so many updates: (weights, the state with the rows of all ranks).
+
+    kind: "one", on all rows; or ranks whose rows are cut at `split`. given: the two to go on from.
+    """
+    rows = slice(None) if kind == "one" else slice(0, split) if dist.get_rank() == 0 else slice(split, ROWS)
+    group = None if kind == "one" else dist.group.WORLD
+    model = Model()
+    if given is not None:
+        torch.nn.utils.vector_to_parameters(
+            torch.cat([torch.as_tensor(w).flatten() for w in given[0]]), model.parameters()
+        )
+    optimizer, generator = torch.optim.SGD(model.parameters(), lr=0.3), torch.Generator().manual_seed(0)
+    run = bptt.unroll(
+        model,
+        per_row,
+        list(chunks(rows)),
+        strategy=strategy,
+        generator=generator,
+        group=group,
+        state_batch_dim=1,
+        **options,
+    )
+    if given is not None:
+        run.load_state_dict(bptt.distributed.narrow_state(given[1], slice(rows.start, rows.stop)))
+    for count, _ in enumerate(run, 1):
+        if group is not None:
+            bptt.distributed.average_gradients(model.parameters(), group)
+        optimizer.step()
+        optimizer.zero_grad()
+        if count == steps:
+            break
+    return weights(model), bptt.distributed.gather_state(run.state_dict(), group=group)
+
+
+def apart():
+    """Gathered after different updates."""
+    try:
+        relayed("one", bptt.TruncatedBPTT(5), {}, None, 1 + dist.get_rank())
+    except ValueError as error:
+        return str(error)
+
+
 def page(path):
     """The blocks of a page as this rank runs them: the weights after it has ended."""
     namespace = {"__name__": "page"}

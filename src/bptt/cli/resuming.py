@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from bptt.cli.config import flag
 from bptt.cli.exchange import READY
 from bptt.cli.files import read_settings
 from bptt.cli.printing import UserError, one_line
-from bptt.cli.ranks import Ranks, restarts
+from bptt.cli.ranks import restarts
 from bptt.cli.train_config import HOW_LONG, TrainConfig
 
 
@@ -94,48 +93,6 @@ def versions(processes: int) -> dict[str, str]:
     """What a run's bits depend on beside its settings."""
     threads = str(torch.get_num_threads())
     return {"bptt": bptt.__version__, "torch": torch.__version__, "threads": threads, "processes": str(processes)}
-
-
-def whole_run(run: dict[str, Any] | None, ranks: Ranks, axes: Any, rows: int) -> dict[str, Any] | None:
-    """The state of `unroll` with the rows of all ranks, so that any number of them may go on.
-
-    axes: where the rows are in each leaf of the model's state; None in one without. rows: of all ranks.
-    """
-    if run is None or ranks.size == 1:
-        return run
-    join = lambda axis, *each: each[0] if axis is None else torch.cat(each, axis)  # noqa: E731
-    return {
-        **run,
-        "carried": _leaves(join, axes, *ranks.all(_leaves(lambda _, leaf: leaf.cpu(), 0, run["carried"]))),
-        "run": {**run["run"], "rows": rows},
-    }
-
-
-def own_run(saved: dict[str, Any], ranks: Ranks, axes: Any, rows: int) -> dict[str, Any] | None:
-    """This rank's rows of such a state in a checkpoint, of as many ranks or others."""
-    run, mine = saved.get("run"), ranks.share(rows)
-    if run is None:
-        return None
-    if saved["versions"]["processes"] != str(ranks.size):
-        run = {**run, "budget": None}  # what was measured is of other rows
-    if ranks.size == 1:
-        return run
-    take = lambda axis, leaf: leaf if axis is None else leaf.narrow(axis, mine.start, mine.stop - mine.start)  # noqa: E731
-    own = {**run["run"], "rows": mine.stop - mine.start}
-    return {**run, "carried": _leaves(take, axes, run["carried"]), "run": own}
-
-
-def _leaves(function: Callable[..., Any], axes: Any, *trees: Any) -> Any:
-    """`function(axis, tensors)` of each leaf of like trees. axes: a tree of like form, or one for all leaves."""
-    first = trees[0]
-    if isinstance(first, dict):
-        return {
-            k: _leaves(function, axes[k] if isinstance(axes, dict) else axes, *(t[k] for t in trees)) for k in first
-        }
-    if isinstance(first, tuple | list):
-        each = axes if isinstance(axes, tuple | list) else [axes] * len(first)
-        return type(first)(_leaves(function, *some) for some in zip(each, *trees, strict=True))
-    return function(axes, *trees) if isinstance(first, torch.Tensor) else first
 
 
 def noise(device: torch.device) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from bptt.cli.printing import UserError, brief, fields, no_memory, quantity, use
 from bptt.cli.progress import Display
 from bptt.cli.ranks import Ranks, gone
 from bptt.cli.reading import Read, Reading, Stopping
-from bptt.cli.resuming import noise, own_run, set_noise, versions, whole_run
+from bptt.cli.resuming import noise, set_noise, versions
 from bptt.cli.train_config import TrainConfig
 
 IN_A_ROW = 20
@@ -89,7 +89,8 @@ class Training:
             stream, run = (
                 (self._read.state_dict(), None) if self.reading.sequences else (None, self._updates.state_dict())
             )
-            run = whole_run(run, self.ranks, self._axes, self.job.source.rows)
+            if run is not None and self.ranks.group is not None:
+                run = bptt.distributed.gather_state(run, self._axes, self.ranks.group)
         self.ranks.same_buffers(self.model, self.job.name)
         return {
             "config": self.config.recorded(),
@@ -196,7 +197,9 @@ class Training:
         self._read = Read(stream, self.device, lambda: not self._pending and interrupt.asked, lanes)
         if self.reading.sequences and self._loaded.get("stream"):
             self._read.load_state_dict(self._loaded["stream"])
-        saved = own_run(self._loaded, self.ranks, self._axes, self.job.source.rows)
+        saved = self._loaded.get("run")
+        if saved is not None:
+            saved = bptt.distributed.narrow_state(saved, lanes, self._axes)
         with user_errors():
             for sequence in self._sequences():
                 self._updates = bptt.unroll(self.model, self.job.loss, sequence, **options)
