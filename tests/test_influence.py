@@ -10,6 +10,7 @@ from torch import nn
 import bptt
 import bptt.nn
 from bptt._influence.by_unit import ByUnit
+from bptt.distributed import _joined
 from support import ranks
 from support.processes import Processes
 from support.refusals import first, refused
@@ -177,6 +178,42 @@ def test_what_is_carried_is_saved_by_name_and_must_fit(strategy):
     refused(lambda: next(again), "bias_", "has none", "params=")
     _, again = saved_and_loaded(bptt.nn.GRU(3, 4), strategy, 2, rows=1)
     refused(lambda: next(again), "batch rows")
+
+
+@pytest.mark.parametrize("strategy", [bptt.RTRL(2), bptt.SnAp(2, 2), bptt.SnAp(1, 2)], ids=str)
+def test_what_is_carried_moves_with_its_rows(strategy, double):
+    """Saved with four rows, gone on with by two and two: the same gradient; and joined again, the same state."""
+    model, xs, ys = bptt.nn.GRU(3, 4), torch.randn(T, 4, 3), torch.randn(T, 4, 4)
+
+    def run(rows):
+        return bptt.unroll(model, LOSS, [(xs[:, rows], ys[:, rows])], strategy=strategy, reduction="sum")
+
+    def rest(updates):
+        model.zero_grad()
+        for _ in updates:
+            pass
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    whole = run(slice(None))
+    next(whole), next(whole)
+    saved, want, found, parts = whole.state_dict(), rest(whole), 0.0, []
+    for rows in (slice(0, 2), slice(2, 4)):
+        part = run(rows)
+        parts.append(bptt.distributed.narrow_state(saved, rows))
+        part.load_state_dict(parts[-1])
+        found += rest(part) / 2  # losses are means over the rows
+    torch.testing.assert_close(found, want, rtol=1e-12, atol=1e-12)
+    again = _joined([part["influence"] for part in parts])
+    assert again.keys() == saved["influence"].keys()
+    for name, part in saved["influence"].items():
+        torch.testing.assert_close(again[name], part, rtol=0, atol=0)
+
+
+def test_what_uoro_carries_is_not_divided():
+    updates = bptt.unroll(nn.GRU(3, 4), LOSS, [data(False)[:2]], strategy=bptt.UORO(2))
+    next(updates)
+    with pytest.raises(ValueError, match=r"UORO .* neither joined nor divided: go on with as many ranks as before"):
+        bptt.distributed.narrow_state(updates.state_dict(), slice(0, 1))
 
 
 def test_a_parameter_without_a_name_is_not_saved():

@@ -57,6 +57,10 @@ def average_gradients(params: Iterable[Tensor], group: Any = None) -> None:
                 p.grad = value
 
 
+BY_ROW = ("jacobians", "units")
+"""Parts of what is carried of ∂s/∂θ that have a row for each of the batch."""
+
+
 def gather_state(state: dict[str, Any], state_batch_dim: Any = 1, group: Any = None) -> dict[str, Any]:
     """Make of each rank's `state_dict()` of `unroll` that of one process with the rows of all ranks, in their order.
 
@@ -66,7 +70,7 @@ def gather_state(state: dict[str, Any], state_batch_dim: Any = 1, group: Any = N
 
     All ranks call it, and all get the state, its tensors on the CPU. One process goes on with it, or any number of
     ranks, each with the rows that `narrow_state` gives it.
-    Raises ValueError where the ranks stand at different steps, or in streams at different places.
+    Raises ValueError where the ranks stand at different steps, or in streams at different places, and for UORO.
     Cost: each rank receives the states of all rows.
 
     >>> import bptt, torch
@@ -85,9 +89,10 @@ def gather_state(state: dict[str, Any], state_batch_dim: Any = 1, group: Any = N
     leaves, structure = _tree.flatten(state["carried"])
     found: list[Any] = [None] * size
     place = state["step"], pickle.dumps(state["stream"])
-    dist.all_gather_object(found, (place, state["run"]["rows"], [leaf.cpu() for leaf in leaves]), group=group)
+    mine = (place, state["run"]["rows"], state.get("influence"), [leaf.cpu() for leaf in leaves])
+    dist.all_gather_object(found, mine, group=group)
     first = found[0][0]
-    for rank, ((step, stream), _, _) in enumerate(found):
+    for rank, ((step, stream), *_) in enumerate(found):
         if step != first[0] or stream != first[1]:
             what = f"at step {step}" if step != first[0] else "elsewhere in its stream"
             raise ValueError(
@@ -97,9 +102,10 @@ def gather_state(state: dict[str, Any], state_batch_dim: Any = 1, group: Any = N
     axes = _tree.by_leaf(state_batch_dim, state["carried"])
     each = zip(axes, *(values for *_, values in found), strict=True)
     carried = [values[0] if dim is None else torch.cat(values, dim) for dim, *values in each]
-    rows = [count for _, count, _ in found]
+    rows = [count for _, count, *_ in found]
     run = {**state["run"], "rows": None if None in rows else sum(rows), "measured": rows[0]}
-    return {**state, "carried": _tree.unflatten(carried, structure), "run": run}
+    influence = _joined([each for _, _, each, _ in found])
+    return {**state, "carried": _tree.unflatten(carried, structure), "influence": influence, "run": run}
 
 
 def narrow_state(state: dict[str, Any], rows: slice, state_batch_dim: Any = 1) -> dict[str, Any]:
@@ -120,7 +126,40 @@ def narrow_state(state: dict[str, Any], rows: slice, state_batch_dim: Any = 1) -
         leaf if dim is None else leaf.narrow(dim, start, stop - start) for leaf, dim in zip(leaves, axes, strict=True)
     ]
     own = {**run, "rows": None if run["rows"] is None else stop - start, "measured": run.get("measured", run["rows"])}
-    return {**state, "carried": _tree.unflatten(some, structure), "run": own}
+    influence = state.get("influence")
+    if influence:
+        _check_by_row(influence)
+        influence = {
+            name: {key: each[start:stop] for key, each in part.items()} if name in BY_ROW else part
+            for name, part in influence.items()
+        }
+    return {**state, "carried": _tree.unflatten(some, structure), "influence": influence, "run": own}
+
+
+def _joined(each: list[Any]) -> Any:
+    """What is carried of ∂s/∂θ for the rows of all ranks, in their order; patterns are those that any rank found."""
+    first = each[0]
+    if not first:
+        return first
+    _check_by_row(first)
+
+    def one(name: str, parts: list[Any]) -> Any:
+        if isinstance(parts[0], dict):
+            return {key: one(name, [part[key] for part in parts]) for key in parts[0]}
+        if parts[0] is None:
+            return None
+        parts = [part.cpu() for part in parts]
+        return torch.cat(parts) if name in BY_ROW else torch.stack(parts).any(0)
+
+    return {name: one(name, [part[name] for part in each]) for name in first}
+
+
+def _check_by_row(influence: dict[str, Any]) -> None:
+    if not any(name in influence for name in BY_ROW):
+        raise ValueError(
+            "what UORO carries belongs to its rows together and can be neither joined nor divided: go on with as many "
+            "ranks as before, each with its own state_dict()."
+        )
 
 
 def _check_state(state: Any) -> None:
