@@ -10,8 +10,10 @@ from bptt.strategies.artbp import ARTBP
 from bptt.strategies.base import Strategy
 from bptt.strategies.full import FullBPTT
 from bptt.strategies.laws import PolynomialLaw
-from bptt.strategies.online import RTRL, UORO, SnAp
+from bptt.strategies.online import RTRL
+from bptt.strategies.snap import SnAp
 from bptt.strategies.truncated import TruncatedBPTT
+from bptt.strategies.uoro import UORO
 
 GRAMMAR = (
     "full, tbptt:K1, tbptt:K1:K2, tbptt:K1:K2:N, artbp:L, random:L, adaptive:TOL, rtrl, rtrl:K1, uoro, uoro:K1, "
