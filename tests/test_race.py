@@ -107,6 +107,14 @@ def test_it_shows_itself(found):
     assert len(axes.get_legend().get_texts()) == 3
 
 
+def test_its_page_is_whole(found, tmp_path):
+    found.report(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<figure>") == 9
+    assert found.sentences()["best for equal data"].replace("'", "&#39;") in page
+    assert "<dt>again</dt>" not in page
+
+
 def without_times(found):
     """What no clock says."""
     return {

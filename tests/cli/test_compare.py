@@ -24,7 +24,7 @@ HELD_OUT = 10**9
 @pytest.fixture(autouse=True)
 def no_drawing(monkeypatch):
     """Plots have tests of their own."""
-    monkeypatch.setattr("bptt.cli.contest.page.svg", lambda panel: Markup("<svg></svg>"))
+    monkeypatch.setattr("bptt.analysis.race.report.page.svg", lambda panel: Markup("<svg></svg>"))
 
 
 @pytest.fixture

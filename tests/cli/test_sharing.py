@@ -221,7 +221,7 @@ SMALL = ["--hidden", "4", "--batch", "2", "--delay", "2", "--draws", "3", "--see
 def compare(bptt_, monkeypatch):
     from markupsafe import Markup
 
-    monkeypatch.setattr("bptt.cli.contest.page.svg", lambda panel: Markup("<svg></svg>"))
+    monkeypatch.setattr("bptt.analysis.race.report.page.svg", lambda panel: Markup("<svg></svg>"))
 
     def run(*words):
         return bptt_("compare", *SMALL, "--strategies", "tbptt:2,tbptt:4", "--out", "out", *words)

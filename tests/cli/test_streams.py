@@ -40,7 +40,7 @@ def full_disk():
 def into(monkeypatch, text):
     """Run a command with streams of its own; the exit code."""
     monkeypatch.setattr(
-        "bptt.cli.contest.page.svg", lambda panel: Markup("<svg></svg>")
+        "bptt.analysis.race.report.page.svg", lambda panel: Markup("<svg></svg>")
     )  # plots have tests of their own
 
     def run(words, stdout, stderr=None):

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them."""
+"""Numbers and texts as a person reads them."""
 
 
 def number(value: float) -> str:
@@ -57,3 +57,25 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def quantity(value: float, unit: str = "") -> str:
+    """A number of three digits with k, M or G, and its unit.
+
+    >>> quantity(63_120, "char/s"), quantity(950), quantity(1_234_567)
+    ('63.1k char/s', '950', '1.23M')
+    """
+    scale = next((s for s in (1e9, 1e6, 1e3) if abs(value) >= s), 1.0)
+    suffix = {1e9: "G", 1e6: "M", 1e3: "k", 1.0: ""}[scale]
+    return f"{value / scale:.3g}{suffix} {unit}".rstrip()
+
+
+def printable(text: str) -> str:
+    r"""`text` with every character that is no visible character, space, tab or newline written as an escape.
+
+    So a text can't move the cursor, change colours, or reverse the reading order of what is printed around it.
+
+    >>> printable("[/b] \x1b[31mred <script>")
+    '[/b] \\x1b[31mred <script>'
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

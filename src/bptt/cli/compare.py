@@ -10,15 +10,15 @@ from typing import Any
 
 from bptt.analysis.race import Contest, Race, Stopped
 from bptt.analysis.race.kept import keep_run, kept_run
+from bptt.analysis.race.report.drawing import curves, places, png
+from bptt.analysis.race.report.page import page
+from bptt.analysis.race.report.panels import cost_panels, gradient_panels, loss_panels
 from bptt.analysis.race.result import WHEN
 from bptt.cli.config import parse
 from bptt.cli.contest.config import CompareConfig, parse_budget
-from bptt.cli.contest.drawing import curves, places, png
 from bptt.cli.contest.fits import must_fit
 from bptt.cli.contest.folder import PAGE, RESULTS, ContestFolder
 from bptt.cli.contest.jobs import runs_of
-from bptt.cli.contest.page import page
-from bptt.cli.contest.panels import cost_panels, gradient_panels, loss_panels
 from bptt.cli.contest.progress import Bars
 from bptt.cli.contest.results import numbers
 from bptt.cli.contest.settings import setting

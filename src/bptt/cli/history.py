@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bptt.cli.printing import bits, quantity, size
+from bptt.analysis.numbers import quantity
+from bptt.cli.printing import bits, size
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # a Figure of its own draws with Agg and needs no display
 from matplotlib.ticker import EngFormatter, PercentFormatter, ScalarFormatter
 
+from bptt.analysis.race.report.panels import style
 from bptt.cli.diagnosis import Measured
 from bptt.cli.history import History
 
@@ -112,15 +113,6 @@ def _axes(title: str, label: str, unit: str) -> tuple[Figure, Axes]:
     style(axes, f"{unit}s read in training", label)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     return figure, axes
-
-
-def style(axes: Axes, across: str, up: str) -> None:
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
 
 
 def _finish(figure: Figure, axes: Axes, path: Path) -> None:

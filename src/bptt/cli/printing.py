@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
+from bptt.analysis.numbers import printable
+
 
 class UserError(Exception):
     """What the user gave cannot work; shown as one line on stderr.
@@ -55,17 +57,6 @@ def no_memory(error: BaseException) -> bool:
 _TOO_LARGE = re.compile(
     r"alloc\w* memory|[Oo]ut of memory|not enough memory|[Oo]verflow|[Ii]nvalid buffer size|too (large|big)"
 )
-
-
-def printable(text: str) -> str:
-    r"""`text` with every character that is no visible character, space, tab or newline written as an escape.
-
-    So a text can't move the cursor, change colours, or reverse the reading order of what is printed around it.
-
-    >>> printable("[/b] \x1b[31mred <script>")
-    '[/b] \\x1b[31mred <script>'
-    """
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(text: str) -> str:
@@ -146,17 +137,6 @@ def shortened(text: str) -> str:
 def block(text: str) -> str:
     """`printable` as an indented block of Markdown: unlike a fence, no text can end it, and nothing in it is markup."""
     return textwrap.indent(printable(text).rstrip("\n"), "    ", lambda line: True)
-
-
-def quantity(value: float, unit: str = "") -> str:
-    """A number of three digits with k, M or G, and its unit.
-
-    >>> quantity(63_120, "char/s"), quantity(950), quantity(1_234_567)
-    ('63.1k char/s', '950', '1.23M')
-    """
-    scale = next((s for s in (1e9, 1e6, 1e3) if abs(value) >= s), 1.0)
-    suffix = {1e9: "G", 1e6: "M", 1e3: "k", 1.0: ""}[scale]
-    return f"{value / scale:.3g}{suffix} {unit}".rstrip()
 
 
 def bits(value: float) -> str:

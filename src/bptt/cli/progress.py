@@ -9,7 +9,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from bptt.cli.printing import fitted, printable
+from bptt.analysis.numbers import printable
+from bptt.cli.printing import fitted
 
 
 class Bars(Progress):

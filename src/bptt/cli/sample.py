@@ -12,11 +12,12 @@ from typing import Annotated
 import torch
 import tyro
 
+from bptt.analysis.numbers import printable
 from bptt.cli.config import at_least_one, at_most, is_seed, parse
 from bptt.cli.folder import MODEL, VOCABULARY, load, load_vocabulary, load_weights
 from bptt.cli.jobs.own import made_again, stepping
 from bptt.cli.model import Step, write
-from bptt.cli.printing import UserError, one_line, printable, user_errors
+from bptt.cli.printing import UserError, one_line, user_errors
 from bptt.data import Vocabulary
 
 LENGTH_MOST = 100_000_000

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bptt.cli.printing import fields, fitted, printable
+from bptt.analysis.numbers import printable
+from bptt.cli.printing import fields, fitted
 
 
 class Screen:

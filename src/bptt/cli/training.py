@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 import bptt
+from bptt.analysis.numbers import quantity
 from bptt.cli.history import History, Validation
 from bptt.cli.interrupt import Interrupt
 from bptt.cli.jobs.job import Job
 from bptt.cli.jobs.own import rows_of, said
 from bptt.cli.precision import Precision
-from bptt.cli.printing import UserError, brief, fields, no_memory, quantity, user_errors
+from bptt.cli.printing import UserError, brief, fields, no_memory, user_errors
 from bptt.cli.progress import Display
 from bptt.cli.ranks import Ranks, gone
 from bptt.cli.reading import Read, Reading, Stopping

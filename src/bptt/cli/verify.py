@@ -9,10 +9,11 @@ from typing import Annotated
 import tyro
 
 import bptt
+from bptt.analysis.numbers import printable
 from bptt.cli.config import PLAIN, at_least_one, parse
 from bptt.cli.data_options import MODEL, DataOptions
 from bptt.cli.jobs.own import loss_of, make, rows_of, source_of, tried
-from bptt.cli.printing import UserError, printable, user_errors
+from bptt.cli.printing import UserError, user_errors
 from bptt.cli.screen import Screen
 from bptt.cli.train import device_of
 

@@ -1,5 +1,6 @@
 """What a race comes to: each strategy's results over seeds, and the verdict, all computed from the runs."""
 
+import importlib
 import math
 import statistics
 from bisect import bisect_right
@@ -7,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import bptt
@@ -236,6 +238,17 @@ class Race(Shown):
             for name, runs in self.runs.items()
             for run in runs
         ]
+
+    def report(self, path: str | Path, command: str = "") -> None:
+        """Write all of it as one page of HTML that needs no network: verdict, tables, plots, light and dark.
+
+        command: what makes the same race again, to show. Raises ImportError without matplotlib and jinja2; OSError.
+        """
+        try:
+            page = importlib.import_module("bptt.analysis.race.report.page")
+        except ImportError as error:
+            raise ImportError(f"report() needs {error.name}, which isn't installed: pip install 'bptt[cli]'.") from None
+        Path(path).write_text(page.page(self, command), encoding="utf-8")
 
     def plot(self, ax: Any = None) -> Any:
         """Validation loss against seconds of training: thin each seed, thick their mean."""

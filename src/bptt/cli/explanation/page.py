@@ -9,13 +9,14 @@ from pathlib import Path
 from markupsafe import Markup, escape
 
 import bptt
+from bptt.analysis.numbers import printable
+from bptt.analysis.race.report.templates import templates
 from bptt.cli.explanation.derivation import letters_of, term
 from bptt.cli.explanation.drawing import draw, uses, walk
 from bptt.cli.explanation.tables import LEVELS, Section
 from bptt.cli.explanation.work import Work
 from bptt.cli.formula import display, latex
-from bptt.cli.html import templates
-from bptt.cli.printing import one_line, printable
+from bptt.cli.printing import one_line
 
 
 def page(work: Work, sections: Sequence[Section], chosen: tuple[int, int]) -> str:

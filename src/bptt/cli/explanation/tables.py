@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from bptt.cli.printing import printable
+from bptt.analysis.numbers import printable
 
 LEVELS = 8
 """Shades of a heat map; each is a factor of two below the next."""

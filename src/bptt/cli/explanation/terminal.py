@@ -10,8 +10,9 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
+from bptt.analysis.numbers import printable
 from bptt.cli.explanation.tables import Section, Table, Term
-from bptt.cli.printing import one_line, printable
+from bptt.cli.printing import one_line
 
 GAP, BETWEEN = 2, 4
 """Spaces between columns, and between tables."""

@@ -12,8 +12,8 @@ from markupsafe import Markup
 from torch import Tensor
 
 import bptt
+from bptt.analysis.race.report.templates import templates
 from bptt.cli.formula import display
-from bptt.cli.html import templates
 from bptt.equations import Network
 
 STEPS, DELAY = 61, 5

@@ -1,4 +1,4 @@
-"""Templates of the pages that commands write."""
+"""Templates of pages."""
 
 from __future__ import annotations
 

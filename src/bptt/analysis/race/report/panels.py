@@ -16,7 +16,6 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 from bptt.analysis import number
 from bptt.analysis.race import Point, Race, Run, Standing
 from bptt.analysis.race.result import WHEN, between
-from bptt.cli.plots import style
 
 INK, RULE = "#1b1f24", "#dddddd"
 """Of text and axes, and of the grid; the page puts its own colours in their place."""
@@ -44,6 +43,16 @@ class Panel:
     name: str
     title: str
     draw: Callable[[Axes], None]
+
+
+def style(axes: Axes, across: str, up: str) -> None:
+    """What all plots share: names of the axes, a pale grid, no frame."""
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.grid(color=RULE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
 
 
 def looks(names: Sequence[str]) -> dict[str, Look]:

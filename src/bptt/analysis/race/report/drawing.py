@@ -14,7 +14,7 @@ from matplotlib.figure import Figure  # a Figure of its own draws with Agg and n
 from matplotlib.lines import Line2D
 
 from bptt.analysis.race import Race
-from bptt.cli.contest.panels import INK, MARK, RULE, Panel, looks, marks
+from bptt.analysis.race.report.panels import INK, MARK, RULE, Panel, looks, marks
 
 STYLE: Any = {
     "font.size": 8.5,

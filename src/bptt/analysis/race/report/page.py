@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 import bptt
+from bptt.analysis.numbers import printable
 from bptt.analysis.race import Race
+from bptt.analysis.race.report import tables
+from bptt.analysis.race.report.drawing import svg
+from bptt.analysis.race.report.panels import cost_panels, gradient_panels, looks, loss_panels, marks
+from bptt.analysis.race.report.templates import templates
 from bptt.analysis.race.result import WHEN
-from bptt.cli.contest import tables
-from bptt.cli.contest.drawing import svg
-from bptt.cli.contest.panels import cost_panels, gradient_panels, looks, loss_panels, marks
-from bptt.cli.html import templates
-from bptt.cli.printing import printable
 from bptt.strategies import says
 
 

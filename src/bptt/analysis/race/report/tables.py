@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bptt.analysis import Table, number, size
-from bptt.analysis.numbers import duration
+from bptt.analysis.numbers import duration, quantity
 from bptt.analysis.race import Race, Standing
-from bptt.cli.printing import quantity
 
 
 class Titled(NamedTuple):
