@@ -10,15 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt import strategies
+from bptt.strategies.adaptive import AdaptiveTruncatedBPTT
+from bptt.strategies.artbp import ARTBP
 from bptt.strategies.base import Strategy, says
+from bptt.strategies.full import FullBPTT
 from bptt.strategies.laws import ConstantLaw, PolynomialLaw
+from bptt.strategies.rtrl import RTRL
+from bptt.strategies.snap import SnAp
+from bptt.strategies.truncated import TruncatedBPTT
+from bptt.strategies.uoro import UORO
 
-BY_FIELDS: dict[str, Any] = {
-    each.__name__: each
-    for each in (*(getattr(strategies, name) for name in strategies.__all__), ConstantLaw, PolynomialLaw)
-    if dataclasses.is_dataclass(each)
-}
+KNOWN = (FullBPTT, TruncatedBPTT, AdaptiveTruncatedBPTT, ARTBP, ConstantLaw, PolynomialLaw, RTRL, UORO, SnAp)
+BY_FIELDS: dict[str, Any] = {each.__name__: each for each in KNOWN}
 """Strategies and laws that are written as the name of their class and their fields."""
 
 
