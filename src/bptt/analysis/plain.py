@@ -15,7 +15,7 @@ from bptt.strategies.artbp import ARTBP
 from bptt.strategies.base import Strategy, says
 from bptt.strategies.full import FullBPTT
 from bptt.strategies.laws import ConstantLaw, PolynomialLaw
-from bptt.strategies.rtrl import RTRL
+from bptt.strategies.online import RTRL
 from bptt.strategies.snap import SnAp
 from bptt.strategies.truncated import TruncatedBPTT
 from bptt.strategies.uoro import UORO
