@@ -34,7 +34,8 @@ def local() -> int:
 
 def restarts() -> tuple[int, int]:
     """How often torchrun has started this run again, and how often it may."""
-    return tuple(int(os.environ.get(f"TORCHELASTIC_{name}", 0)) for name in ("RESTART_COUNT", "MAX_RESTARTS"))  # pyright: ignore[reportReturnType]
+    said = os.environ.get
+    return int(said("TORCHELASTIC_RESTART_COUNT", 0)), int(said("TORCHELASTIC_MAX_RESTARTS", 0))
 
 
 class Ranks:
@@ -127,11 +128,14 @@ class Ranks:
         buffers = dict(model.named_buffers()) if self.size > 1 else {}
         if not buffers:
             return
-        each = {name: hashlib.sha256(b.detach().cpu().numpy().tobytes()).hexdigest() for name, b in buffers.items()}
-        first, *others = self.all(each)
+        first, *others = self.all({key: _digest(buffer) for key, buffer in buffers.items()})
         differs = next((key for key in first for other in others if other[key] != first[key]), None)
         if differs is not None:
             raise UserError(f"{name}: its buffer {differs} differs between processes; train it in one", 1)
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def gone(error: BaseException) -> bool:

@@ -60,7 +60,7 @@ class Training:
     job: Job
     device: torch.device
     folder: Any
-    ranks: Ranks = dataclasses.field(default_factory=Ranks)
+    ranks: Ranks
 
     def __post_init__(self) -> None:
         config, self.model = self.config, self.job.model
