@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 import bptt
 from bptt.cli.folder import METRICS
+from bptt.data.stream import Reading
+from cli.test_endings import ctrl_c
 from cli.test_resume import records, stop_at
 from support import oracle
 from support.own_model import NET
@@ -49,6 +51,19 @@ def by_hand(folder, accumulate, scaler):
     return model.state_dict(), left_out
 
 
+def stop_while_reading(monkeypatch, number):
+    """Ctrl-C in the middle of a step: its other windows are read first."""
+    read, count = Reading.__next__, [0]
+
+    def counted(self):
+        count[0] += 1
+        if count[0] == number:
+            ctrl_c()
+        return read(self)
+
+    monkeypatch.setattr(Reading, "__next__", counted)
+
+
 @pytest.mark.parametrize(
     ("accumulate", "precision"), [(1, "fp16"), (4, "fp32"), pytest.param(3, "fp16", marks=pytest.mark.deep)]
 )
@@ -74,8 +89,10 @@ def test_a_run_ends_with_the_weights_of_a_loop_by_hand(bptt_, words, folder, mon
         40 * accumulate * n for n in range(1, UPDATES + 1)
     ]
     with monkeypatch.context() as patch:
-        stop_at(patch, 4)
-        assert bptt_(*run, "--out", "parts").code == 130
+        stop_at(patch, 4) if accumulate == 1 else stop_while_reading(patch, 3 * accumulate + 2)
+        result = bptt_(*run, "--out", "parts")
+    assert result.code == 130
+    assert "Interrupted after" in result.out
     assert bptt_("train", "--resume", "parts").code == 0
     stopped = load_file(folder / "parts" / "weights.safetensors")
     assert all(torch.equal(stopped[name], got[name]) for name in got)
