@@ -92,7 +92,7 @@ def test_a_run_ends_with_the_weights_of_a_loop_by_hand(bptt_, words, folder, mon
         stop_at(patch, 4) if accumulate == 1 else stop_while_reading(patch, 3 * accumulate + 2)
         result = bptt_(*run, "--out", "parts")
     assert result.code == 130
-    assert "Interrupted after 4 updates" in result.out
+    assert ("Interrupted after 4 updates" in result.out) == (left_out == 0 or accumulate == 1)
     assert bptt_("train", "--resume", "parts").code == 0
     stopped = load_file(folder / "parts" / "weights.safetensors")
     assert all(torch.equal(stopped[name], got[name]) for name in got)
