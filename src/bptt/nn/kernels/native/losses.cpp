@@ -5,7 +5,7 @@
 
 namespace bptt {
 
-constexpr int64_t WIDE = 1024, ELEMENTS = 1 << 18;  // classes of a block, and numbers
+constexpr int64_t WIDE = 1024, ELEMENTS = 1 << 19;  // classes of a block, and numbers
 constexpr int64_t FEW_NUMBERS = 20000, FEW_TERMS = 1000000;  // below which one thread is faster
 
 static int64_t classes_of(const Readout &r) { return std::min(r.classes, WIDE); }
