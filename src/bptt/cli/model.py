@@ -39,15 +39,20 @@ class CharModel(nn.Module):
         self.decoder = nn.Linear(hidden, characters)
 
     def forward(
-        self, inputs: torch.Tensor, state: State | None, cotangent_weight: torch.Tensor | None = None
+        self,
+        inputs: torch.Tensor,
+        state: State | None,
+        cotangent_weight: torch.Tensor | None = None,
+        scores: bool = True,
     ) -> tuple[torch.Tensor, State]:
         """Scores (T, B, characters) for the character after each of `inputs`, ids (T, B) int64; and the state.
 
         cotangent_weight: handed on to the layers, so that a window is one call whatever the strategy's weights.
+        scores: False for the decoder's inputs (T, B, hidden) in their place.
         """
         keywords = {"cotangent_weight": cotangent_weight, "embedding": self.embedding.weight}
         hidden, last = self.recurrent(inputs, state, **keywords)
-        return self.decoder(hidden), last
+        return self.decoder(hidden) if scores else hidden, last
 
     def zero_state(self, inputs: torch.Tensor) -> State:
         """Where a text starts."""
@@ -70,6 +75,28 @@ class CharModel(nn.Module):
             return found[-1, 0]
 
         return scores
+
+
+class Undecoded(nn.Module):
+    """A `CharModel` without its decoder, for a loss that contains it."""
+
+    def __init__(self, model: CharModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, inputs: torch.Tensor, state: State | None, cotangent_weight: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, State]:
+        """The decoder's inputs (T, B, hidden), and the state."""
+        return self.model(inputs, state, cotangent_weight, scores=False)
+
+
+def decoded_loss(model: CharModel) -> bptt.nn.LinearCrossEntropyLoss:
+    """The decoder with its cross entropy, by step: `loss` of the model's scores, without all of them at once."""
+    decoder = model.decoder
+    found = bptt.nn.LinearCrossEntropyLoss(decoder.in_features, decoder.out_features, device="meta", reduction="none")
+    found.linear = decoder
+    return found
 
 
 def zeros(layer: Any, batch: int) -> State:

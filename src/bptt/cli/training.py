@@ -66,7 +66,9 @@ class Training:
         config, self.model = self.config, self.job.model
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.history = History(config.clip, self.job.measure)
-        self.optimizer = OPTIMIZERS[config.optimizer](parameters, lr=config.lr)  # pyright: ignore[reportCallIssue]
+        fused = config.optimizer.startswith("adam") and all(p.is_floating_point() and p.is_cpu for p in parameters)
+        more = {"fused": True} if fused else {}
+        self.optimizer = OPTIMIZERS[config.optimizer](parameters, lr=config.lr, **more)  # pyright: ignore[reportCallIssue]
         self.saved_step: int | None = None
         self._validated, self._before, self.began = 0, 0.0, 0.0
         self._loaded: dict[str, Any] = {}
@@ -203,7 +205,7 @@ class Training:
             saved = bptt.distributed.narrow_state(saved, lanes, self._axes)
         with user_errors():
             for sequence in self._sequences():
-                self._updates = bptt.unroll(self.model, self.job.loss, sequence, **options)
+                self._updates = bptt.unroll(*self.job.trained, sequence, **options)
                 if saved is not None:
                     self._updates.load_state_dict(saved)
                     saved = None
@@ -346,8 +348,9 @@ class Training:
         rows, mode = mine.stop - mine.start, self.model.training
         options = {"initial_state": self.job.start(rows), "group": self.ranks.group if rows < whole else None}
         try:
+            self.model.eval()
             with self._precision.cast():
-                result = bptt.evaluate(self.model.eval(), self.job.loss, read, **options)
+                result = bptt.evaluate(*self.job.trained, read, **options)
         except Stopping:
             return None
         except bptt.NonFiniteLossError as error:

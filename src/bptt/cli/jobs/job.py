@@ -76,6 +76,11 @@ class Job:
     kept: float = 1.0
     seed: int = 0
 
+    @property
+    def trained(self) -> tuple[nn.Module, Any]:
+        """Model and loss as training and validation call them, on the same parameters."""
+        return self.model, self.loss
+
     def start(self, rows: int) -> Any:
         """The state before the first step; None for what the model starts from by itself."""
         return None

@@ -14,7 +14,7 @@ from bptt.cli.files import data_text
 from bptt.cli.folder import VOCABULARY
 from bptt.cli.history import BITS
 from bptt.cli.jobs.job import Job, Results
-from bptt.cli.model import build, digest, loss, write
+from bptt.cli.model import Undecoded, build, decoded_loss, digest, loss, write
 from bptt.cli.printing import UserError, one_line, user_errors
 from bptt.cli.room import ADAM, numbers_of_window
 from bptt.cli.train_config import TrainConfig
@@ -92,6 +92,12 @@ def first_steps(ids: torch.Tensor, steps: int | None, rows: int | None) -> Chunk
 @dataclasses.dataclass(frozen=True)
 class TextJob(Job):
     """The character model on a text."""
+
+    @property
+    def trained(self) -> tuple[Any, Any]:
+        """The decoder is part of the loss."""
+        model: Any = self.model
+        return Undecoded(model), decoded_loss(model)
 
     def start(self, rows: int) -> Any:
         """Zeros."""
