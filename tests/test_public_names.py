@@ -80,6 +80,8 @@ CTRNN(input_size, hidden_size, *, alpha, sigma=0.0, nonlinearity='tanh', form='r
     learn_initial=False, device=None, dtype=None, generator=None)
 Dale(signs)
 GRU(*args, **kwargs)
+LRU(input_size, hidden_size, output_size, *, r_min=0.9, r_max=0.999, max_phase=0.3141592653589793, device=None,
+    dtype=None, generator=None)
 LSTM(*args, **kwargs)
 Masked(mask)
 RNN(*args, **keywords)
