@@ -36,7 +36,11 @@ EXPECTED = {
     "TBPTT k=200": (bptt.TruncatedBPTT(k1=200), TASK.optimum, 1e-3),
     "ARTBP α=6 T0=16": (bptt.ARTBP(law=bptt.PolynomialLaw(alpha=6, mean_length=16)), TASK.optimum, 1e-3),
     "ARTBP α=3 T0=50": (bptt.ARTBP(law=bptt.PolynomialLaw(alpha=3, mean_length=50)), TASK.optimum, 1e-3),
+    "RTRL": (bptt.RTRL(), TASK.optimum, 1e-4),
+    "UORO": (bptt.UORO(), TASK.optimum, 1e-4),
 }
+TRACE = "diagonal trace", 100.0
+"""Each unit keeps its own influence alone; expected beyond this. SnAp-1 is exact here, as θ writes all units."""
 
 
 class StepByStep(nn.Module):
@@ -82,6 +86,17 @@ def run(strategy: object, steps: int, seed: int) -> tuple[float, int, int]:
     return model.theta.item(), done, updates
 
 
+def trace(steps: int) -> float:
+    """θ after `steps` time steps with e_i ← A_ii e_i + v_i in the place of the influence."""
+    A, v = TASK.dynamics()
+    theta, state, kept = 0.5, TASK.start(), 0.0
+    for _ in range(steps):
+        state = A @ state + theta * v
+        kept = A[0, 0].item() * kept + v[0].item()
+        theta -= TASK.learning_rate * (state[0].item() - 1) * kept
+    return theta
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=TASK.steps, help="time steps (the expectations hold for 60000)")
@@ -99,6 +114,11 @@ def main() -> int:
         if args.steps == TASK.steps and not met:
             missed.append(f"{name}: θ = {theta:.5f}, expected {wanted}")
         rows.append([name, f"{theta:.5f}", wanted, done, updates, f"{time.perf_counter() - began:.1f}"])
+    began, theta = time.perf_counter(), trace(args.steps)
+    if args.steps == TASK.steps and abs(theta) <= TRACE[1]:
+        missed.append(f"{TRACE[0]}: θ = {theta:.5f}, expected beyond {TRACE[1]:g}")
+    seconds = f"{time.perf_counter() - began:.1f}"
+    rows.append([TRACE[0], f"{theta:.5f}", f"beyond ±{TRACE[1]:g}", args.steps, args.steps, seconds])
     headings = ["strategy", "θ at the end", f"expected at {TASK.steps} steps", "steps", "updates", "seconds"]
     name = "influence_balancing" if args.steps == TASK.steps else "influence_balancing_quick"
     return report(name, headings, rows, missed, optimum=TASK.optimum, steps=args.steps, seed=args.seed)

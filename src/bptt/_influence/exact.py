@@ -46,6 +46,9 @@ class Exact(Influence):
         """Equation (3) over a window, graph by graph: J goes from one to the next."""
         span, carried = self.span(span), span.begin
         steps = span.window.stop - span.window.start
+        assert self.rows is not None
+        count = self.rows.count
+        parts = [range(count)] if length is None else [range(row, row + 1) for row in range(count)]  # less at once
         if self.masks is not None:
             length = 1
             if self.masks.reaches is None:
@@ -55,7 +58,8 @@ class Exact(Influence):
             for segment in span.segments(min(length or steps, steps), replays=False):
                 begin, after, carried, data = self.unfolded(segment, carried)
                 self._reset(data)
-                self._step(segment, begin, after)
+                for rows in parts:
+                    self._step(segment, begin, after, rows)
         if length is not None and length < steps:
             check_same(carried, end)
         torch.clear_autocast_cache()
@@ -77,16 +81,21 @@ class Exact(Influence):
             begin = _tree.tracked(_tree.map_leaves(drawn, span.like))
             end = _recurrence.called(p.model, _tree.map_leaves(drawn, data.inputs), begin, {}, a, a + 1)[1]
             self.meet(step, begin, end)
-            masks.see(*self._of_row(step, begin, end, 0)[1:])
+            masks.see(*self._of_rows(step, begin, end, range(1))[1:])
 
-    def _of_row(self, segment: Segment, begin: Tree, end: Tree, row: int) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-        """Of a row's new state: D by all rows (size, rows, size), by its own, and I (size, numbers) by parameter."""
+    def _of_rows(
+        self, segment: Segment, begin: Tree, end: Tree, rows: range
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """Of some rows' new states: D by all rows (g, size, rows, size), by their own, and I (g, size, numbers)."""
         assert self.rows is not None
-        count, n = self.rows.count, self.rows.size
-        vectors = torch.zeros(n, count, n, dtype=self.rows.dtype, device=self.rows.device)
-        vectors[:, row] = torch.eye(n, dtype=self.rows.dtype, device=self.rows.device)
-        of_state, of_theta = self.pulled(segment, begin, end, vectors)
-        return of_state, of_state[:, row], [None if new is None else real(new, n) for new in of_theta]
+        count, n, g = self.rows.count, self.rows.size, len(rows)
+        vectors = torch.zeros(g, n, count, n, dtype=self.rows.dtype, device=self.rows.device)
+        for i, row in enumerate(rows):
+            vectors[i, :, row].fill_diagonal_(1)
+        of_state, of_theta = self.pulled(segment, begin, end, vectors.flatten(0, 1))
+        of_state = of_state.reshape(g, n, count, n)
+        own = torch.stack([of_state[i, :, row] for i, row in enumerate(rows)])
+        return of_state, own, [None if new is None else real(new, g * n).unflatten(0, (g, n)) for new in of_theta]
 
     def _reset(self, data: Data) -> None:
         """Zeros for rows that reset within a segment: D has none for them, and 0 times an infinite J isn't 0."""
@@ -100,21 +109,20 @@ class Exact(Influence):
             elif rows.all():
                 jacobian.zero_()
 
-    def _step(self, segment: Segment, begin: Tree, end: Tree) -> None:
-        """Equation (3) of one segment, row by row."""
+    def _step(self, segment: Segment, begin: Tree, end: Tree, rows: range) -> None:
+        """Equation (3) of one segment, for some rows."""
         assert self.rows is not None
-        for row in range(self.rows.count):
-            of_all, of_state, of_theta = self._of_row(segment, begin, end, row)
-            if self.rows.count > 1:
-                _check_apart(of_all, row)
+        of_all, of_state, of_theta = self._of_rows(segment, begin, end, rows)
+        if self.rows.count > 1:
+            _check_apart(of_all, rows)
+        if self.masks is not None:
+            self.masks.see(of_state, of_theta)
+        for i, new in enumerate(of_theta):
+            jacobian = self.jacobian(i)[rows.start : rows.stop]
+            product = of_state.to(jacobian.device) @ jacobian
+            jacobian.copy_(product if new is None else product.add_(new))
             if self.masks is not None:
-                self.masks.see(of_state, of_theta)
-            for i, new in enumerate(of_theta):
-                jacobian = self.jacobian(i)
-                product = of_state.to(jacobian.device) @ jacobian[row]
-                jacobian[row] = product if new is None else product.add_(new)
-                if self.masks is not None:
-                    self.masks.keep(i, jacobian[row])
+                self.masks.keep(i, jacobian)
 
     def pull(self, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
         """c · J, rows whose cotangent is zero left out."""
@@ -172,10 +180,11 @@ def check_same(carried: Tree, end: Tree) -> None:
             )
 
 
-def _check_apart(of_state: Tensor, row: int) -> None:
+def _check_apart(of_state: Tensor, rows: range) -> None:
     """ValueError where the state of a batch row depends on that of another."""
     of_state = of_state.clone()
-    of_state[:, row] = 0
+    for i, row in enumerate(rows):
+        of_state[i, :, row] = 0
     if bool(((of_state != 0) & of_state.isfinite()).any()):
         raise ValueError(
             "the state of a batch row depends on that of another row, as under batch norm, and ∂s/∂θ is carried row by "

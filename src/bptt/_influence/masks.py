@@ -28,8 +28,8 @@ class Masks:
         self._masks.append(None)
 
     def see(self, of_state: Tensor, of_theta: list[Tensor | None]) -> None:
-        """Let the patterns have what is not zero here: in (size, size), and in (size, numbers) for each parameter."""
-        reaches = torch.zeros_like(of_state, dtype=torch.bool) if self.reaches is None else self.reaches
+        """Let the patterns have what isn't zero in some rows: (g, size, size), and (g, size, numbers) by parameter."""
+        reaches = torch.zeros_like(of_state[0], dtype=torch.bool) if self.reaches is None else self.reaches
         self.reaches = reaches
         if _grown(reaches, of_state):
             self._masks = [None] * len(self._masks)
@@ -37,12 +37,12 @@ class Masks:
             if new is not None:
                 written = self.writes[i]
                 if written is None:
-                    written = self.writes[i] = torch.zeros_like(new, dtype=torch.bool)
+                    written = self.writes[i] = torch.zeros_like(new[0], dtype=torch.bool)
                 if _grown(written, new):
                     self._masks[i] = None
 
     def keep(self, i: int, jacobian: Tensor) -> None:
-        """Zeros in J (size, numbers) of a parameter where M has none."""
+        """Zeros in J (g, size, numbers) of a parameter where M has none."""
         mask = self._mask(i)
         if mask is None:
             jacobian.zero_()
@@ -80,7 +80,7 @@ class Masks:
 
 def _grown(pattern: Tensor, values: Tensor) -> bool:
     """Add to a pattern where something is that isn't zero; whether that is new. An infinite derivative says nothing."""
-    new = (values != 0) & values.isfinite() & ~pattern
+    new = ((values != 0) & values.isfinite()).any(0) & ~pattern
     if not bool(new.any()):
         return False
     pattern |= new
