@@ -8,4 +8,16 @@ from bptt.nn.readout import LinearCrossEntropyLoss
 from bptt.nn.recurrent import GRU, LSTM, RNN, convert
 from bptt.nn.simple import SimpleRNN
 
-__all__ = ["CTRNN", "GRU", "LRU", "LSTM", "RNN", "Dale", "LinearCrossEntropyLoss", "Masked", "SimpleRNN", "convert", "init"]
+__all__ = [
+    "CTRNN",
+    "GRU",
+    "LRU",
+    "LSTM",
+    "RNN",
+    "Dale",
+    "LinearCrossEntropyLoss",
+    "Masked",
+    "SimpleRNN",
+    "convert",
+    "init",
+]
