@@ -42,7 +42,12 @@ def latex(notation: str) -> str:
     """
     made = "".join(_translated(found) for found in TOKEN.finditer(notation))
     made = re.sub(r"\^\{\*\}(?=\w)", r"\\ast ", made)
-    return re.sub(r"(\\text\{[^}]*?) ?\}\\text\{", r"\1", made)
+    return re.sub(r"(?:\\text\{[^}]*\}){2,}", _joined, made)
+
+
+def _joined(words: re.Match[str]) -> str:
+    r"""Several \text{} in a row as one."""
+    return r"\text{" + re.sub(r" +", " ", "".join(re.findall(r"\{([^}]*)\}", words[0]))) + "}"
 
 
 def _translated(found: re.Match[str]) -> str:
