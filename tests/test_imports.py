@@ -142,7 +142,9 @@ def test_private_names_of_torch_are_the_business_of_one_file():
         assert names <= allowed, path.name
 
 
-@pytest.mark.parametrize("folder", ["src/bptt/cli", "src/bptt/data", "src/bptt/analysis/race/report", "examples", "benchmarks"])
+@pytest.mark.parametrize(
+    "folder", ["src/bptt/cli", "src/bptt/data", "src/bptt/analysis/race/report", "examples", "benchmarks"]
+)
 def test_the_outside_sees_the_public_package_alone(folder):
     """`import bptt`, its public names, and files of the same folder; never a module of the engine."""
     allowed = OUTSIDE | {"nn", "models", *bptt.__all__}

@@ -83,6 +83,8 @@ GRU(*args, **kwargs)
 LRU(input_size, hidden_size, output_size, *, r_min=0.9, r_max=0.999, max_phase=0.3141592653589793, device=None,
     dtype=None, generator=None)
 LSTM(*args, **kwargs)
+LinearCrossEntropyLoss(in_features, num_classes, *, bias=False, device=None, dtype=None, reduction='mean', weight=None,
+    ignore_index=None, label_smoothing=0.0)
 Masked(mask)
 RNN(*args, **keywords)
 SimpleRNN(input_size, hidden_size, output_size, nonlinearity='identity', bias=False, *, device=None, dtype=None,

@@ -103,7 +103,7 @@ def test_the_validation_figure_is_that_of_the_saved_weights_on_the_last_tenth(tr
 
 
 def by_hand(text, strategy, length, clip, seed=0):
-    """(the model, its updates with the norms of the gradients): the loop that the README shows, the decoder in the loss."""
+    """(the model, its updates with the norms of the gradients): the README's loop, with the decoder in the loss."""
     from bptt.cli.model import CharModel, Undecoded, decoded_loss
     from bptt.data import Vocabulary, chunks, lanes, split
 
