@@ -60,13 +60,13 @@ def check_callable(value: Any, name: str) -> None:
 
 
 def check_count(value: Any, name: str) -> None:
-    """An int of at least 1."""
+    """Raise ValueError unless `value` is an int of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}.")
 
 
 def check_switch(value: Any, name: str) -> None:
-    """True or False."""
+    """Raise TypeError unless `value` is True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, not {value!r}.")
 
