@@ -144,11 +144,36 @@ def test_keys_alone_move_every_control(chromium):
     chromium.press("ArrowRight", 39)
     assert chromium.run("document.querySelector('.t').textContent") == "31"
     reached = []
-    for _ in range(13):
+    for _ in range(14):
         reached.append(chromium.run("document.activeElement.id || document.activeElement.tagName"))
         chromium.press("Tab", 9)
     assert reached[:7] == ["t", "k", "radius", "clip", "nonlinearity", "strategy", "number"]
     assert {"SUMMARY", "draw", "draw-many", "restart"} <= set(reached)
+
+
+@in_chromium
+def test_a_link_leads_to_a_setting_and_the_address_follows(chromium):
+    values = "['t', 'k', 'radius', 'nonlinearity', 'strategy', 'number'].map((id) => document.getElementById(id).value)"
+    chromium.run("location.hash = '#t=50&k=45&radius=1.2&nonlinearity=identity&strategy=weight&number=20'")
+    chromium.run("new Promise((done) => setTimeout(done, 500))")
+    assert chromium.run(values) == ["50", "45", "1.2", "identity", "weight", "20"]
+    equal(shown(chromium, "power"), 1.2**5)
+    chromium.run("location.hash = '#t=999&nonlinearity=nonsense&nothing=1'")
+    chromium.run("new Promise((done) => setTimeout(done, 500))")
+    assert chromium.run(values) == ["60", "45", "1.2", "identity", "weight", "20"]
+    assert "t=60&k=45" in chromium.run("location.hash")
+
+
+@in_chromium
+def test_it_draws_on_until_it_is_paused(chromium):
+    before = shown(chromium, "draws").item()
+    chromium.run("document.getElementById('play').click()")
+    chromium.run("new Promise((done) => setTimeout(done, 300))")
+    chromium.run("document.getElementById('play').click()")
+    after = shown(chromium, "draws").item()
+    assert after > before
+    chromium.run("new Promise((done) => setTimeout(done, 100))")
+    assert shown(chromium, "draws").item() == after
 
 
 @in_chromium

@@ -81,6 +81,7 @@ function update(more = 0) {
   mapOfTerms(chosen, omega);
   estimateNumbers(omega, terms, exact);
   artbp(exact);
+  remember();
 }
 
 function artbp(exact) {
@@ -103,9 +104,47 @@ function choose() {
   update();
 }
 
+// The setting stands in the address, so that a link leads to it: #radius=1.2&nonlinearity=identity
+const CONTROLS = ["strategy", "number", "nonlinearity", "radius", "clip", "t", "k"];
+let later = 0;
+
+function remember() {
+  clearTimeout(later);
+  later = setTimeout(() => {
+    const chosen = new URLSearchParams(CONTROLS.map((id) => [id, $(id).value]));
+    history.replaceState(null, "", `#${chosen}`);
+  }, 300);
+}
+
+function recall() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  for (const id of CONTROLS.filter((name) => given.has(name))) {
+    const before = $(id).value;
+    if (id === "k") $("k").max = $("t").value;
+    $(id).value = given.get(id);
+    if ($(id).value === "") $(id).value = before; // no such choice
+    if (id === "strategy") $("number").min = STRATEGIES[$(id).value].least || 1;
+  }
+}
+
+// Draw on, one draw a frame, until pressed again.
+let playing = false;
+
+function play() {
+  playing = !playing;
+  $("play").textContent = playing ? "Pause" : "Draw on";
+  const frame = () => {
+    if (!playing) return;
+    update(1);
+    requestAnimationFrame(frame);
+  };
+  frame();
+}
+
 for (const id of ["t", "k", "radius", "number", "clip"]) $(id).addEventListener("input", () => update());
 $("nonlinearity").addEventListener("change", () => update());
 $("strategy").addEventListener("change", choose);
+$("play").addEventListener("click", play);
 $("draw").addEventListener("click", () => update(1));
 $("draw-many").addEventListener("click", () => update(100));
 $("restart").addEventListener("click", () => {
@@ -122,6 +161,11 @@ $("map").addEventListener("click", (event) => {
   $("k").value = k;
   update();
 });
+addEventListener("hashchange", () => {
+  recall();
+  update();
+});
+recall();
 let width = 0;
 new ResizeObserver(() => {
   if (width !== document.body.clientWidth) update();
