@@ -99,7 +99,7 @@ class Readout(nn.Module):
 
 def network(seed: int) -> tuple[nn.Module, Readout]:
     torch.manual_seed(seed)
-    return bptt.nn.RNN(1, UNITS, bias=False), Readout()
+    return bptt.nn.RNN(1, UNITS), Readout()
 
 
 def train(strategy: bptt.Strategy, chunk: bptt.Chunk, seed: int) -> tuple[float, nn.Module, Readout]:

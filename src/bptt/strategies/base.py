@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from bptt._errors import check_count
 from bptt.strategies.windows import Carry, Probe, Window
 
 Upto = Callable[[float], int]
@@ -79,6 +80,35 @@ class Strategy(Protocol):
     def divisor(self, window: Window) -> float:
         """What `reduction="mean"` divides the window's losses by; ValueError where there is no such constant."""
         raise ValueError(f'{self!r} has no constant to divide by: use reduction="sum".')
+
+
+class Online(Strategy):
+    """Windows of k1 steps, one after the other, across whose edges an influence is carried."""
+
+    k1: int
+
+    def __post_init__(self) -> None:
+        check_count(self.k1, f"{self!r}: k1")
+
+    @property
+    def reach(self) -> int:
+        """The steps whose graph is held, k1."""
+        return self.k1
+
+    def spelled(self, name: str) -> str:
+        """The text of a strategy, k1 = 1 left out."""
+        return name if self.k1 == 1 else f"{name}:{self.k1}"
+
+    def windows(self, upto: Upto, draw: Draw, progress: int | None = None) -> Iterator[Window]:
+        """Blocks of k1 losses, each through its own graph."""
+        a = progress or 0
+        while (b := upto(a + self.k1)) > a:
+            yield Window(a, a, b, b, progress=b)
+            a = b
+
+    def divisor(self, window: Window) -> float:
+        """k1, for a short last block too."""
+        return self.k1
 
 
 def says(strategy: Any, what: str) -> Any:

@@ -1,40 +1,9 @@
 """Carry across a window's edge what truncation cuts off; exactly: RTRL."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bptt._errors import check_count
-from bptt.strategies.base import Draw, Strategy, Upto
-from bptt.strategies.windows import Carry, Window
-
-
-class Online(Strategy):
-    """Windows of k1 steps, one after the other, across whose edges an influence is carried."""
-
-    k1: int
-
-    def __post_init__(self) -> None:
-        check_count(self.k1, f"{self!r}: k1")
-
-    @property
-    def reach(self) -> int:
-        """The steps whose graph is held, k1."""
-        return self.k1
-
-    def spelled(self, name: str) -> str:
-        """The text of a strategy, k1 = 1 left out."""
-        return name if self.k1 == 1 else f"{name}:{self.k1}"
-
-    def windows(self, upto: Upto, draw: Draw, progress: int | None = None) -> Iterator[Window]:
-        """Blocks of k1 losses, each through its own graph."""
-        a = progress or 0
-        while (b := upto(a + self.k1)) > a:
-            yield Window(a, a, b, b, progress=b)
-            a = b
-
-    def divisor(self, window: Window) -> float:
-        """k1, for a short last block too."""
-        return self.k1
+from bptt.strategies.base import Online
+from bptt.strategies.windows import Carry
 
 
 @dataclass(frozen=True)

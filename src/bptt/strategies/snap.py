@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bptt._errors import check_count
-from bptt.strategies.online import Online
+from bptt.strategies.base import Online
 from bptt.strategies.windows import Carry
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bptt.strategies.online import Online
+from bptt.strategies.base import Online
 from bptt.strategies.windows import Carry
 
 
