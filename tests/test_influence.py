@@ -347,3 +347,19 @@ def test_padding_that_is_not_finite_stays_where_it_is(double):
         assert (found - want).abs().max() < 1e-12 * want.abs().max()
         for strategy in (bptt.UORO(k1), bptt.SnAp(1, k1)):
             assert gradient(layer, bptt.Chunk(spoiled, chunk.targets, None, mask), strategy).isfinite().all()
+
+
+def test_plan_counts_what_is_carried():
+    """Bytes as a run reports them, and the kind of gradient."""
+    model, chunk = bptt.nn.GRU(3, 8), (torch.randn(12, 2, 3), torch.randn(12, 2, 8))
+    wanted = [bptt.RTRL(2), bptt.UORO(2), bptt.SnAp(2, 2), bptt.SnAp(1, 2), bptt.TruncatedBPTT(2)]
+    rows = bptt.plan(model, LOSS, chunk, strategies=wanted).rows
+    assert [row.gradient for row in rows] == ["exact", "unbiased", "biased", "biased", "biased"]
+    assert [row.reach for row in rows[:2]] == [6.5, 6.5]
+    for row in rows:
+        ran = max(update.memory_bytes for update in bptt.unroll(model, LOSS, [chunk], strategy=row.strategy))
+        assert row.memory_bytes == pytest.approx(ran, rel=0.02)
+    refused(
+        lambda: bptt.plan(bptt.scan(lambda x, s: (x * s, s)), LOSS, chunk, torch.ones(2, 1), strategies=[bptt.RTRL()]),
+        "plain function",
+    )

@@ -133,6 +133,7 @@ def close(one, other, tolerance=1e-12):
 WAYS = {"plain": {}, "resets": {"resets": True}, "masked": {"mask": True}, "both": {"resets": True, "mask": True}}
 
 
+@pytest.mark.thin
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", MAKERS)
 def test_rtrl_is_the_full_gradient_for_every_k1(name, way):

@@ -22,7 +22,7 @@ from bptt._snapshot import gradients_aside
 from bptt._stream import Chunk
 from bptt._tree import Tree
 from bptt.strategies.base import Draw, Strategy, Upto
-from bptt.strategies.windows import Window
+from bptt.strategies.windows import Carry, Window
 
 REPEATS = 5
 LONGEST = 4096
@@ -109,6 +109,12 @@ class Given(Strategy):
     """A strategy that yields the windows it is given."""
 
     given: tuple[Window, ...]
+    carry: Carry | None = None
+
+    @property
+    def carries(self) -> Carry | None:
+        """`carry`."""
+        return self.carry
 
     def windows(self, upto: Upto, draw: Draw, progress: Any = None) -> Iterator[Window]:
         """They themselves."""
@@ -215,14 +221,19 @@ class Costs:
             self._found[shape] = self._sample(shape)
         return self._found[shape]
 
-    def _sample(self, shape: Shape, memory: Checkpoints | None = None) -> Cost:
+    def carried(self, carry: Carry, steps: int) -> tuple[float, int]:
+        """What is carried takes of a window of so many steps: seconds, and bytes."""
+        found, without = self._sample(shape := Shape(steps, steps), carry=carry), self._shaped(shape)
+        return max(found.later - without.later, 0), round(max(found.held - without.held, 0))
+
+    def _sample(self, shape: Shape, memory: Checkpoints | None = None, carry: Carry | None = None) -> Cost:
         """The fastest of some runs of two windows each, one chunk a segment."""
         first: list[float] = []
         later: list[float] = []
         held = 0.0
         n = memory.segment if memory else shape.steps
         stream = [self._piece(n)] * (2 * shape.steps // n)
-        windows = Given((shape.window(0), shape.window(shape.steps)))
+        windows = Given((shape.window(0), shape.window(shape.steps)), carry)
         begun = time.perf_counter()
         with gradients_aside(self._leaves):
             while len(first) < 2 or (len(first) < REPEATS and time.perf_counter() - begun < REPEATS * PATIENCE):

@@ -12,6 +12,7 @@ import torch
 
 from bptt import _checkpoint, _errors, _stream, _tree
 from bptt._checkpoint import Checkpoints, parse
+from bptt._influence import check_carried
 from bptt._loss import Loss
 from bptt._memory import WindowProbe, cheapest
 from bptt._options import Options, checked_strategy
@@ -228,6 +229,8 @@ def plan(
         run = Run(options, [probed])
         span = run.start(math.inf)
         run.tell_axes_apart(span.begin)
+        for strategy in wanted:
+            check_carried(strategy, options)
         costs, draw = Costs(options, probed, steps, budget), options.draw(run.time)
         rows: list[PlanRow] = []
         least: list[tuple[int, Strategy]] = []
@@ -267,8 +270,12 @@ class _Forecast:
             whole = whole and window.start == 0 and not window.weights
         self._reach = reach / steps
         drawn = not torch.equal(generator.get_state(), begin)
-        unbiased = says(strategy, "kind") == "unbiased"
-        self._gradient = "unbiased" if unbiased else "exact" if whole and not drawn else "biased"
+        carry, kind = says(strategy, "carries"), says(strategy, "kind")
+        self._gradient = "unbiased" if kind == "unbiased" else "exact" if whole and not drawn else "biased"
+        self._carried = 0.0, 0  # seconds a window, and bytes
+        if carry is not None:
+            self._carried = costs.carried(carry, self._longest.steps)
+            self._gradient, self._reach = kind, self._reach if kind == "biased" else (steps + 1) / 2
         self._most = Shape.of(self._longest)
         self._lines = costs.like(self._most)
         cut = [shape for shape in self._shapes if not shape.plain]
@@ -286,7 +293,7 @@ class _Forecast:
             return MARGIN * self._saved(segment, cuts, resets)
 
         span = replace(self._span, window=self._longest, begin=self._span.like, initial=None)
-        outputs = costs.outputs * self._most.losses  # kept beside, for a loss by window
+        outputs = costs.outputs * self._most.losses + self._carried[1]  # kept beside, for a loss by window
         probe = WindowProbe(span, costs.meter, budget)
         least = ceil(probe.states + saved(1, 0, 0)) + costs.one + outputs
         if budget < least:
@@ -305,13 +312,14 @@ class _Forecast:
         ]
         n = next(iter(self._shapes)).steps if schedule is None else 1
         once = self._costs.plain.first(n) - self._costs.plain.later(n)
-        held = max(needs for _, _, needs, _ in taken)
+        held = max(needs for _, _, needs, _ in taken) + self._carried[1]
+        carrying = self._carried[0] * sum(times for times, *_ in taken)
         return PlanRow(
             strategy=self._strategy,
             memory=schedule,
             gradient=self._gradient,
             reach=self._reach,
-            seconds=sum(times * seconds for times, seconds, _, _ in taken) + max(once, 0) + self._burning(),
+            seconds=sum(times * seconds for times, seconds, _, _ in taken) + max(once, 0) + self._burning() + carrying,
             memory_bytes=held,
             forward_steps=sum(times * ran for times, _, _, ran in taken) + sum(n * m for n, m in self._burnt.items()),
             fits=budget is None or held <= budget,
