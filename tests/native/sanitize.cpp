@@ -58,6 +58,7 @@ static decltype(bptt_use_openmp) *use_openmp;
 static decltype(bptt_isa) *isa_name;
 static decltype(bptt_forward) *forward;
 static decltype(bptt_backward) *backward;
+static decltype(bptt_readout) *readout;
 
 static void compare(const char *isa, const char *what, const float *got, const Doubles &want) {
     double worst = 0, largest = 0.05;  // what is less comes of numbers near 1, which were rounded
@@ -293,6 +294,19 @@ static void sequence(int isa, int64_t cell, int64_t T, int64_t B, int64_t I, int
     compare(name, "hn", q.hn, want.h);
     if (two) compare(name, "cells", q.cells, want.cells), compare(name, "cn", q.cn, want.c);
 
+    if (T <= 8 && B <= 8 && !q.sizes && !q.start) {  // the short way: nothing is kept, the new state over the old one
+        Floats y(N * H), h(B * H), c(B * H);
+        for (int64_t i = 0; i < B * H; ++i) h.at[i] = q.h0 ? q.h0[i] : 0, c.at[i] = q.c0 ? q.c0[i] : 0;
+        Sequence few = q;
+        few.outputs = y.at.get(), few.gates = cell == RNN ? few.outputs : nullptr, few.cells = nullptr;
+        few.h0 = few.hn = h.at.get();
+        if (two) few.c0 = few.cn = c.at.get();
+        if (forward(isa, &few)) abort();
+        compare(name, "outputs, the short way", few.outputs, want.outputs);
+        compare(name, "hn over h0", few.hn, want.h);
+        if (two) compare(name, "cn over c0", few.cn, want.c);
+    }
+
     q.hn = q.cn = nullptr;
     q.d_outputs = maybe(d_outputs.at.get()), q.d_hn = maybe(d_hn.at.get()), q.d_gates = d_gates.at.get();
     q.d_cn = two ? maybe(d_cn.at.get()) : nullptr;
@@ -316,6 +330,55 @@ static void sequence(int isa, int64_t cell, int64_t T, int64_t B, int64_t I, int
     if (q.d_b_hh) compare(name, "d_b_hh", q.d_b_hh, want.d_b_hh);
 }
 
+static void readouts(int isa, int64_t N, int64_t I, int64_t V, int threads) {
+    Floats x(N * I, 1), w(V * I, 1), b(V, 1), d(N, 1), losses(N), norms(N), d_x(N * I), d_w(V * I), d_b(V);
+    std::vector<int64_t> targets(size_t(N), 0);
+    for (int64_t &target : targets) target = chance(0.2) ? -7 : whole(0, V - 1);
+    Readout r{};
+    r.threads = threads, r.rows = N, r.inputs = I, r.classes = V, r.ignored = -7, r.targets = targets.data();
+    r.x = x.at.get(), r.w = w.at.get(), r.b = chance(0.5) ? b.at.get() : nullptr, r.norms = norms.at.get();
+    Doubles want(N), want_norms(N), p(N * V), dx(N * I), dw(V * I), db(V);
+    for (int64_t i = 0; i < N; ++i) {
+        double sum = 0;
+        for (int64_t v = 0; v < V; ++v) {
+            double &z = p[i * V + v] = r.b ? r.b[v] : 0;
+            for (int64_t k = 0; k < I; ++k) z += double(r.x[i * I + k]) * r.w[v * I + k];
+            sum += std::exp(z);
+        }
+        want_norms[i] = std::log(sum), want[i] = targets[i] < 0 ? 0 : want_norms[i] - p[i * V + targets[i]];
+    }
+    const bool once = chance(0.5), ones = once || chance(0.3);
+    for (int64_t i = 0; i < N; ++i)
+        for (int64_t v = 0; v < V; ++v) {
+            const double g = targets[i] < 0 ? 0 : (ones ? 1 : d.at[i]) * (std::exp(p[i * V + v] - want_norms[i]) - (v == targets[i]));
+            db[v] += g;
+            for (int64_t k = 0; k < I; ++k) dx[i * I + k] += g * r.w[v * I + k], dw[v * I + k] += g * r.x[i * I + k];
+        }
+    auto wanted = [&] {
+        if (chance(0.8)) r.d_x = d_x.at.get();
+        if (chance(0.8)) r.d_w = d_w.at.get();
+        if (r.b && chance(0.8)) r.d_b = d_b.at.get();
+    };
+    r.losses = losses.at.get();
+    if (once) wanted();
+    std::swap(targets[size_t(N / 2)], targets[0]);
+    const int64_t kept = std::exchange(targets[0], V);
+    if (readout(isa, &r) != 2) abort();
+    targets[0] = kept;
+    std::swap(targets[size_t(N / 2)], targets[0]);
+    if (readout(isa, &r)) abort();
+    const char *name = isa_name(isa);
+    compare(name, "losses", r.losses, want), compare(name, "norms", r.norms, want_norms);
+    if (!once) {
+        r.losses = nullptr, r.d_losses = ones ? nullptr : d.at.get();
+        wanted();
+        if (readout(isa, &r)) abort();
+    }
+    if (r.d_x) compare(name, "d_x of a readout", r.d_x, dx);
+    if (r.d_w) compare(name, "d_w of a readout", r.d_w, dw);
+    if (r.d_b) compare(name, "d_b of a readout", r.d_b, db);
+}
+
 int main(int, char **argv) {
     void *library = dlopen(argv[1], RTLD_NOW);
     if (!library) return printf("%s\n", dlerror()), 2;
@@ -323,6 +386,7 @@ int main(int, char **argv) {
     isa_name = entry<decltype(bptt_isa)>(library, "bptt_isa");
     forward = entry<decltype(bptt_forward)>(library, "bptt_forward");
     backward = entry<decltype(bptt_backward)>(library, "bptt_backward");
+    readout = entry<decltype(bptt_readout)>(library, "bptt_readout");
     for (int isa = 0; isa_name(isa); ++isa) {
         for (const int threads : {1, 2, 3, 5}) {  // five asked for, three given
             use_openmp(threads == 1 ? nullptr : parallel, number, count);
@@ -340,6 +404,15 @@ int main(int, char **argv) {
                 }
             }
         }
+        const std::mt19937 drawn = random_bits;
+        for (const int threads : {1, 2, 5}) {
+            use_openmp(threads == 1 ? nullptr : parallel, number, count);
+            given = threads == 5 ? 3 : 64;
+            for (const int64_t V : {1, 3, 17, 96, 1023, 1024, 1025, 2051})
+                for (const int64_t N : {1, 5, 8, 9, 70}) readouts(isa, N, whole(1, 40), V, threads);
+            readouts(isa, 600, 33, 1100, threads), readouts(isa, 700, 5, 1000, threads);
+        }
+        random_bits = drawn;
         printf("%s: %d checks so far, %d wrong\n", isa_name(isa), checks, failures);
     }
     return failures ? 1 : 0;
