@@ -10,7 +10,8 @@ x 2048 matrices, in the same loop. A cell whose torch.nn run takes over 20 s is 
 
 How to read it: "torch.nn / bptt" is how many times faster we are; "best rival / bptt" takes the faster of torch.nn and
 JAX, once for each process; "of sgemm" is the rate of our multiplications and additions over that of torch.mm, "of
-peak" over that of a loop of independent multiply-adds (nan without a C++ compiler; see peak.py). With several processes a figure is the median of theirs, since torch's own LSTM moves 1.5x from process to process.
+peak" over that of a loop of independent multiply-adds (nan without a C++ compiler; see peak.py). With several processes
+a figure is the median of theirs, since torch's own LSTM moves 1.5x from process to process.
 
 Targets, all of "both": geometric mean over the table RNN >= 3x torch.nn, GRU >= 3x (>= 2x where B >= 8), LSTM >= 1.15x;
 no cell below 0.9x of the best rival in all processes; RNN and GRU with H >= 256, B >= 32 at >= 85 % of sgemm; at

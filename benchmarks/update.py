@@ -65,7 +65,9 @@ def ours(cell: str, steps: int) -> Iterator[Tensor]:
     loss = bptt.nn.LinearCrossEntropyLoss(HIDDEN, SYMBOLS, bias=True, reduction="none")
     params = [*net.parameters(), *loss.parameters()]
     optimizer = torch.optim.Adam(params, lr=1e-3, fused=True)
-    for update in bptt.unroll(net, loss, stream(steps), strategy=bptt.TruncatedBPTT(steps, steps)):
+    zeros = torch.zeros(1, BATCH, HIDDEN)
+    state = (zeros, zeros.clone()) if cell == "LSTM" else zeros
+    for update in bptt.unroll(net, loss, stream(steps), state, strategy=bptt.TruncatedBPTT(steps, steps)):
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
         optimizer.zero_grad()
