@@ -174,9 +174,9 @@ class RNN(_Fused, nn.RNN):
         and the result that of `layer(torch.nn.functional.embedding(inputs, embedding))`, gradients too. Where V < T B
         the multiplications by W_ih, forward and backward, are V I H instead of T B I H.
 
-    The kernels serve float32 on the CPU, batched or not, packed sequences, all layers and directions. For a few steps,
-    other devices, autocast, `torch.func`, or `proj_size`, torch.nn's own code runs. The backward pass can be
-    differentiated again, in plain operators then. `bptt doctor` says which kernels run. Where a program takes
+    The kernels serve float32 on the CPU, batched or not, packed sequences, all layers and directions. For a few steps
+    of more than 8 rows, other devices, autocast, `torch.func`, or `proj_size`, torch.nn's own code runs. The backward
+    pass can be differentiated again, in plain operators then. `bptt doctor` says which kernels run. Where a program takes
     torch.nn's own types alone (torch.jit.script, quantisation), `bptt.nn.convert(model, back=True)` gives them back.
     Raises: what torch.nn.RNN raises; ValueError for keywords of another shape, the first two also with a PackedSequence
         or bidirectional; TypeError for ids of another dtype; IndexError for an id that is no row.

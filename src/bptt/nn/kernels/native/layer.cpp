@@ -24,7 +24,7 @@ static void multiply(const Kernels &kernels, const Sequence &q, const Room &room
 }
 
 // Whether to pack the weights would take longer than it saves.
-static bool few_forward(const Sequence &q) { return q.steps <= FEW && q.rows <= FEW && !q.sizes && !q.start; }
+static bool few_forward(const Sequence &q) { return q.steps <= FEW && q.rows <= FEW && !q.sizes; }
 static bool few_backward(const Sequence &q) {
     return q.rows <= FEW && q.steps - 1 + (q.d_h0 || q.d_c0 || q.d_start_h || q.d_start_c) <= 2;
 }

@@ -67,7 +67,10 @@ template <class CELL, int ROWS, bool FEW> void forward_tile(const Recurrence &st
     if constexpr (FEW) {
         alignas(64) float found[ROWS][WIDTH][LANES];
         const float *rows[ROWS];
-        for (int r = 0; r < ROWS; ++r) rows[r] = a ? a + r * H : steps.packed;
+        for (int r = 0; r < ROWS; ++r) {
+            const float *before = steps.starts(s, row + r) ? steps.anew(SHAPE.operand) : a ? a + r * H : nullptr;
+            rows[r] = before ? before : steps.packed;
+        }
         for (int v = 0; v < WIDTH && unit_of(SHAPE, panel, v) < H; ++v)
             dots<ROWS>(rows, q.w_hh + weight_row(SHAPE, panel, v, H) * H, H, H - unit_of(SHAPE, panel, v), H, found[0][v], WIDTH * LANES);
         for (int r = 0; r < ROWS; ++r)
