@@ -176,8 +176,9 @@ class RNN(_Fused, nn.RNN):
 
     The kernels serve float32 on the CPU, batched or not, packed sequences, all layers and directions. For a few steps
     of more than 8 rows, other devices, autocast, `torch.func`, or `proj_size`, torch.nn's own code runs. The backward
-    pass can be differentiated again, in plain operators then. `bptt doctor` says which kernels run. Where a program takes
-    torch.nn's own types alone (torch.jit.script, quantisation), `bptt.nn.convert(model, back=True)` gives them back.
+    pass can be differentiated again, in plain operators then. `bptt doctor` says which kernels run. Where a program
+    takes torch.nn's own types alone (torch.jit.script, quantisation), `bptt.nn.convert(model, back=True)` gives them
+    back.
     Raises: what torch.nn.RNN raises; ValueError for keywords of another shape, the first two also with a PackedSequence
         or bidirectional; TypeError for ids of another dtype; IndexError for an id that is no row.
     Cost: the multiplications of torch.nn, the input's and those of the weight gradients for all steps at once. Saved

@@ -178,8 +178,11 @@ template <class CELL, size_t... N> constexpr auto few_tiles(std::index_sequence<
 template <class CELL, size_t... N> constexpr auto input_tiles(std::index_sequence<N...>) {
     return std::array<Tile, sizeof...(N)>{input_tile<CELL, 1 << N>...};
 }
-template <class CELL, int FROM, bool FEW, size_t... N> constexpr auto backward_tiles(std::index_sequence<N...>) {
-    return std::array<Tile, sizeof...(N)>{backward_tile<CELL, N + 1, FROM, FEW>...};
+template <class CELL, size_t... N> constexpr auto backward_tiles(std::index_sequence<N...>) {
+    return std::array<Tile, sizeof...(N)>{backward_tile<CELL, N + 1, NEXT, false>...};
+}
+template <class CELL, int FROM, size_t... N> constexpr auto few_backward_tiles(std::index_sequence<N...>) {
+    return std::array<Tile, sizeof...(N)>{backward_tile<CELL, 1 << N, FROM, true>...};
 }
 
 // Rows [from, to) of step s in blocks of nearly equal size, over the panels of this part.
@@ -242,20 +245,22 @@ template <class CELL> void forward_rows(const Recurrence &steps, const Part &par
 }
 
 template <class CELL> void backward_rows(const Recurrence &steps, const Part &part, int64_t from, int64_t to) {
-    static constexpr auto packed = backward_tiles<CELL, NEXT, false>(std::make_index_sequence<rows_of(2)>());
-    static constexpr auto unpacked = backward_tiles<CELL, NEXT, true>(std::make_index_sequence<rows_of(2)>());
-    static constexpr auto end = backward_tiles<CELL, END, true>(std::make_index_sequence<rows_of(2)>());
-    const auto &next = steps.few ? unpacked : packed;
+    static constexpr auto packed = backward_tiles<CELL>(std::make_index_sequence<rows_of(2)>());
+    static constexpr auto unpacked = few_backward_tiles<CELL, NEXT>(std::make_index_sequence<POWERS>());
+    static constexpr auto end = few_backward_tiles<CELL, END>(std::make_index_sequence<POWERS>());
+    const auto next = [&](int64_t s, int64_t a, int64_t b) {
+        steps.few ? each_power(unpacked, steps, s, a, b, part) : each(packed, steps, s, a, b, part);
+    };
     const Sequence &q = steps.q;
     const bool begins = q.d_h0 || q.d_c0 || q.d_start_h || q.d_start_c;  // what comes before a row's first step is wanted
     for (int64_t s = q.steps - 1; s >= 0; --s) {
         const int64_t here = std::clamp(steps.rows(s), from, to), after = std::clamp(steps.rows(s + 1), from, to);
-        each(next, steps, s, from, std::min(here, after), part);
-        each(end, steps, s, after, here, part);
-        if (begins) each(next, steps, s, here, after, part);
+        next(s, from, std::min(here, after));
+        each_power(end, steps, s, after, here, part);
+        if (begins) next(s, here, after);
         part.wait();
     }
-    if (begins) each(next, steps, -1, from, std::clamp(steps.rows(0), from, to), part);
+    if (begins) next(-1, from, std::clamp(steps.rows(0), from, to));
 }
 
 // ---- packing: panels of the recurrent weights, [panel][k][vector][lane], zeros beyond the last unit; forward a panel ends
