@@ -108,11 +108,14 @@ def stale(numbers, lacks=""):
         def __call__(self, *args):
             return self.value
 
-    names = {"bptt_numbers": numbers, "bptt_use_openmp": None, "bptt_isa": None, "bptt_forward": 0, "bptt_backward": 0}
+    passes = dict.fromkeys(("bptt_forward", "bptt_backward", "bptt_readout"), 0)
+    names = {"bptt_numbers": numbers, "bptt_use_openmp": None, "bptt_isa": None, **passes}
     return type("Library", (), {name: Function(value) for name, value in names.items() if name != lacks})()
 
 
-@pytest.mark.parametrize("lacks", ["bptt_numbers", "bptt_use_openmp", "bptt_isa", "bptt_forward", "bptt_backward"])
+@pytest.mark.parametrize(
+    "lacks", ["bptt_numbers", "bptt_use_openmp", "bptt_isa", "bptt_forward", "bptt_backward", "bptt_readout"]
+)
 def test_a_library_that_lacks_a_function(tmp_path, monkeypatch, lacks):
     (tmp_path / "libbptt.so").touch()
     monkeypatch.setattr(ctypes, "CDLL", lambda path, mode=0: stale(48, lacks))
