@@ -131,7 +131,7 @@ def cosines(layer: nn.Module, readout: Readout, chunk: bptt.Chunk) -> dict[str, 
     for name, strategy in STRATEGIES.items():
         pairs = zip(exact, gradients(strategy, layer, readout, part), strict=True)
         each = [torch.cosine_similarity(a, b, dim=0).item() for a, b in pairs]
-        found[name] = statistics.fmean(each[RESET // 4 :])
+        found[name] = statistics.fmean(each[len(each) // 4 :])
     return found
 
 
@@ -241,7 +241,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each")
     parser.add_argument("--steps", type=int, default=None, help="of a run: 15000, or 1000000 of --strings")
     parser.add_argument("--series", default=",".join(SERIES), help="which, by commas")
-    parser.add_argument("--quick", action="store_true", help="400 steps of one series: a try-out")
+    parser.add_argument("--quick", action="store_true", help="24 steps of one series: a try-out")
     parser.add_argument("--time", action="store_true", help="time and bytes instead")
     parser.add_argument("--strings", action="store_true", help="aⁿbⁿ instead")
     args = parser.parse_args()
@@ -251,7 +251,7 @@ def main() -> int:
     if args.strings:
         return strings(args.steps or 1_000_000)
     if args.quick:
-        args.seeds, args.steps, args.series = 1, args.steps or 2 * RESET, "henon"
+        args.seeds, args.steps, args.series = 1, args.steps or 24, "henon"
     args.steps = args.steps or FULL
     return compare(args)
 
