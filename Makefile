@@ -12,7 +12,7 @@ ARGS ?=
 SPREAD := -n auto --dist worksteal
 BUILT := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/bptt/nn/kernels/native/* src/bptt/nn/kernels/native/cells/*)
 
-.PHONY: train test test-deep test-lowest sanitize bench docs docs-check pictures help
+.PHONY: train test test-deep test-lowest sanitize bench docs docs-check pictures figures help
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 14
 
@@ -53,6 +53,9 @@ docs: $(VENV)/docs.stamp  ## the documentation as HTML, in docs/_build/html; a w
 
 docs-check: $(VENV)/test.stamp  ## pages and explorer in a headless Chromium: numbers, console, requests, what is cut off
 	$(BIN)/python -m pytest -m "" -rs $(ARGS) tests/cli/test_explorer.py tests/test_docs.py
+
+figures:         ## take over what benchmarks wrote, and write the tables of README and pages from it
+	$(PYTHON) docs/figures.py
 
 pictures: $(VENV)/test.stamp  ## compute and draw the plots of the pages, in docs/images, in about two minutes
 	$(BIN)/python docs/pictures.py

@@ -191,6 +191,7 @@ def small_learned():
 
 
 @pytest.mark.parametrize("name", ENUMERATED)
+@pytest.mark.thin
 def test_the_mean_of_uoro_over_all_signs_is_the_full_gradient(name, monkeypatch):
     maker, steps, rows, k1, resets = ENUMERATED[name]
     torch.manual_seed(2)

@@ -175,6 +175,7 @@ def test_a_plan_as_text():
 
 
 @pytest.mark.parametrize("strategies", [None, [bptt.FullBPTT()], [bptt.TruncatedBPTT(30, 40)]], ids=str)
+@pytest.mark.thin
 def test_a_budget_that_nothing_fits_names_the_least_that_would(strategies):
     case = make("lstm", STEPS)
     with pytest.raises(bptt.BudgetError, match=r"^memory='10B': no strategy fits") as error:

@@ -75,6 +75,14 @@ unroll(model, loss, stream, state=None, *, strategy, memory=None, initial_state=
     time_dim=0, params=None, reduction='mean', clip_cotangent=None, generator=None, scale=1.0, group=None)
 verify(model, loss, chunk, state=None, *, initial_state=None, state_batch_dim=None, time_dim=0, params=None)
 """,
+    "bptt.analysis": """
+Shown()
+Table(columns, rows, words=1)
+ladder(most)
+number(value)
+share(value)
+size(count)
+""",
     "bptt.nn": """
 CTRNN(input_size, hidden_size, *, alpha, sigma=0.0, nonlinearity='tanh', form='rate', bias=True, learn_alpha=False,
     learn_initial=False, device=None, dtype=None, generator=None)

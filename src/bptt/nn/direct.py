@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bptt import _torch
+from bptt import _torch, _units
 from bptt.nn import fits, kernels
 from bptt.nn.cells import CELLS
 from bptt.nn.kernels.native import FEW, Native, plain_call
@@ -38,7 +38,7 @@ def call(layer: nn.RNNBase, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
     if found is None:
         return None
     h, c = states if len(states) == 2 else (states[0] if states else None, None)
-    if graph or T > FEW or B > FEW:
+    if graph or T > FEW or B > FEW or _units.listened():
         y, last = on_kernels(Plan(mode, T, B), (x, h, c, *found))
     else:
         h, c = (None if s is None else s.contiguous() for s in (h, c))

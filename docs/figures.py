@@ -1,0 +1,125 @@
+"""The tables of README and pages that hold measured numbers, written from what benchmarks wrote: `make figures`.
+
+A table stands between `<!-- figures: NAME -->` and `<!-- end -->`. `make figures` takes over the results of full runs that lie
+in benchmarks/results into docs/figures, which is kept, and writes every such table anew; a test compares the two.
+"""
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+KEPT, NEW = ROOT / "docs" / "figures", ROOT / "benchmarks" / "results"
+BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n)(.*?)(<!-- end -->)", re.S)
+
+
+def result(name: str) -> dict[str, Any]:
+    """What a benchmark wrote."""
+    return json.loads((KEPT / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def table(headings: list[str], rows: list[list[Any]]) -> str:
+    """In Markdown, a line a row."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines).replace(
+        "| " + " | ".join(["---"] * len(headings)) + " |", "|" + "---|" * len(headings)
+    )
+
+
+def thetas() -> dict[str, str]:
+    """Strategy -> where θ ends in influence balancing."""
+    return {row[0]: row[1] for row in result("influence_balancing")["rows"]}
+
+
+def ends(name: str) -> str:
+    """Where a strategy ends there, in few digits."""
+    value = thetas()[name]
+    return f"beyond {value.split('±')[1]}" if "beyond" in value else f"{float(value):.5g}"
+
+
+def readme() -> str:
+    """Three numbers."""
+    longest = max(result("long_sequence")["rows"], key=lambda row: int(row[0].replace(",", "")))
+    ratio = next(row[3] for row in result("overhead")["rows"] if row[0] == 64)
+    windows = ", ".join(ends(name) for name in ("TBPTT k=10", "TBPTT k=100", "ARTBP α=6 T0=16"))
+    return table(
+        ["question", "result", "command"],
+        [
+            [
+                "θ after 60,000 steps of that problem, the optimum being -1/6: windows of 10, of 100, ARTBP(16)",
+                windows,
+                "`python benchmarks/influence_balancing.py`",
+            ],
+            [
+                f"bytes stored for the exact gradient of {longest[0]} steps of an LSTM, of what full storage takes",
+                longest[3],
+                "`python benchmarks/long_sequence.py`",
+            ],
+            [
+                "time of `unroll` over that of a hand-written detach loop, LSTM of 256 units, windows of 64",
+                f"{float(ratio):.2f}",
+                "`python benchmarks/overhead.py`",
+            ],
+        ],
+    )
+
+
+def influence_balancing() -> str:
+    """θ at the end by strategy."""
+    shown = [name for name in thetas() if name.startswith(("TBPTT", "ARTBP", "RTRL", "UORO"))]
+    return table([name.removeprefix("TBPTT ") for name in shown], [[ends(name) for name in shown]])
+
+
+def plainly(name: str) -> Callable[[], str]:
+    """The benchmark's own table."""
+
+    def write() -> str:
+        known = result(name)
+        rows = [[f"{cell:.4g}" if isinstance(cell, float) else cell for cell in row] for row in known["rows"]]
+        return table(known["headings"], rows)
+
+    return write
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "readme": readme,
+    "influence_balancing": influence_balancing,
+    **{name: plainly(name) for name in ("long_sequence", "overhead", "layers", "ctrnn", "step", "update", "online")},
+}
+
+
+def pages() -> list[Path]:
+    """Every file that may hold such a table."""
+    return [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts)]
+
+
+def written(text: str) -> str:
+    """A page with its tables as the kept results say; those of other names stay as they are."""
+
+    def anew(found: re.Match[str]) -> str:
+        known = TABLES.get(found[2])
+        return found[0] if known is None else found[1] + known() + found[4]
+
+    return BLOCK.sub(anew, text)
+
+
+def main() -> int:
+    """Take over new results, and write the tables."""
+    for path in sorted(NEW.glob("*.json")):
+        if path.stem in TABLES or path.stem in ("influence_balancing", "long_sequence", "overhead"):
+            shutil.copy(path, KEPT / path.name)
+            print(f"taken over: {path.name}")
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        if (new := written(text)) != text:
+            page.write_text(new, encoding="utf-8")
+            print(f"written: {page.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
