@@ -36,9 +36,9 @@ def thetas() -> dict[str, str]:
 
 
 def ends(name: str) -> str:
-    """Where a strategy ends there, in few digits."""
-    value = thetas()[name]
-    return f"beyond {value.split('±')[1]}" if "beyond" in value else f"{float(value):.5g}"
+    """Where a strategy ends there, in few digits; a run that leaves its bound ends at once."""
+    value = float(thetas()[name])
+    return "beyond 10,000" if abs(value) > 1e4 else f"{value:.5g}"
 
 
 def readme() -> str:
