@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 
+import bptt
 from bptt import PolynomialLaw, equations
 from bptt.cli.explanation.explorer import STEPS, example, page
 from support.browser import CHROMIUM, WHY_NOT, browser
@@ -71,7 +72,7 @@ def drawn_settings():
     pick = random.Random(0)
     for _ in range(SETTINGS):
         t = pick.randrange(STEPS)
-        strategy = pick.choice(["full", "last", "cut", "weight"])
+        strategy = pick.choice(["full", "last", "cut", "weight", "carry", "snap"])
         yield {
             "radius": pick.randrange(50, 151) / 100,
             "nonlinearity": pick.choice(["identity", "tanh", "relu", "sigmoid"]),
@@ -81,6 +82,48 @@ def drawn_settings():
             "t": t,
             "k": pick.randrange(t + 1),
         }
+
+
+def influence_before(trace, a, diagonal):
+    """∂h/∂W before step a, (2, 2, 2), by its recursion; diagonal: of it, after each step, unit i by W's row i alone."""
+    J = torch.zeros(2, 2, 2, dtype=torch.float64)
+    for t in range(a):
+        J = torch.einsum("ij,jkl->ikl", equations.step_jacobian(trace, t), J)
+        J = J + torch.einsum("i,ik,l->ikl", trace.slopes[t], torch.eye(2).double(), trace.h_before[t])
+        J = J * torch.eye(2).unsqueeze(-1) if diagonal else J
+    return J
+
+
+def check_what_is_carried(tab, trace, setting):
+    """The page's windows against sums of terms, and of the masked recursion for SnAp-1; the gradient they make."""
+    t, k, k1, diagonal = setting["t"], setting["k"], setting["number"], setting["strategy"] == "snap"
+    terms, cotangents = equations.pair_terms(trace).W, equations.state_cotangents(trace)
+    exact, total = terms.sum((0, 1)), {"inside": 0, "carried": 0}
+    for a in range(0, STEPS, k1):
+        window = terms[a : a + k1]
+        c = equations.step_jacobian(trace, a).T @ cotangents[a : a + k1, a].sum(0)
+        J = influence_before(trace, a, diagonal)
+        inside, carried = window[:, a:].sum((0, 1)), torch.einsum("i,ikl->kl", c, J)
+        if not diagonal:
+            equal(carried.flatten(), window[:, :a].sum((0, 1)))
+        total = {"inside": total["inside"] + inside, "carried": total["carried"] + carried}
+        if a <= t < a + k1:
+            tables = {"influence": J.movedim(0, -1), "arriving": c, "window-inside": inside, "window-carried": carried}
+            for name, value in tables.items():
+                equal(shown(tab, name), value)
+            if diagonal and k < a:
+                own = [equations.step_jacobian(trace, j).diagonal() for j in range(k + 1, a)]
+                delta = trace.slopes[k] * torch.stack([cotangents[t, a - 1], *own]).prod(0)
+                equal(shown(tab, "part"), torch.outer(delta, trace.h_before[k]))
+    both = total["inside"] + total["carried"]
+    for name, value in {**total, "both": both}.items():
+        equal(shown(tab, name), value)
+        if name != "both":
+            equal(shown(tab, f"{name}-size"), value.norm() / exact.norm())
+    assert abs(shown(tab, "both-off").item() - (both - exact).norm() / exact.norm()) < 1e-9
+    if not diagonal:
+        equal(shown(tab, "both"), exact)
+    return both
 
 
 @in_chromium
@@ -107,8 +150,12 @@ def test_numbers_are_those_of_the_equations(chromium, setting):
         "last": lambda: equations.truncated_weights(STEPS, number),
         "cut": lambda: equations.subsequence_weights(STEPS, number),
         "weight": lambda: drawn_pattern(chromium, number).weights,
+        "carry": lambda: equations.full_weights(STEPS),
+        "snap": lambda: equations.subsequence_weights(STEPS, number),
     }[setting["strategy"]]()
     estimate = equations.gradient_by_double_sum(trace, weights).W
+    if setting["strategy"] in ("carry", "snap"):
+        estimate = check_what_is_carried(chromium, trace, setting)
     equal(shown(chromium, "omega"), weights[t, k])
     assert shown(chromium, "kept").item() == weights.count_nonzero()
     equal(shown(chromium, "estimate"), estimate)
@@ -116,6 +163,20 @@ def test_numbers_are_those_of_the_equations(chromium, setting):
     cosine = (estimate * full).sum() / (estimate.norm() * full.norm())
     assert abs(shown(chromium, "cosine").item() - cosine) < 1e-9
     assert chromium.said == []
+
+
+@in_chromium
+@pytest.mark.parametrize("nonlinearity", ["identity", "tanh", "relu", "sigmoid"])
+@pytest.mark.parametrize(("name", "make"), [("carry", bptt.RTRL), ("snap", bptt.SnAp)])
+@pytest.mark.parametrize("k1", [1, 7, 61])
+def test_what_is_carried_is_the_gradient_of_the_library(chromium, name, make, k1, nonlinearity):
+    network, x, y = example(1.1, nonlinearity)
+    model = bptt.nn.SimpleRNN(1, 2, 1, nonlinearity=nonlinearity, bias=False).double()
+    model.load_state_dict({symbol: getattr(network, symbol) for symbol in "UWV"})
+    bptt.backward(model, equations.squared_error, (x, y), strategy=make(k1=k1), reduction="sum")
+    choose(chromium, radius=1.1, nonlinearity=nonlinearity, strategy=name, number=k1)
+    equal(shown(chromium, "estimate"), model.W.grad)
+    equal(shown(chromium, "both"), model.W.grad)
 
 
 @in_chromium
@@ -178,9 +239,10 @@ def test_it_draws_on_until_it_is_paused(chromium):
 
 @in_chromium
 @pytest.mark.parametrize("dark", [False, True])
-def test_nothing_is_cut_off_on_a_narrow_screen(chromium, dark):
+@pytest.mark.parametrize("strategy", ["weight", "snap"])
+def test_nothing_is_cut_off_on_a_narrow_screen(chromium, strategy, dark):
     chromium.look(400, dark)
-    choose(chromium, radius=1.5, nonlinearity="identity", strategy="weight", t=60, k=0, clip=-2)
+    choose(chromium, radius=1.5, nonlinearity="identity", strategy=strategy, t=60, k=0, clip=-2)
     assert chromium.run("document.documentElement.scrollWidth") <= 400
     cut = "[...document.querySelectorAll('section *')].filter((at) => at.getBoundingClientRect().right > 400).length"
     assert chromium.run(cut) == 0

@@ -39,7 +39,7 @@ function labels(chosen) {
   if (number) $("number-name").textContent = number;
 }
 
-function termNumbers(chosen, lags, terms, exact, omega) {
+function termNumbers(chosen, lags, terms, exact, omega, part) {
   const {t, k} = chosen;
   for (const element of document.querySelectorAll(".lag")) element.textContent = t - k;
   for (const element of document.querySelectorAll(".t")) element.textContent = t;
@@ -52,11 +52,15 @@ function termNumbers(chosen, lags, terms, exact, omega) {
   say("omega", omega[t][k]);
   $("identity").hidden = chosen.nonlinearity !== "identity";
   $("other").hidden = chosen.nonlinearity === "identity";
-  $("verdict").textContent = omega[t][k] === 0 ? "dropped" : omega[t][k] === 1 ? "kept as it is" : "kept, and enlarged";
+  $("part-figure").hidden = !part;
+  $("weighting").hidden = Boolean(part);
+  $("verdict").textContent = part ? "carries a part of it" : verdict(omega[t][k]);
+  if (part) sayRows("part", part);
 }
 
-function estimateNumbers(omega, terms, exact) {
-  const estimate = gradient(terms, omega);
+const verdict = (weight) => (weight === 0 ? "dropped" : weight === 1 ? "kept as it is" : "kept, and enlarged");
+
+function estimateNumbers(omega, estimate, exact) {
   sayRows("exact", exact);
   sayRows("estimate", estimate);
   say("kept", omega.flat().filter((weight) => weight !== 0).length);
@@ -75,13 +79,40 @@ function update(more = 0) {
   const strategy = STRATEGIES[chosen.strategy];
   const boundaries = strategy.boundaries && strategy.boundaries(STEPS, chosen.number, state.drawn);
   const omega = boundaries ? pairWeights(boundaries) : strategy.omega(STEPS, chosen.number);
-  network(t, k, omega[t][k], boundaries);
-  termNumbers(chosen, lags, terms, exact, omega);
+  const k1 = strategy.carries ? chosen.number : STRATEGIES.carry.start;
+  const edges = strategy.carries ? {k1, start: windowStart(t, k1)} : null;
+  const part = strategy.diagonal && k < edges.start ? carriedPart(trace, t, k, edges.start) : null;
+  const throughWindows = carry(carriedWindows(trace, k1, strategy.diagonal), chosen, k1, exact);
+  network(t, k, omega[t][k] === 0 && !part, boundaries, edges);
+  termNumbers(chosen, lags, terms, exact, omega, part);
   jacobianPlot(chosen, lags);
-  mapOfTerms(chosen, omega);
-  estimateNumbers(omega, terms, exact);
+  mapOfTerms(chosen, omega, edges && k1);
+  $("in-part").hidden = !strategy.diagonal;
+  estimateNumbers(omega, strategy.carries ? throughWindows : gradient(terms, omega), exact);
   artbp(exact);
   remember();
+}
+
+// The gradient by windows: inside + carried. Of the window that t lies in, everything; of all of them, the sums.
+function carry(windows, {t, strategy}, k1, exact) {
+  const {a, end, inside, c, influence, carried} = windows[Math.floor(t / k1)];
+  for (const element of document.querySelectorAll(".k1")) element.textContent = k1;
+  $("first").textContent = a;
+  $("end").textContent = end - 1;
+  $("carrier").textContent = strategy === "snap" ? "SnAp-1" : "RTRL";
+  sayRows("influence", influence[0].flat().map((value, i) => [value, influence[1].flat()[i]]));
+  sayRows("arriving", [c]);
+  sayRows("window-inside", inside);
+  sayRows("window-carried", carried);
+  const all = (name) => windows.reduce((total, window) => sum(total, window[name]), ZERO);
+  const insides = all("inside"), carrieds = all("carried"), both = sum(insides, carrieds);
+  sayRows("inside", insides);
+  sayRows("carried", carrieds);
+  sayRows("both", both);
+  say("inside-size", size(insides) / size(exact));
+  say("carried-size", size(carrieds) / size(exact));
+  say("both-off", size(sum(both, scaled(-1, exact))) / size(exact));
+  return both;
 }
 
 function artbp(exact) {

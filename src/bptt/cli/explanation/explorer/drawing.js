@@ -49,29 +49,42 @@ function picture(id, height, words, shapes) {
 const LEVEL = {l: 24, o: 82, h: 150, x: 218};
 const NODE = 15;
 
-// The steps that are drawn from the use of W at step k to the loss of step t; null where steps are left out.
-function shownSteps(t, k) {
+// The steps that are drawn from the use of W at step k to the loss of step t; null where steps are left out. A window's
+// edge at `start`, if the term crosses one, is among them.
+function shownSteps(t, k, start) {
   if (t - k <= 3) return Array.from({length: t - k + 2}, (_, i) => k - 1 + i);
-  return [k - 1, k, k + 1, null, t - 1, t];
+  const wanted = new Set(start > k ? [k - 1, k, start - 1, start, t] : [k - 1, k, k + 1, t - 1, t]);
+  const steps = [...wanted].sort((one, other) => one - other);
+  return steps.flatMap((step, i) => (i && step > steps[i - 1] + 1 ? [null, step] : [step]));
 }
 
-function network(t, k, omega, boundaries) {
-  const steps = shownSteps(t, k);
+// edges: null, or the first step of t's window, `start`, and the length k1 of all windows. From there back goes the
+// cotangent, up to there went the influence.
+function network(t, k, dropped, boundaries, edges) {
+  const start = edges ? edges.start : 0;
+  const steps = shownSteps(t, k, start);
+  const way = (step) => (step < start ? "carried" : "path");
   picture("network", 272, `Path of term t = ${t}, k = ${k} through the unfolded network`, (width) => {
     const column = Math.min(110, (width - 2 * NODE - 6) / (steps.length - 1));
     const at = (i) => NODE + 3 + i * column;
     const shapes = [];
     steps.forEach((step, i) => {
       if (step === null) shapes.push(draw("text", {x: at(i), y: LEVEL.h + 5, class: "gap"}, "· · ·"));
-      else shapes.push(...stepShapes(step, at(i), i === 0, step === t ? "path" : ""));
-      if (i > 0) shapes.push(...acrossShapes(steps[i - 1], step, at(i - 1), at(i), k, boundaries));
+      else shapes.push(...stepShapes(step, at(i), i === 0, way(step), step === t ? "path" : ""));
+      if (i === 0) return;
+      const from = steps[i - 1], kind = step === k ? "use" : way(step ?? from + 1);
+      shapes.push(...acrossShapes(from, step, at(i - 1), at(i), kind));
+      if (from === null || step === null) return;
+      const middle = (at(i - 1) + at(i)) / 2;
+      if (edges) shapes.push(...edgeShapes(step, middle, edges, step === start && start > k));
+      else if (boundaries && step > 0) shapes.push(...boundaryShapes(boundaries[step], middle));
     });
     return shapes;
   });
-  $("network").classList.toggle("dropped", omega === 0);
+  $("network").classList.toggle("dropped", dropped);
 }
 
-function stepShapes(step, x, first, loss) {
+function stepShapes(step, x, first, state, loss) {
   const name = (symbol) => [symbol, draw("tspan", {dy: 4, class: "index"}, String(step).replace("-", "−"))];
   const node = (symbol, kind) => [
     draw("circle", {cx: x, cy: LEVEL[symbol], r: NODE, class: kind}),
@@ -84,22 +97,28 @@ function stepShapes(step, x, first, loss) {
   ];
   return [
     ...up("x", "h", "U", ""), ...up("h", "o", "V", loss), ...up("o", "l", "", loss),
-    ...node("x", ""), ...node("h", "path"), ...node("o", loss), ...node("l", loss),
+    ...node("x", ""), ...node("h", state), ...node("o", loss), ...node("l", loss),
     draw("text", {x, y: 262, class: "step"}, String(step)),
   ];
 }
 
-function acrossShapes(from, to, x0, x1, k, boundaries) {
+function acrossShapes(from, to, x0, x1, kind) {
   const left = x0 + (from === null ? 22 : NODE), right = x1 - (to === null ? 22 : NODE + 2);
-  const shapes = [draw("path", {d: `M${left} ${LEVEL.h}H${right}`, class: `arrow ${to === k ? "use" : "path"}`})];
-  if (from === null || to === null) return shapes;
-  const middle = (x0 + x1) / 2;
-  shapes.push(draw("text", {x: middle, y: LEVEL.h - 9}, "W"));
-  const weight = boundaries && to > 0 ? boundaries[to] : 1;
-  if (weight === 0) shapes.push(draw("path", {d: `M${middle} ${LEVEL.h - 26}V${LEVEL.h + 26}`, class: "cut"}));
-  const said = weight === 0 ? "cut" : weight.toFixed(2);
-  if (weight !== 1) shapes.push(draw("text", {x: middle, y: LEVEL.h + 42, class: "step"}, said));
-  return shapes;
+  const arrow = draw("path", {d: `M${left} ${LEVEL.h}H${right}`, class: `arrow ${kind}`});
+  return from === null || to === null ? [arrow] : [arrow, draw("text", {x: (x0 + x1) / 2, y: LEVEL.h - 9}, "W")];
+}
+
+const upright = (x, kind) => draw("path", {d: `M${x} ${LEVEL.h - 6}V${LEVEL.h + 28}`, class: kind});
+const below = (x, said) => draw("text", {x, y: LEVEL.h + 42, class: "step"}, said);
+
+function boundaryShapes(weight, x) {
+  if (weight === 0) return [upright(x, "cut"), below(x, "cut")];
+  return weight === 1 ? [] : [below(x, weight.toFixed(2))];
+}
+
+function edgeShapes(step, x, {k1}, met) {
+  if (step <= 0 || step % k1 !== 0) return [];
+  return [upright(x, "edge"), below(x, met ? "c · J" : "edge")];
 }
 
 // ---- Plots ----------------------------------------------------------------------------------------------------------
@@ -168,11 +187,13 @@ function jacobianPlot({t, k, radius, clip}, lags) {
   sayRows("lags", norms.map((row, lag) => [lag, ...row]));
 }
 
-// The (t, k) triangle as one shape for each shade: 0 dropped, 1 kept, above 1 enlarged.
-function mapOfTerms({t, k}, omega) {
-  const shade = (weight) => (weight === 0 ? 0 : Math.min(5, 1 + Math.floor(Math.log2(weight) + 1e-9)));
-  const shapes = ["", "", "", "", "", ""];
-  omega.forEach((row, i) => row.forEach((weight, j) => { shapes[shade(weight)] += `M${j} ${i}h1v1h-1z`; }));
+// The (t, k) triangle as one shape for each shade: 0 dropped, 1 kept, 2 to 5 enlarged, 6 carried.
+function mapOfTerms({t, k}, omega, k1) {
+  const enlarged = (weight) => (weight === 0 ? 0 : Math.min(5, 1 + Math.floor(Math.log2(weight) + 1e-9)));
+  const shapes = ["", "", "", "", "", "", ""];
+  omega.forEach((row, i) => row.forEach((weight, j) => {
+    shapes[k1 && j < windowStart(i, k1) ? 6 : enlarged(weight)] += `M${j} ${i}h1v1h-1z`;
+  }));
   const steps = omega.length;
   const viewBox = `-.5 -.5 ${steps + 1} ${steps + 1}`;
   const svg = draw("svg", {viewBox, role: "img", "aria-label": "Which terms (t, k) are kept"});

@@ -42,6 +42,9 @@ function forward({U, W0, V, x, y}, radius, nonlinearity) {
   return trace;
 }
 
+// D_k W = ∂h_k/∂h_{k-1}.
+const stepJacobian = (trace, k) => trace.W.map((row, i) => scaled(trace.slopes[k][i], row));
+
 // From the loss of step t back to step 0. Entry n has lag n: the Jacobian ∂h_t/∂h_{t-n}, the cotangent ∂l_t/∂h_{t-n},
 // and the cotangent if what a step sends to the one before is clipped to the norm `clip`.
 function walkBack(trace, t, clip) {
@@ -49,11 +52,10 @@ function walkBack(trace, t, clip) {
   const lags = [{jacobian: ONE, cotangent: trace.atLoss[t], clipped: trace.atLoss[t]}];
   for (let k = t; k > 0; k--) {
     const {jacobian, cotangent, clipped} = lags[t - k];
-    const step = trace.W.map((row, i) => scaled(trace.slopes[k][i], row)); // D_k W
     const sent = back(k, clipped);
     const norm = Math.hypot(...sent);
     lags.push({
-      jacobian: product(jacobian, step),
+      jacobian: product(jacobian, stepJacobian(trace, k)),
       cotangent: back(k, cotangent),
       clipped: norm > clip ? scaled(clip / norm, sent) : sent,
     });
@@ -80,6 +82,51 @@ function gradient(terms, omega) {
     if (omega[t][k] !== 0) total = sum(total, scaled(omega[t][k], term));
   }));
   return total;
+}
+
+// The influence J = ∂h/∂W before each step, one matrix for each unit, by J ← D_t W J + I_t. SnAp-1 (diagonal) keeps of it,
+// after every step, what a row of W does to its own unit.
+function influences(trace, diagonal) {
+  const all = [[ZERO, ZERO]];
+  for (let t = 0; t < trace.x.length; t++) {
+    all.push(stepJacobian(trace, t).map((row, unit) => {
+      const own = ZERO.map((zeros, i) => (i === unit ? scaled(trace.slopes[t][i], trace.before[t]) : zeros));
+      const next = sum(applied(row, all[t]), own);
+      return diagonal ? next.map((values, i) => (i === unit ? values : [0, 0])) : next;
+    }));
+  }
+  return all;
+}
+
+// c · J: a matrix for each unit, weighted and added.
+const applied = (c, J) => sum(scaled(c[0], J[0]), scaled(c[1], J[1]));
+
+// Windows of k1 steps, from a on: what their losses owe to their own steps, going back; c, which arrives at the window's
+// start; J, which was carried there; and c · J, what the losses owe to all earlier steps.
+function carriedWindows(trace, k1, diagonal) {
+  const before = influences(trace, diagonal);
+  const windows = [];
+  for (let a = 0; a < trace.x.length; a += k1) {
+    let inside = ZERO, c = [0, 0];
+    const end = Math.min(a + k1, trace.x.length);
+    for (let t = end - 1; t >= a; t--) {
+      const delta = c.map((value, i) => trace.slopes[t][i] * (value + trace.atLoss[t][i]));
+      inside = sum(inside, outer(delta, trace.before[t]));
+      c = times(transposed(trace.W), delta);
+    }
+    windows.push({a, end, inside, c, influence: before[a], carried: applied(c, before[a])});
+  }
+  return windows;
+}
+
+// What SnAp-1 carries of the term (t, k) over the edge before step a: the path that never leaves a parameter's own unit.
+function carriedPart(trace, t, k, a) {
+  const c = times(transposed(stepJacobian(trace, a)), walkBack(trace, t, Infinity)[t - a].cotangent);
+  const delta = c.map((value, i) => {
+    for (let j = k + 1; j < a; j++) value *= stepJacobian(trace, j)[i][i];
+    return trace.slopes[k][i] * value;
+  });
+  return outer(delta, trace.before[k]);
 }
 
 const triangle = (steps, weight) =>
@@ -118,8 +165,11 @@ function generator(seed) {
   };
 }
 
+const windowStart = (t, k1) => t - (t % k1);
+
 // What may be chosen as strategy: what its number is called and where it starts, and the boundary weights or pair
-// weights it leads to. `drawn` is ARTBP's present draw. A strategy that carries something forward would be added here.
+// weights it leads to. `drawn` is ARTBP's present draw. One that carries has window edges: what crosses them is no part
+// of the double sum then, but comes through J, whole or, with `diagonal`, in part.
 const STRATEGIES = {
   full: {omega: (steps) => triangle(steps, () => 1)},
   last: {
@@ -133,5 +183,13 @@ const STRATEGIES = {
   weight: {
     number: "mean length of a window", start: 12, least: 2,
     boundaries: (steps, meanLength, drawn) => drawn,
+  },
+  carry: {
+    number: "k1, steps of a window", start: 8, least: 1, carries: true,
+    omega: (steps) => triangle(steps, () => 1),
+  },
+  snap: {
+    number: "k1, steps of a window", start: 8, least: 1, carries: true, diagonal: true,
+    omega: (steps, k1) => triangle(steps, (t, k) => (k >= windowStart(t, k1) ? 1 : 0)),
   },
 };
