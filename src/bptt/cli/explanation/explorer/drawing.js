@@ -118,7 +118,7 @@ function boundaryShapes(weight, x) {
 
 function edgeShapes(step, x, {k1}, met) {
   if (step <= 0 || step % k1 !== 0) return [];
-  return [upright(x, "edge"), below(x, met ? "c · J" : "edge")];
+  return met ? [upright(x, "edge"), below(x + 4, "c·J")] : [upright(x, "edge")];
 }
 
 // ---- Plots ----------------------------------------------------------------------------------------------------------
