@@ -1,7 +1,7 @@
 """The tables of README and pages that hold measured numbers, written from what benchmarks wrote: `make figures`.
 
 A table stands between `<!-- figures: NAME -->` and `<!-- end -->`. `make figures` takes over the results of full runs
-that lie in benchmarks/results into docs/figures, which is kept, and writes every such table anew; a test compares the two.
+that lie in benchmarks/results into docs/figures, which is kept, and writes every such table anew; a test compares both.
 """
 
 import json
