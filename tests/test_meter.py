@@ -48,6 +48,7 @@ print(right)
 """
 
 
+@pytest.mark.deep
 def test_a_long_window_in_a_small_stack():
     """In a process of its own, since what it guards against kills it."""
     done = subprocess.run([sys.executable, "-c", LONG], capture_output=True, text=True, check=False)

@@ -100,6 +100,7 @@ def test_ctrl_c_twice_stops_at_once(train, folder, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to another process")
+@pytest.mark.deep
 def test_ctrl_c_of_a_process(folder, text, environment):
     words = ["train", "--data", "text.txt", "--hidden", "8", "--batch", "4", "--steps", "1000000", "--out", "run"]
     code = f"import sys; from bptt.cli import main; sys.exit(main({words!r}))"

@@ -229,6 +229,7 @@ def compare(bptt_, monkeypatch):
     return run
 
 
+@pytest.mark.deep
 def test_another_comparison_stays_until_the_new_one_is_finished(compare, folder, watched):
     compare("--budget", 20)
     old = contents(folder / "out")

@@ -196,6 +196,7 @@ def test_ctrl_c_in_a_terminal_with_everything_piped_to_tee(folder, text, environ
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to another process")
+@pytest.mark.deep
 def test_ctrl_c_with_all_streams_closed_from_the_start(folder, text, environment):
     words = ["train", "--data", "text.txt", "--hidden", "8", "--batch", "4", "--steps", "1000000", "--out", "run"]
     code = f"import sys; from bptt.cli import main; sys.exit(main({words!r}))"
