@@ -33,7 +33,15 @@ def beside_benchmarks(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
+SLOW = ("spectral_radius.py", "carry.md", "recurrent_rl.md", "control.md")
+"""They take seconds each, and run in the deep profile."""
+
+
+def deep_if_slow(path):
+    return pytest.param(path, marks=pytest.mark.deep) if path.name in SLOW else path
+
+
+@pytest.mark.parametrize("path", [deep_if_slow(path) for path in EXAMPLES], ids=name_of)
 def test_example_runs_and_says_something(path, tmp_path, monkeypatch, capsys):
     long = path.stem in LONG
     assert len(path.read_text().splitlines()) <= (150 if long else 80)
@@ -47,7 +55,7 @@ def test_there_are_examples():
     assert {"detach_loop", "encoder_decoder", "long_sequence", "own_step"} <= {path.stem for path in EXAMPLES}
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if code(page)], ids=name_of)
+@pytest.mark.parametrize("page", [deep_if_slow(page) for page in PAGES if code(page)], ids=name_of)
 def test_code_of_a_page_runs_in_order(page, tmp_path, monkeypatch, capsys):
     """The blocks of a page build on one another: they share one namespace. They print what the page shows."""
     monkeypatch.chdir(tmp_path)
