@@ -153,7 +153,7 @@ def main() -> int:
             [measure(cell, text, characters, updates, samples, guard, args.exact) for cell in args.cells.split(",")]
         ]
     else:
-        processes = [r["details"]["records"][0] for r in in_processes(__file__, args.processes, "char_model")]
+        processes = in_processes(__file__, args.processes, "char_model")
 
     rows, missed = [], []
     busy = False

@@ -115,7 +115,7 @@ def main() -> int:
     if args.quick or args.processes == 1:
         processes = [measure(args.cells.split(","), args.quick)]
     else:
-        processes = [r["details"]["records"][0] for r in in_processes(__file__, args.processes, "constant_time")]
+        processes = in_processes(__file__, args.processes, "constant_time")
 
     rows, missed = [], []
     busy = False

@@ -222,7 +222,7 @@ def main() -> int:
     args.jax = scan.version() is not None and not args.quick
 
     if args.processes > 1:
-        processes = [result["details"]["records"][0] for result in in_processes(__file__, args.processes, "layers")]
+        processes = in_processes(__file__, args.processes, "layers")
     else:
         args.peak = gflops(torch.get_num_threads())
         args.guard = Guard(slack=float("inf") if args.quick else 1.3)

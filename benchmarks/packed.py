@@ -84,7 +84,7 @@ def main() -> int:
         samples = 1 if args.quick else SAMPLES
         processes = [[measure(cell, job, samples, guard) for cell in args.cells.split(",")]]
     else:
-        processes = [r["details"]["records"][0] for r in in_processes(__file__, args.processes, "packed")]
+        processes = in_processes(__file__, args.processes, "packed")
 
     judged = args.steps >= STEPS
     rows, missed = [], []

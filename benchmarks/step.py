@@ -111,7 +111,7 @@ def main() -> int:
     if args.quick:
         args.processes = 1
     if args.processes > 1:
-        processes = [result["details"]["records"][0] for result in in_processes(__file__, args.processes, "step")]
+        processes = in_processes(__file__, args.processes, "step")
     else:
         guard = Guard(slack=float("inf") if args.quick else 1.3)
         processes = [measure(1 if args.quick else SAMPLES, guard, args.quick)]

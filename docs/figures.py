@@ -68,6 +68,32 @@ def readme() -> str:
     )
 
 
+def storage() -> str:
+    """What unroll costs beside a loop by hand, and what the exact gradient of a long sequence takes."""
+    ratios = {row[0]: float(row[3]) for row in result("overhead")["rows"]}
+    slots = [row for row in result("long_sequence")["rows"] if row[1] == "1000 slots of 1000"]
+    middle, short, longest = slots[:3]  # 10^5, 10^4 and 10^6 steps
+    time = float(longest[5]) / float(short[5])
+    return table(
+        ["question", "result", "command"],
+        [
+            [
+                "`unroll` over a hand-written detach loop, LSTM of 256 units, batch 32, k = 64",
+                f"{ratios[64]:.2f}",
+                "`python benchmarks/overhead.py`",
+            ],
+            ["the same at k = 20", f"{ratios[20]:.2f}", ""],
+            [
+                f"exact gradient of {longest[0]} steps, LSTM of 16 units: stored bytes, of full storage",
+                longest[3],
+                "`python benchmarks/long_sequence.py`",
+            ],
+            [f"the same: time per step, against {short[0]} steps", f"{time:.2f}", ""],
+            [f"at {middle[0]} steps: time with 1000 slots of 1000 steps, against full storage", middle[6], ""],
+        ],
+    )
+
+
 def influence_balancing() -> str:
     """θ at the end by strategy."""
     shown = [name for name in thetas() if name.startswith(("TBPTT", "ARTBP", "RTRL", "UORO"))]
@@ -88,6 +114,7 @@ def plainly(name: str) -> Callable[[], str]:
 TABLES: dict[str, Callable[[], str]] = {
     "readme": readme,
     "influence_balancing": influence_balancing,
+    "storage": storage,
     **{name: plainly(name) for name in ("long_sequence", "overhead", "layers", "ctrnn", "step", "update", "online")},
 }
 

@@ -54,3 +54,13 @@ def small_heap():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Two processes that are a group, which run what they are given."""
+    from support.processes import Processes
+
+    group = Processes(2)
+    yield group
+    group.stop()

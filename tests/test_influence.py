@@ -12,18 +12,10 @@ import bptt.nn
 from bptt._influence.by_unit import ByUnit
 from bptt.distributed import _joined
 from support import ranks
-from support.processes import Processes
 from support.refusals import first, refused
 
 LOSS = bptt.per_step(nn.MSELoss())
 T, B = 11, 2
-
-
-@pytest.fixture(scope="module")
-def pair():
-    group = Processes(2)
-    yield group
-    group.stop()
 
 
 class Headed(nn.Module):

@@ -11,13 +11,6 @@ from support.processes import Processes
 
 
 @pytest.fixture(scope="module")
-def pair():
-    group = Processes(2)
-    yield group
-    group.stop()
-
-
-@pytest.fixture(scope="module")
 def three():
     group = Processes(3)
     yield group

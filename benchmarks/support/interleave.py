@@ -93,8 +93,8 @@ def options(doc: str, name: str) -> argparse.ArgumentParser:
     return parser
 
 
-def in_processes(script: str, processes: int, name: str) -> list[dict[str, Any]]:
-    """The results files of `script`, run that often in fresh processes one after the other with this one's arguments.
+def in_processes(script: str, processes: int, name: str) -> list[Any]:
+    """The records of `script`, run that often in fresh processes one after the other with this one's arguments.
 
     The script must take `--processes` and `--json`. Ends with status 2 if a process leaves no results.
     """
@@ -108,7 +108,7 @@ def in_processes(script: str, processes: int, name: str) -> list[dict[str, Any]]
             if not path.exists():
                 print(f"{name}: process {number + 1} ended with status {status}, no results", file=sys.stderr)
                 sys.exit(INCONCLUSIVE)
-            results.append(json.loads(path.read_text()))
+            results.append(json.loads(path.read_text())["details"]["records"][0])
     return results
 
 

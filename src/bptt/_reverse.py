@@ -155,6 +155,12 @@ class Outcome:
     memory_bytes: float
 
 
+def _planned(span: Span, memory: Checkpoints | Budget | None, ranks: Ranks) -> Checkpoints | None:
+    """The schedule that a budget allows, measured on this rank alone."""
+    with ranks.quiet():
+        return memory.plan(span) if isinstance(memory, Budget) else memory
+
+
 def run(
     span: Span,
     memory: Checkpoints | Budget | None,
@@ -173,8 +179,7 @@ def run(
     Cost: the schedule's advances and one forward and backward of every segment.
     """
     window, begin = span.window, span.begin
-    with ranks.quiet():
-        plan = memory.plan(span) if isinstance(memory, Budget) else memory
+    plan = _planned(span, memory, ranks)
     length = plan.segment if plan else window.stop - window.start
     whole = window.start + length >= window.stop
     segments = span.segments(length, replays=not whole)

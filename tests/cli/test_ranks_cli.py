@@ -20,13 +20,6 @@ from support.processes import Processes
 
 
 @pytest.fixture(scope="module")
-def pair():
-    group = Processes(2)
-    yield group
-    group.stop()
-
-
-@pytest.fixture(scope="module")
 def four():
     group = Processes(4)
     yield group

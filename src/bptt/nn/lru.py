@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bptt import _units
+from bptt import _errors, _units
 from bptt._units import Part, Units
 from bptt.nn import fits, layer
 
@@ -68,8 +68,7 @@ class LRU(nn.Module):
         super().__init__()
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "output_size": output_size}
         for name, value in sizes.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"LRU({name}={value!r}): must be a whole number of at least 1.")
+            _errors.check_count(value, f"LRU({name}={value!r}): {name}")
         if not 0 <= r_min < r_max < 1:
             raise ValueError(f"LRU(r_min={r_min!r}, r_max={r_max!r}): |λ| lies in a ring, 0 <= r_min < r_max < 1.")
         if not 0 < max_phase < math.inf:

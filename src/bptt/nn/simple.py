@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bptt import _errors
 from bptt.nn import init
 
 NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -67,8 +68,7 @@ class SimpleRNN(nn.Module):
         super().__init__()
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "output_size": output_size}
         for name, value in sizes.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"SimpleRNN({name}={value!r}): must be a whole number of at least 1.")
+            _errors.check_count(value, f"SimpleRNN({name}={value!r}): {name}")
         if nonlinearity not in NONLINEARITIES:
             known = ", ".join(f'"{name}"' for name in NONLINEARITIES)
             raise ValueError(f"SimpleRNN(nonlinearity={nonlinearity!r}) is unknown: use one of {known}.")

@@ -29,9 +29,7 @@ def _standing(each: Standing, together: float | None) -> dict[str, Any]:
         "memory_bytes": each.memory_bytes,
         "parameter": each.parameter,
         "windows": {str(length): each.windows[length] for length in sorted(each.windows)},
-        "gradient": {
-            when: {**to_plain({**vars(found), "strategy": each.name})} for when, found in each.gradients.items()
-        },
+        "gradient": {when: to_plain({**vars(found), "strategy": each.name}) for when, found in each.gradients.items()},
         "runs": [to_plain(run) for run in each.runs],
     }
 
