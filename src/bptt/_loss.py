@@ -255,7 +255,7 @@ class StepLoss:
         ask = getattr(self.loss, "counted", None)
         if ask is None or not isinstance(targets, Tensor) or targets.is_floating_point():
             return None
-        targets = targets.movedim(self.time_dim, 0)[-steps:]
+        targets = (targets.movedim(1, 0) if self.time_dim else targets)[-steps:]
         if shape is not None and targets.shape != shape:
             return None
         counted = ask(targets)

@@ -7,7 +7,7 @@ raise.
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
@@ -101,11 +101,14 @@ class Ranks:
             cast(Any, wrapper).reshard()
         return bool(self._sharded)
 
-    @contextmanager
-    def quiet(self, quiet: bool = True) -> Iterator[None]:
+    def quiet(self, quiet: bool = True) -> AbstractContextManager[None]:
         """A block whose backward passes leave gradients to be averaged by one that comes later."""
+        return self._unaveraged() if quiet and self.wrappers and not self.alone else nullcontext()
+
+    @contextmanager
+    def _unaveraged(self) -> Iterator[None]:
         with ExitStack() as stack:
-            for wrapper in self.wrappers if quiet and not self.alone else ():
+            for wrapper in self.wrappers:
                 if isinstance(wrapper, DDP):
                     stack.enter_context(wrapper.no_sync())
                 else:

@@ -192,6 +192,8 @@ def run(
     cotangent: list[Tensor | None] | None = None
     found: deque[Losses] = deque()
     memory_bytes, differentiable = 0.0, False
+    refused: Any = None
+    loss: Any = None
     measured = isinstance(memory, Budget) or rewind.forward_steps > 0
     objective = _looked_ahead(span, segments) if by_window and not whole else None
     rewind.forward_steps += (window.stop - window.start) * (objective is not None)
@@ -209,7 +211,9 @@ def run(
                 objective = Objective(span, tape.outputs)
             if objective is not None:
                 found, differentiable = deque([objective.found]), objective.differentiable
-            refused = _agreed(ranks, found, window, by_window) if last else None
+            if last:
+                loss = total_of(found)
+                refused = _agreed(ranks, found, loss, window, by_window)
             cotangents = 1 if cotangent is None else 2
             after = tape.after if after is None else after
             kept = tape.kept if kept is None else kept
@@ -229,7 +233,7 @@ def run(
     if gradients.watched and not ranks.fine(fine := gradients.finite()):
         refuse(span, gradients.leaves, factor, objective, ranks, fine)
     return Outcome(
-        loss=total_of(found),
+        loss=loss,
         valid=sum(losses.valid for losses in found),
         aux=found[0].aux if by_window else _tree.join([losses.aux for losses in found], span.problem.time_dim),
         kept=kept,
@@ -272,18 +276,20 @@ def total_of(found: Sequence[Losses]) -> Tensor:
     return found[0].total() if len(found) == 1 else torch.stack([losses.total() for losses in found]).sum()
 
 
-def _agreed(ranks: Ranks, found: Sequence[Losses], window: Window, by_window: bool) -> NonFiniteError | None:
+def _agreed(
+    ranks: Ranks, found: Sequence[Losses], total: Tensor, window: Window, by_window: bool
+) -> NonFiniteError | None:
     """The error to raise where a loss of the window isn't finite on some rank: at once, or after a wrapper's backward.
 
-    found: of consecutive segments, the first of them at `window.first`. A wrapper would wait for the backward pass that
-    goes with its forward pass; all ranks then make it.
+    found: of consecutive segments, the first of them at `window.first`; `total` is their sum. A wrapper would wait for
+    the backward pass that goes with its forward pass; all ranks then make it.
     """
     error = None
     try:
         if by_window:
             check_value(found[0].values, window.first, window.stop)
         else:
-            _loss.check_finite(total_of(found), (losses.values for losses in found), window.first)
+            _loss.check_finite(total, (losses.values for losses in found), window.first)
     except NonFiniteError as wrong:
         error = wrong
     try:

@@ -263,7 +263,7 @@ class Losses(NamedTuple):
     def total(self) -> Tensor:
         """The sum over time of the mean over all other axes, in float32 at least."""
         total = self.values.sum(dtype=torch.promote_types(self.values.dtype, torch.float32))
-        rest = self.values.numel() // len(self.values)
+        rest = self.values.numel() // self.values.shape[0]
         return total if rest == 1 else total / rest
 
 
@@ -294,7 +294,7 @@ class Tape:
     def seed(self, factor: Any = 1, divisor: Any = 1) -> Tensor:
         """The cotangent of the losses: factor / divisor a step, averaged over all axes but time."""
         assert self.losses is not None
-        each = divisor * (self.losses.numel() // len(self.losses))
+        each = divisor * (self.losses.numel() // self.losses.shape[0])
         if not isinstance(factor, Tensor) and not isinstance(divisor, Tensor):
             _check_scale(factor / each, self.losses.dtype)
         if isinstance(factor, Tensor) or isinstance(divisor, Tensor):
@@ -304,7 +304,7 @@ class Tape:
     def found(self, brief: bool = False) -> "Losses":
         """The losses without their graph; `brief` keeps one number a step, for when many segments wait."""
         assert self.losses is not None
-        valid = self.segment.problem.loss.weight(self.data.targets, self.mask, len(self.losses), self.losses)
+        valid = self.segment.problem.loss.weight(self.data.targets, self.mask, self.losses.shape[0], self.losses)
         values = self.counted(self.losses.detach())
         return Losses(values.flatten(1).mean(1) if brief and values.dim() > 1 else values, valid, self.aux)
 
