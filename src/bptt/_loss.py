@@ -129,9 +129,9 @@ def check_losses(value: Any, steps: int, time_dim: int) -> Tensor:
     if value.dim() == 0 or value.shape[axis] != steps:
         what = "is reduced over time" if value.dim() == 0 else "has no time axis of that length (reduced or flattened?)"
         raise ValueError(
-            f"the loss returned shape {shape(value)} for {steps} steps, which {what}: return (T, ...), one loss a "
+            f"the loss returned shape {shape(value)} for {steps} steps, which {what}: return (T, ...), one loss per "
             f"step; bptt.per_step(criterion) makes such a loss of a torch criterion, bptt.per_window(function) takes "
-            f"one number a window."
+            f"one number per window."
         )
     if not value.is_floating_point():
         raise TypeError(f"the loss must return floating-point losses, not {value.dtype}.")
