@@ -33,7 +33,7 @@ from support import Guard, report
 EMBEDDING, UNITS, BATCH, WINDOW = 64, 256, 32, 64
 NORM = 1.0
 OPTIMIZERS = {"adam": lambda p: torch.optim.Adam(p, lr=2e-3), "sgd": lambda p: torch.optim.SGD(p, lr=0.5)}
-BLOCK = 10  # updates a sample
+BLOCK = 10  # updates per sample
 SAMPLES = 15
 CELLS = {"rnn": (nn.RNN, bptt.nn.RNN), "gru": (nn.GRU, bptt.nn.GRU), "lstm": (nn.LSTM, bptt.nn.LSTM)}
 TARGETS = {"rnn": 1.6, "gru": 2.0, "lstm": 1.05}
@@ -77,7 +77,7 @@ def windows(text: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 def plain(
     text: Tensor, characters: int, cell: str, optimizer: str, dtype: torch.dtype = torch.float32
 ) -> Iterator[Tensor]:
-    """The loop that everyone writes; a loss an update."""
+    """The loop that everyone writes; one loss per update."""
     model, optimizer, state = setup(Model, characters, CELLS[cell][0], optimizer, dtype)
     for inputs, targets in windows(text):
         scores, state = model(inputs, state)

@@ -6,7 +6,7 @@ Influence balancing (Tallec & Ollivier 2017, arXiv 1705.08209; constants of Vico
     l_t = ½ (s_t[0] - 1)²,    optimum θ* = -1/6
 
 θ moves s[0] up within ten steps and, through the chain, further down later: what a short window sees has the wrong
-sign. The losses of a window are summed, the state is carried, SGD takes one step an update with learning rate 1e-5.
+sign. The losses of a window are summed, the state is carried, SGD takes one step per update with learning rate 1e-5.
 
     python benchmarks/influence_balancing.py [--steps 60000] [--seed 0]
 

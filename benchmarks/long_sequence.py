@@ -2,9 +2,9 @@
 
 LSTM (8 -> 16), one sequence, full back-propagation through time with `memory=`:
 
-1. memory: saved tensors and stored states, as the update reports them, against full storage (bytes a step, measured
+1. memory: saved tensors and stored states, as the update reports them, against full storage (bytes per step, measured
    on a run that stores everything, times T). Target at T = 1e6: at most 1/300;
-2. growth: time a step at 1e6 against 1e4 with the same number of replays. Target: at most 1.3;
+2. growth: time per step at 1e6 against 1e4 with the same number of replays. Target: at most 1.3;
 3. cost: time against full storage at 1e5, where that fits. Target: at most 1.5.
 
 Times are medians of pairs that ran side by side in changing order. The gradient under a budget is asserted equal to
@@ -99,9 +99,9 @@ def main() -> int:
         used = long.update.memory_bytes / (full_bytes * large)
         judge(f"memory of full storage at {large} steps, {name}", used, MEMORY_TARGET)
         if memory is SLOTS:
-            judge(f"time a step at {large} against {small} steps", per_step, GROWTH_TARGET)
+            judge(f"time per step at {large} against {small} steps", per_step, GROWTH_TARGET)
         print(
-            f"{name}: {per_step:.3f} of the time a step at {small}, 1/{1 / used:.0f} of full storage at {large} steps"
+            f"{name}: {per_step:.3f} of the time per step at {small}, 1/{1 / used:.0f} of full storage at {large} steps"
         )
     headings = ["steps", "memory", "bytes used", "of full", "forwards", "us/step", "time / full storage"]
     name = "long_sequence_quick" if args.quick else "long_sequence"

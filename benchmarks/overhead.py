@@ -22,7 +22,7 @@ import bptt
 from support import Guard, paired, report
 
 INPUTS, HIDDEN, CLASSES, BATCH = 64, 256, 64, 32
-CHUNK = 4  # windows a chunk of the stream
+CHUNK = 4  # windows per chunk of the stream
 TARGET, TARGET_K = 1.03, 64
 
 
@@ -53,7 +53,7 @@ def stream(k: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def by_hand(k: int) -> Iterator[Tensor]:
-    """The loop that everyone writes; yields a loss a window."""
+    """The loop that everyone writes; yields one loss per window."""
     net, optimizer, state = setup()
     criterion = nn.CrossEntropyLoss()
     for inputs, targets in stream(k):
@@ -79,8 +79,8 @@ def by_unroll(k: int) -> Iterator[Tensor]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=41, help="undisturbed pairs a row (15 at least for a verdict)")
-    parser.add_argument("--quick", action="store_true", help="3 pairs a row, nothing judged")
+    parser.add_argument("--pairs", type=int, default=41, help="undisturbed pairs per row (15 at least for a verdict)")
+    parser.add_argument("--quick", action="store_true", help="3 pairs per row, nothing judged")
     args = parser.parse_args()
     pairs = 3 if args.quick else max(args.pairs, 15)
     guard = Guard(slack=float("inf") if args.quick else 1.3)

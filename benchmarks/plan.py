@@ -101,7 +101,7 @@ def strategies(steps: int) -> list[object]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=5, help="runs a row, of which the median counts (at least 5)")
+    parser.add_argument("--runs", type=int, default=5, help="runs per row, of which the median counts (at least 5)")
     parser.add_argument("--quick", action="store_true", help="one point, one run a row, nothing judged")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -4,7 +4,7 @@ LSTM (64 -> H) with a linear readout, cross entropy, windows of 64 steps, batch 
 two of 16 rows each over gloo, a thread a process. They run side by side, an update of the one and an update of the
 others in changing order; the figure is the median of the pairs' ratios, 0.5 being all that two can gain. After the
 first three updates the weights of both are asserted to be the same. Counted are the exchanges of an update: agreements,
-of seven numbers a rank, and reductions of the gradients.
+of seven numbers per rank, and reductions of the gradients.
 
     python benchmarks/ranks.py [--pairs 21] [--quick]
 
@@ -123,8 +123,8 @@ def measured(row: int, other: Any, pairs: int, guard: Guard) -> list[Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=21, help="undisturbed pairs a row")
-    parser.add_argument("--quick", action="store_true", help="3 pairs a row")
+    parser.add_argument("--pairs", type=int, default=21, help="undisturbed pairs per row")
+    parser.add_argument("--quick", action="store_true", help="3 pairs per row")
     parser.add_argument("--second", metavar="FILE", help=argparse.SUPPRESS)
     args = parser.parse_args()
     threads = torch.get_num_threads()

@@ -42,7 +42,7 @@ def stream(steps: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def plain(cell: str, steps: int) -> Iterator[Tensor]:
-    """The hand-written loop; yields a loss a window."""
+    """The hand-written loop; yields one loss per window."""
     torch.manual_seed(0)
     embedding, layer = nn.Embedding(SYMBOLS, EMBEDDING), getattr(nn, cell)(EMBEDDING, HIDDEN)
     readout, state = nn.Linear(HIDDEN, SYMBOLS), None
@@ -89,8 +89,8 @@ def by_us(steps: int) -> Callable[[], object]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=41, help="undisturbed pairs a row")
-    parser.add_argument("--quick", action="store_true", help="3 pairs a row, few steps")
+    parser.add_argument("--pairs", type=int, default=41, help="undisturbed pairs per row")
+    parser.add_argument("--quick", action="store_true", help="3 pairs per row, few steps")
     args = parser.parse_args()
     guard = Guard(slack=float("inf") if args.quick else 1.3)
     steps, pairs, rows = 4 if args.quick else STEPS, 3 if args.quick else args.pairs, []

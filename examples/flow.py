@@ -91,7 +91,7 @@ def staged(problem: Problem, flow: Flow, iterations: int = 30) -> Curve:
 
 
 def streamed(problem: Problem, flow: Flow, strategy: Any, passes: int, seed: int = 0) -> Curve:
-    """Adam, an update a window, for so many passes over all steps."""
+    """Adam, one update per window, for so many passes over all steps."""
     curve, steps, optimizer = Curve(), len(problem.targets), torch.optim.Adam(flow.parameters(), lr=RATE)
     keywords = {"strategy": strategy, "memory": BUDGET, "generator": torch.Generator().manual_seed(seed)}
     for _ in range(passes):

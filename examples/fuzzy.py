@@ -26,7 +26,7 @@ from bptt.models import TakagiSugeno
 D = torch.float64
 STEPS, ROWS, NOISE, PASSES, COVER = 50, 60, 0.1, 800, 0.2
 LOSS = bptt.per_step(torch.nn.MSELoss())
-METHODS = {  # and Adam's first rate: truncation makes five updates a pass
+METHODS = {  # and Adam's first rate: truncation makes five updates per pass
     "full": (bptt.FullBPTT(), 0.1),
     "TBPTT(10)": (bptt.TruncatedBPTT(10), 0.05),
     "ARTBP(10)": (bptt.ARTBP(bptt.PolynomialLaw(alpha=3, mean_length=10), every=5), 0.05),

@@ -43,7 +43,7 @@ def main() -> None:
     difference = ((gradient(model) - exact).norm() / exact.norm()).item()
     assert difference < 1e-12, difference
     print(f"T = {SHORT:,}: stored {stored.memory_bytes:,} bytes, under a budget {small.memory_bytes:,} bytes;")
-    print(f"    gradients apart by {difference:.0e}, {small.forward_steps / SHORT:.1f} forward steps a step.")
+    print(f"    gradients apart by {difference:.0e}, {small.forward_steps / SHORT:.1f} forward steps per step.")
 
     model = model.float()
     xs, ys = (values.float() for values in task(LONG))
@@ -53,7 +53,7 @@ def main() -> None:
     update = bptt.backward(model, loss, (xs, ys), memory=BUDGET)
     print(f"T = {LONG:,}: would store {full:,.0f} bytes, under a budget {update.memory_bytes:,} bytes;")
     print(f"    |gradient| = {gradient(model).norm().item():.4f}, mean loss {update.mean_loss.item():.4f},", end=" ")
-    print(f"{update.forward_steps / LONG:.1f} forward steps a step.")
+    print(f"{update.forward_steps / LONG:.1f} forward steps per step.")
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def main() -> None:
     left, right = figure.subplots(1, 2)
     model, z = bptt.scan(Controlled([args.seed])), starts([Generator().manual_seed(args.seed + 1_000)], rows)
     found = bptt.diagnose(model, cost, (torch.zeros(min(steps, 300)), None), z[:4], state_batch_dim=0)
-    print(f"untrained: {found.regime}, cotangents by {found.growth_rate:.3f} nats a step; ", end="")
+    print(f"untrained: {found.regime}, cotangents by {found.growth_rate:.3f} nats per step; ", end="")
     print(f"largest Lyapunov exponent {found.exponents[:, 0].mean() / DT:.2f} a unit of time")
     for name, bound in {"exact": None, "cotangent clipped": BOUND}.items():
         horizons = [steps // 20, steps // 5, steps // 2, steps]

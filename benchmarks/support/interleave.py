@@ -25,7 +25,7 @@ WAIT = 3.0  # seconds to wait for a quiet moment after a sample was dropped
 
 @dataclass(frozen=True)
 class Samples:
-    """Seconds a run of each contestant, undisturbed samples only."""
+    """Seconds per run of each contestant, undisturbed samples only."""
 
     seconds: dict[str, list[float]]
     dropped: float  # share of the samples that the guard refused

@@ -22,7 +22,7 @@ GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 class Writing:
     """One way to write the same layer; the fastest of them is the rival.
 
-    hoisted: the input projection as one product before the scan, instead of one a step inside it.
+    hoisted: the input projection as one product before the scan, instead of one per step inside it.
     unroll: of `lax.scan`.
     """
 

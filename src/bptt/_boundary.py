@@ -59,12 +59,12 @@ def scale_gradient(state: Tree, w: float | Tensor, state_batch_dim: Any = None) 
         forward: s -> s        backward: c -> w · c                                       (1)
 
     state: pytree of tensors; integer and boolean leaves pass through.
-    w: a number (0 detaches), a 0-d tensor, or a tensor (B,) of one weight a row.
+    w: a number (0 detaches), a 0-d tensor, or a tensor (B,) of one weight per row.
     state_batch_dim: the axis of the rows, an int or a pytree of ints, None for a leaf without rows, which a w of rows
         leaves alone; needed where w has rows.
 
     Returns the state in the same structure. Raises ValueError for rows without `state_batch_dim`.
-    Cost: one multiplication a leaf in the backward pass.
+    Cost: one multiplication per leaf in the backward pass.
 
     >>> import bptt, torch
     >>> s = torch.ones(2, requires_grad=True)

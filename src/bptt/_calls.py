@@ -1,4 +1,4 @@
-"""The three calls: `unroll` yields an update a window, `backward` merges them, `evaluate` takes no gradient."""
+"""The three calls: `unroll` yields one update per window, `backward` merges them, `evaluate` takes no gradient."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -38,7 +38,7 @@ def unroll(
     scale: Any = 1.0,
     group: Any = None,
 ) -> Updates:
-    """Train on a stream: one `Update` a window of the strategy, its gradient added to `.grad`.
+    """Train on a stream: one `Update` per window of the strategy, its gradient added to `.grad`.
 
         c_t = ∂l_t/∂s_t + w_{t+1} · c_{t+1} · ∂s_{t+1}/∂s_t                               (1)
         dL/dθ = Σ_t c_t · ∂F_t/∂θ                                                         (2)
@@ -56,7 +56,7 @@ def unroll(
     strategy: `FullBPTT()`, `TruncatedBPTT(k1, k2)`, `AdaptiveTruncatedBPTT(tolerance)`, `ARTBP(law, every)`.
     memory: None stores a window's graph, as infinity does; "512MiB", bytes or `Checkpoints(slots, segment)` replay
         parts of it: the same gradient, to rounding, unless the model draws random numbers or mixes time steps in a
-        call. The probes that fit a byte budget, a few short forwards a run, are not in `Update.forward_steps`.
+        call. The probes that fit a byte budget, a few short forwards per run, are not in `Update.forward_steps`.
     initial_state: pytree, or a function that returns one, called afresh for every window that uses it (a learned
         initial state gets its gradient so); what resets return to. Default: zeros for torch.nn layers.
     state_batch_dim: the axis of the batch rows in the state, an int or a pytree of ints; asked for by resets and
@@ -76,14 +76,14 @@ def unroll(
         The ranks agree on every window, and on losses and gradients being finite; a probe's answer and the divisor of
         "valid" are those of all rows. Without a wrapper call `bptt.distributed.average_gradients` after each update.
 
-    Returns an iterator that gives an `Update` a window, and can be saved between two and go on elsewhere, by
+    Returns an iterator that gives one `Update` per window, and can be saved between two and go on elsewhere, by
     `state_dict()` and `load_state_dict()`. A rank whose stream has ended gives updates of no steps until all have.
     Raises ValueError or TypeError at the call for bad arguments, at the chunk for bad data, and NonFiniteLossError or
     NonFiniteGradientError, which name the step, before the update is yielded: `.grad` is then as it was before the
     update. Under a `scale` above 1 a gradient that isn't finite is left to the scaler. What one rank meets all raise.
     Cost: the strategy's; with k1 = k2 and no budget one forward and one backward call per window. Two synchronisations
-    with the device per update. Under `memory=` a parameter's hooks fire once a segment. In a group three exchanges of
-    seven numbers an update, and a wrapper averages gradients once.
+    with the device per update. Under `memory=` a parameter's hooks fire once per segment. In a group three exchanges of
+    seven numbers per update, and a wrapper averages gradients once.
 
     >>> import bptt, torch
     >>> model, loss = torch.nn.GRU(3, 4), bptt.per_step(torch.nn.MSELoss())
@@ -195,7 +195,7 @@ def advance(
     is_start: rows that start anew, as in `Chunk`. The other arguments are those of `unroll`.
 
     Returns the state, detached, in the structure of the model's own. Buffers and noise move on as in any call.
-    Raises ValueError or TypeError as `unroll` does. Cost: one forward a step, the outputs of 256 steps in memory.
+    Raises ValueError or TypeError as `unroll` does. Cost: one forward per step, the outputs of 256 steps in memory.
 
     >>> import bptt, torch
     >>> layer = torch.nn.GRU(3, 4)
@@ -233,7 +233,7 @@ def evaluate(
         or not, so that one rank may evaluate for itself.
     Other arguments as in `unroll`; `model.eval()` is yours to call. Train/eval mode, random-number states, buffers and
     `.grad` are left as they were. Returns an `Evaluation`; a loss that is not finite is returned as it is.
-    Raises ValueError or TypeError as `unroll` does. Cost: one forward a step, one chunk in memory at a time.
+    Raises ValueError or TypeError as `unroll` does. Cost: one forward per step, one chunk in memory at a time.
 
     >>> import bptt, torch
     >>> model, loss = torch.nn.LSTM(3, 4), bptt.per_step(torch.nn.MSELoss())

@@ -82,7 +82,7 @@ def actions(segments: int, slots: int) -> Iterator[Action]:
 
     segments: l >= 1. slots: c >= 1 kept states at once, the one at 0 included.
 
-    O(1) an action but for the binomials of (2); no recursion, so a million segments are no trouble.
+    O(1) per action but for the binomials of (2); no recursion, so a million segments are no trouble.
 
     >>> for action in actions(3, slots=2): print(action)
     Advance(start=0, stop=1)

@@ -44,7 +44,7 @@ def explicit_state(module: nn.Module) -> "ExplicitState":
     for two that share memory, and, once, for one that changes at a later call for the first time: it is known from then
     on. What functions close over, global variables and attributes of classes aren't looked at.
     Cost: a copy of the buffers and of the tensors in attributes; three more calls without a graph at the first call; at
-    each call a look at all attributes, about ten microseconds a submodule.
+    each call a look at all attributes, about ten microseconds per submodule.
 
     >>> import bptt, torch
     >>> class Leaky(torch.nn.Module):

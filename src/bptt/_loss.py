@@ -122,7 +122,7 @@ def _failed(error: Exception, loss: Any, outputs: Tree, targets: Tree) -> NoRetu
 
 
 def check_losses(value: Any, steps: int, time_dim: int) -> Tensor:
-    """Losses (T, ...): one entry a step, not reduced, not flattened."""
+    """Losses (T, ...): one entry per step, not reduced, not flattened."""
     if not isinstance(value, Tensor):
         raise TypeError(f"the loss must return a tensor (T, ...), or (tensor, aux), not {type(value).__name__}.")
     axis = min(time_dim, value.dim() - 1)

@@ -1,4 +1,4 @@
-"""What the three calls give: an update a window, or an evaluation."""
+"""What the three calls give: one update per window, or an evaluation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

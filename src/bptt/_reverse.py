@@ -60,7 +60,7 @@ class Gradients:
         if still and versions != sum(map(_torch.version, self.leaves)):
             raise ValueError(
                 "the parameters changed in the middle of a window's backward pass, so an optimiser steps in a hook: "
-                "memory= takes several backward calls a window. Step between updates, or give memory=None."
+                "memory= takes several backward calls per window. Step between updates, or give memory=None."
             )
 
     def forget(self) -> None:

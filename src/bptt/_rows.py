@@ -1,4 +1,4 @@
-"""A state as one real vector a batch row, and vjps of many such vectors at once."""
+"""A state as one real vector per batch row, and vjps of many such vectors at once."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence

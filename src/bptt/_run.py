@@ -307,7 +307,7 @@ class Run:
         return replace(outcome, memory_bytes=outcome.memory_bytes + influence.nbytes)
 
     def _joined(self, aux: list[Tree]) -> Tree:
-        """Aux of several windows, over time; for losses by window a new first axis, one entry a window."""
+        """Aux of several windows, over time; for losses by window a new first axis, one entry per window."""
         if self.options.problem.loss.by_window:
             aux = [_tree.map_leaves(lambda leaf: leaf[None], each) for each in aux]
             return _tree.join(aux, 0) if len(aux) > 1 else aux[0]
@@ -326,7 +326,7 @@ class Run:
         return self._fits(self.options.span(time, window, progress.carried))
 
     def _fits(self, span: Span) -> Span:
-        """The span, its state seen to be of the shapes that the model expects, once a chunk."""
+        """The span, its state seen to be of the shapes that the model expects, once per chunk."""
         p, inputs = span.problem, span.time.inputs_at(span.window.start)
         if self._fitting is None:  # the state is known now, where a default or a function gave it
             _boundary.batch_dim(p.batch_dim, span.begin, p.clip)

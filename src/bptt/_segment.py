@@ -302,7 +302,7 @@ class Tape:
         return self.counted(torch.full_like(self.losses, factor / each))
 
     def found(self, brief: bool = False) -> "Losses":
-        """The losses without their graph; `brief` keeps one number a step, for when many segments wait."""
+        """The losses without their graph; `brief` keeps one number per step, for when many segments wait."""
         assert self.losses is not None
         valid = self.segment.problem.loss.weight(self.data.targets, self.mask, self.losses.shape[0], self.losses)
         values = self.counted(self.losses.detach())
@@ -338,7 +338,7 @@ class Tape:
     ) -> list[Tensor | None]:
         """The vjp: (1) from the cotangent of `end` and ∂Σl/∂s to that of `begin`; (2) goes into `.grad`.
 
-        cotangent: one tensor or None a leaf of `end`; None for the last segment of a window.
+        cotangent: one tensor or None per leaf of `end`; None for the last segment of a window.
         factor, divisor: each step's loss is multiplied by the one and divided by the other; both may be tensors.
         of_outputs: the cotangents of `outputs`.
         """

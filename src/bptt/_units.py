@@ -1,6 +1,6 @@
 """What a recurrent layer tells of a call unit by unit, so that what each parameter does to its own unit can be carried.
 
-A layer that is run inside `listening` says what it did as `Units`, once a call; its values are the same.
+A layer that is run inside `listening` says what it did as `Units`, once per call; its values are the same.
 """
 
 from collections.abc import Callable, Iterator

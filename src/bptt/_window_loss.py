@@ -30,7 +30,7 @@ def per_window(function: Callable[..., Any]) -> PerWindow:
         L = Σ_w f(o[a_w : b_w], y[a_w : b_w]),  [a_w, b_w) the steps whose losses window w holds           (1)
 
     function: `(outputs, targets) -> loss`, a 0-d tensor, or `(loss, aux)`; a module or any callable. It is called once
-        a window, on the outputs and targets of all its loss steps, time where it is. A chunk with a mask hands it the
+        per window, on the outputs and targets of all its loss steps, time where it is. A chunk with a mask hands it the
         window's mask, (n, B) or (n,), time first, as a third argument; where the mask is 0, outputs get no gradient.
 
     Returns a loss for `unroll`, `backward`, `evaluate`, `compare` and `plan`. Exact under any budget: the window's

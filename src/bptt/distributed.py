@@ -23,11 +23,11 @@ def average_gradients(params: Iterable[Tensor], group: Any = None) -> None:
     group: a process group of torch.distributed, the default one for None. Without an initialised group, or in a group
         of one, nothing is done.
 
-    All ranks call it, once an update or once for several that were accumulated; for what `bptt.unroll` has to agree on
+    All ranks call it, once per update or once for several that were accumulated; for what `bptt.unroll` has to agree on
     before, give it `group=` as well. A model in DistributedDataParallel or `fully_shard` averages by itself.
     With as many rows on each rank, (1) is the gradient of one process with all rows, under every `reduction`.
     Raises TypeError for sparse gradients and for sharded parameters.
-    Cost: one all-reduce for each dtype and device, of a copy of all gradients and one number a parameter.
+    Cost: one all-reduce for each dtype and device, of a copy of all gradients and one number per parameter.
 
     >>> import bptt, torch
     >>> model, loss = torch.nn.GRU(3, 4), bptt.per_step(torch.nn.MSELoss())

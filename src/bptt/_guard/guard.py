@@ -1,4 +1,4 @@
-"""What a run asks before it relies on replays: once a run, on one segment, and nothing that is the user's changes."""
+"""What a run asks before it relies on replays: once per run, on one segment, and nothing that is the user's changes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

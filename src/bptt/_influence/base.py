@@ -55,7 +55,7 @@ class Source(NamedTuple):
 class Influence(ABC):
     """What a run carries of J. `theta`: the parameters that the state was found to depend on, in this order.
 
-    Made once a run; `begin` before each window, `enter` on the state that it begins with, `absorb` after it.
+    Made once per run; `begin` before each window, `enter` on the state that it begins with, `absorb` after it.
     """
 
     def __init__(self, source: Source) -> None:

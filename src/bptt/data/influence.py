@@ -25,7 +25,7 @@ class InfluenceBalancing:
     size, positive: n and p; there are more -1 than +1, so θ moves s[0] up within p steps and further down later.
 
     The model is part of the task: train `model()` from `start()` on `stream(...)` with `loss`, `reduction="sum"`, SGD
-    with `learning_rate`, one step an update, for `steps` steps. It has no batch rows and draws nothing.
+    with `learning_rate`, one step per update, for `steps` steps. It has no batch rows and draws nothing.
     Raises ValueError for positive outside 1 .. (size - 1) / 2.
 
     >>> task = InfluenceBalancing()

@@ -42,13 +42,13 @@ def lanes(series: Any, batch: int) -> torch.Tensor:
 def chunks(lanes: torch.Tensor, length: int, epochs: int | None = 1) -> Reading:
     """The stream of chunks over `lanes`; the target of each character or step is the next one in its lane.
 
-    Every character of a lane but its first is a target exactly once an epoch; the last chunk of an epoch may be short.
+    Every character of a lane but its first is a target exactly once per epoch; the last chunk of an epoch may be short.
     Each epoch starts the lanes afresh, which is a jump in the text: its first step is marked in `is_start`, so that no
     state and no cotangent crosses it.
 
     Arguments:
         lanes: (T, B) or (T, B, features...), T >= 2.
-        length: steps a chunk; the last one of an epoch holds what is left.
+        length: steps per chunk; the last one of an epoch holds what is left.
         epochs: how often the lanes are read; None reads them for ever.
 
     Returns: an iterator, with `state_dict` and `load_state_dict`, of `bptt.Chunk(inputs, targets, is_start)`: inputs

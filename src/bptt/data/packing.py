@@ -1,4 +1,4 @@
-"""Sequences of different lengths side by side: packed into lanes with resets, or padded, a row each."""
+"""Sequences of different lengths side by side: packed into lanes with resets, or padded, one row each."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from bptt.data.series import Series
 
 
 def pack(inputs: Sequence[Any], targets: Sequence[Any], batch: int | None = None) -> Chunk:
-    """Documents or episodes of different lengths as one chunk: end to end in `batch` lanes, or padded, a row each.
+    """Documents or episodes of different lengths as one chunk: end to end in `batch` lanes, or padded, one row each.
 
     The longest goes first, each into the lane that is shortest so far, so that little is padded. Where one begins its
     row is reset, so gradients are those of each sequence run alone from the initial state: under the full gradient and
     `reduction="sum"`, `batch` times the chunk's gradient is their sum.
 
     Arguments:
-        inputs: a list of tensors or arrays (T_i,) or (T_i, features...), T_i >= 1, one a sequence, of one dtype.
+        inputs: a list of tensors or arrays (T_i,) or (T_i, features...), T_i >= 1, one per sequence, of one dtype.
         targets: as many, of the same lengths.
         batch: lanes, at most as many as sequences; None gives each sequence a row of its own, in the order given.
 
@@ -63,7 +63,7 @@ def pack(inputs: Sequence[Any], targets: Sequence[Any], batch: int | None = None
 
 def _sequences(parts: Any, name: str) -> list[Tensor]:
     if not isinstance(parts, list | tuple):
-        raise TypeError(f"{name} is a {type(parts).__name__}: pass a list of tensors (T_i, ...), one a sequence.")
+        raise TypeError(f"{name} is a {type(parts).__name__}: pass a list of tensors (T_i, ...), one per sequence.")
     return Series(parts, name).parts()
 
 

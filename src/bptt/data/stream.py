@@ -78,7 +78,7 @@ class Lanes(Reading):
         inputs: (N,) or (N, features...): a tensor, an array, or a memmap such as `np.load(path, mmap_mode="r")`; or a
             list of such, one series in order, whose lanes may begin and end within any of them.
         batch: number of lanes.
-        length: steps a chunk; the last one of an epoch holds what is left.
+        length: steps per chunk; the last one of an epoch holds what is left.
         targets: arrays of N steps in all, as inputs; None for the inputs themselves.
         horizon: how many steps ahead of its input a target lies: that of step t is `targets[t + horizon]`, of the same
             lane, and the last `horizon` steps of a lane have none. None is 1 for the inputs themselves, else 0. Or

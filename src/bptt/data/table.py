@@ -21,7 +21,7 @@ from bptt.data.spool import ROWS, needed, stretches
 WEATHER = Path(__file__).with_name("weather.csv")
 """The path of a series that comes along: the weather at Kennedy airport, New York, every hour of 2013.
 
-Temperature and dew point in degrees Fahrenheit and wind speed in miles an hour, against UTC, from 1 January 6:00 to 30
+Temperature and dew point in degrees Fahrenheit and wind speed in miles per hour, against UTC, from 1 January 6:00 to 30
 December 23:00. 8,706 hours were measured; 24, in 14 gaps, and three wind speeds were not. A day is 24 steps. One
 temperature, 13.1 degrees on 9 May, is plainly an error of the record, and was left.
 

@@ -65,7 +65,7 @@ class Task(ABC):
 
         Arguments:
             batch: rows, drawn independently.
-            length: steps a chunk; the last one holds what is left.
+            length: steps per chunk; the last one holds what is left.
             steps: steps in all; None never ends.
             seed: of the draws; torch's own random numbers are left alone.
 

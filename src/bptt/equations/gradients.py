@@ -10,7 +10,7 @@ from bptt.equations.steps import Trace, jacobian
 
 
 class Gradient(NamedTuple):
-    """One array a parameter, in its shape, or with leading axes that say which part; None where there is no bias."""
+    """One array per parameter, in its shape, or with leading axes that say which part; None where there is no bias."""
 
     U: Tensor
     W: Tensor
@@ -105,7 +105,7 @@ def gradient_by_recursion(trace: Trace, boundaries: Tensor | None = None) -> Gra
     if boundaries is None:
         boundaries = trace.h.new_ones(trace.steps)
     if boundaries.shape != (trace.steps,):
-        raise ValueError(f"boundaries have shape {tuple(boundaries.shape)}, and must be ({trace.steps},), one a step.")
+        raise ValueError(f"boundaries have shape {tuple(boundaries.shape)}; it must be ({trace.steps},), one per step.")
     U, W, V, b, c = _zeros(trace)
     from_later = trace.h.new_zeros(trace.h.shape[1])  # w_{t+1} Wᵀ D_{t+1} c_{t+1}
     for t in reversed(range(trace.steps)):

@@ -27,7 +27,7 @@ def squared_error(o: Tensor, y: Tensor) -> Tensor:
 
         l_t = ½ Σ_i (o_ti - y_ti)²,  so that e_t = ∂l_t/∂o_t = o_t - y_t                   (1)
 
-    o, y: (..., O), any floating dtype. Returns (...), one loss a step: it serves `bptt.backward` as it is.
+    o, y: (..., O), any floating dtype. Returns (...), one loss per step: it serves `bptt.backward` as it is.
 
     >>> import torch
     >>> squared_error(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.0]]))

@@ -152,7 +152,7 @@ def _targets(network: Network, y: Tensor, steps: int) -> Tensor:
         kind = y.dtype if isinstance(y, Tensor) else type(y).__name__
         raise TypeError(f"y must be a tensor of classes, int64, for loss={network.loss!r}, not {kind}.")
     if y.shape != (steps,):
-        raise ValueError(f"y has shape {tuple(y.shape)}, and must be ({steps},), one class a step of x.")
+        raise ValueError(f"y has shape {tuple(y.shape)}, and must be ({steps},), one class per step of x.")
     if not bool(((y >= 0) & (y < outputs)).all()):
         raise ValueError(f"y has classes {int(y.min())} .. {int(y.max())}, and V (outputs) allows 0 .. {outputs - 1}.")
     return y.clone()

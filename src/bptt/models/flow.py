@@ -10,7 +10,7 @@ from torch.fft import fft2, ifft2
 
 
 class Flow(nn.Module):
-    """The vorticity equation on [0, 2π)², pseudo-spectral, one Runge-Kutta step a time step.
+    """The vorticity equation on [0, 2π)², pseudo-spectral, one Runge-Kutta step per time step.
 
         ∂w/∂t + (ū + u)·∇w = ν ∇²w + f,   ∇·u = 0,   w = ∂u_y/∂x - ∂u_x/∂y                (1)
         f(x) = Σ_m a_m cos(k_m·x) + b_m sin(k_m·x)                                        (2)
@@ -18,7 +18,7 @@ class Flow(nn.Module):
     It is a recurrence: the state is the spectrum of w, complex, as `torch.fft.fft2` gives it. Grids are indexed
     [i, j] with x = 2πi/n, y = 2πj/n; `grid`, `spectrum`, `vorticity` and `observe` lead from one to the other.
 
-    size: n, the points a side, >= 4. Wavenumbers with both |components| < n/3 are kept (the 2/3 rule).
+    size: n, the points per side, >= 4. Wavenumbers with both |components| < n/3 are kept (the 2/3 rule).
     viscosity: ν > 0, a float. modes: the (k_x, k_y) of (2), whole numbers; none is zero, cut off by the 2/3 rule, or
     given twice, be it as its opposite. coefficients: first values (a_m, b_m), (M, 2); default zeros.
     dt: the time step, > 0. mean: ū, the velocity (ū_x, ū_y) that the whole box moves with. device, dtype: of the
@@ -30,7 +30,7 @@ class Flow(nn.Module):
     flows. outputs (T, ..., n, n): the state after each step.
 
     Raises ValueError or TypeError, in one line, for arguments and states that don't fit.
-    Cost: 8 complex transforms a step of each flow; autograd saves 8 complex grids a step. A dt too long for the
+    Cost: 8 complex transforms per step of each flow; autograd saves 8 complex grids per step. A dt too long for the
     grid, dt · n/3 · the largest |ū_x + u_x| + |ū_y + u_y| beyond about 2.8, blows up: NonFiniteLossError by the engine.
 
     >>> import torch
@@ -60,7 +60,7 @@ class Flow(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(size, bool) or not isinstance(size, int) or size < 4:
-            raise ValueError(f"Flow(size={size!r}): the points a side must be a whole number of at least 4.")
+            raise ValueError(f"Flow(size={size!r}): the points per side must be a whole number of at least 4.")
         for name, value in {"viscosity": viscosity, "dt": dt}.items():
             if not 0 < value < math.inf:
                 raise ValueError(f"Flow({name}={value!r}): must be a finite number above 0.")
@@ -235,7 +235,7 @@ def _checked_modes(modes: Sequence[tuple[int, int]], size: int) -> tuple[tuple[i
         kx, ky = mode
         if (kx, ky) == (0, 0) or max(abs(kx), abs(ky)) >= size / 3:
             raise ValueError(
-                f"Flow(modes=...): {mode} is not held by {size} points a side: both components must lie "
+                f"Flow(modes=...): {mode} is not held by {size} points per side: both components must lie "
                 f"below {size}/3, and not both be 0."
             )
         if (kx, ky) in found or (-kx, -ky) in found:

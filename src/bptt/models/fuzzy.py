@@ -31,7 +31,7 @@ class TakagiSugeno(nn.Module):
     (T, ...). Rows, if any, are on axis 0 of the state.
 
     Raises ValueError or TypeError, in one line, for arguments, inputs and states that don't fit.
-    Cost: M^L (2 L + U + 2) multiplications a row and step; autograd saves about 5 M^L numbers.
+    Cost: M^L (2 L + U + 2) multiplications per row and step; autograd saves about 5 M^L numbers.
 
     >>> import bptt.models, torch
     >>> model = bptt.models.TakagiSugeno(-1.0, 1.0, sets=("low", "high"), lags=1)

@@ -23,7 +23,7 @@ class LRU(nn.Module):
 
     input_size, hidden_size, output_size: I, H, O, >= 1.
     r_min, r_max: |λ| is drawn from the ring between them, evenly by area; 0 <= r_min < r_max < 1.
-    max_phase: exp θ is drawn from [0, max_phase), in radians a step.
+    max_phase: exp θ is drawn from [0, max_phase), in radians per step.
     device, dtype: of the parameters, which are real. generator: the source of their first values; None is torch's
         default one.
 

@@ -182,7 +182,7 @@ class RNN(_Fused, nn.RNN):
     Raises: what torch.nn.RNN raises; ValueError for keywords of another shape, the first two also with a PackedSequence
         or bidirectional; TypeError for ids of another dtype; IndexError for an id that is no row.
     Cost: the multiplications of torch.nn, the input's and those of the weight gradients for all steps at once. Saved
-    for the backward pass: the inputs and 1 (RNN), 5 (GRU) or 6 (LSTM) numbers a unit, row and step.
+    for the backward pass: the inputs and 1 (RNN), 5 (GRU) or 6 (LSTM) numbers per unit, row and step.
 
     >>> import bptt.nn, torch
     >>> layer = bptt.nn.RNN(3, 4)

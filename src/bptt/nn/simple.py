@@ -37,7 +37,7 @@ class SimpleRNN(nn.Module):
     (B, H) or (H,), the batch rows on axis 0; None starts from zeros.
 
     Raises ValueError for sizes below 1, an unknown nonlinearity, inputs or a state that don't fit.
-    Cost: T (H H + H I + O H) multiplications a row, the products with U and V each done for all steps at once.
+    Cost: T (H H + H I + O H) multiplications per row, the products with U and V each done for all steps at once.
 
     >>> import bptt.nn, torch
     >>> model = bptt.nn.SimpleRNN(2, 3, 1, nonlinearity="tanh", bias=True)

@@ -52,7 +52,7 @@ class AdaptiveTruncatedBPTT(Strategy):
     Source: Aicher, Foti & Fox 2019, "Adaptively truncating backpropagation through time to control gradient bias",
     https://arxiv.org/abs/1905.07473. Deviations: the cotangent of step t is measured at the state it starts from, since
     of a black box no other can be seen, which multiplies all lags alike where credit fades evenly; one denominator in
-    δ for all K; several losses a probe.
+    δ for all K; several losses per probe.
     """
 
     tolerance: float = 0.5

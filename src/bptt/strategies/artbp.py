@@ -35,7 +35,7 @@ class ARTBP(Strategy):
     One update after each cut and one at the stream's end; `reduction="mean"` divides by the law's mean_length, a
     constant, since the random length of the window itself would weigh short windows too much.
     Raises ValueError for every < 1, a law outside [0, 1), and for "mean" with a law that has no mean_length.
-    Cost: one forward and one backward a step; memory for one window: mean_length steps in expectation, unbounded
+    Cost: one forward and one backward per step; memory for one window: mean_length steps in expectation, unbounded
     without `memory=`; per row the whole sequence. A recurrence without native `cotangent_weight` is called between two
     draws. Unbiased for frozen parameters; with updates in between, states are those of their time.
 

@@ -11,7 +11,7 @@ Upto = Callable[[float], int]
 """`upto(t)`: read on until t steps exist or the stream ends; how far it then reaches, at most t."""
 
 Draw = Callable[..., Any]
-"""`draw()`: the next uniform number in [0, 1) of the run's generator; `draw(each_row=True)`: a list of one a row."""
+"""`draw()`: the next uniform number in [0, 1) of the run's generator; `draw(each_row=True)`: a list of one per row."""
 
 
 class Strategy(Protocol):
@@ -70,7 +70,7 @@ class Strategy(Protocol):
 
     @abstractmethod
     def windows(self, upto: Upto, draw: Draw, progress: Any = None) -> Iterator[Window | Probe]:
-        """The windows of a stream, one an update, each yielded before more of the stream is read.
+        """The windows of a stream, one per update, each yielded before more of the stream is read.
 
         progress: that of the last window of an earlier run, after which to go on; None for the stream's start.
         A generator may yield a `Probe` that starts where its next window will; it is sent a `Credit` back.

@@ -29,7 +29,7 @@ NEGLIGIBLE = -50.0
 class Decision:
     """Why a window of `AdaptiveTruncatedBPTT` is as long as it is: what its last probe found and led to.
 
-    k: losses a window, each reaching k to 2k - 1 steps back, its own included. step: where the probe began.
+    k: losses per window, each reaching k to 2k - 1 steps back, its own included. step: where the probe began.
     estimate: the K of this probe alone; k is the mean of the last ones.
     bias: δ(k) of (3), the bound on the relative bias, of this probe. decay: β of (1).
     norms: φ_k by lag, k = 0, 1, ...

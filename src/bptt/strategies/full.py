@@ -30,7 +30,7 @@ class FullBPTT(Strategy):
     @property
     def words(self) -> str:
         """In a phrase."""
-        return "exact: an update a sequence, each loss through all steps before it"
+        return "exact: one update per sequence, each loss through all steps before it"
 
     @property
     def kind(self) -> str:

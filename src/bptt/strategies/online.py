@@ -24,7 +24,7 @@ class RTRL(Online):
     that ask for a gradient, for rows of a batch that aren't independent, and for parameters that are exchanged;
     BudgetError where `memory=` can't hold J.
     Cost: n vjps of the window for each batch row, n being the numbers in a row's state, and n² P / k1 multiplications a
-    step; memory for k1 steps, and for n P numbers a row.
+    step; memory for k1 steps, and for n P numbers per row.
 
     >>> import bptt, torch
     >>> model, loss = torch.nn.RNN(3, 4), bptt.per_step(torch.nn.MSELoss())

@@ -25,7 +25,7 @@ class SnAp(Online):
     One update for each k1 steps and one for the tail; `reduction="mean"` divides by k1. Biased.
     Raises ValueError for order < 1 or k1 < 1; in a run as `RTRL` does.
     Cost: in general that of `RTRL(1)`, whatever k1, since (2) masks after each step; unit by unit about that of
-    `TruncatedBPTT(k1)` again, and P numbers a row.
+    `TruncatedBPTT(k1)` again, and P numbers per row.
 
     >>> import bptt
     >>> bptt.SnAp(1, k1=25).spec, bptt.strategies.parse("snap:2")

@@ -15,7 +15,7 @@ class UORO(Online):
         ρ0² = (|θ̃| + ε) / (|D_w s̃| + ε),  ρ1² = (|νᵀ I_w| + ε) / (|ν| + ε)                 (3)
 
     D_w and I_w as in `RTRL`. With frozen parameters the mean over all ν is the gradient of `FullBPTT`. ν has a sign for
-    each number of the state of all rows together, drawn from `generator` once a window.
+    each number of the state of all rows together, drawn from `generator` once per window.
     k1: steps between updates, >= 1; inside of a window nothing is approximated, so longer ones are less noisy.
     epsilon: ε of (3), > 0.
 

@@ -1,4 +1,4 @@
-"""The recurrent cells, a file each: what the passes over a sequence know of them, whatever computes."""
+"""The recurrent cells, one file each: what the passes over a sequence know of them, whatever computes."""
 
 from bptt.nn.cells.base import ACTIVATIONS, Cell
 from bptt.nn.cells.gru import GRU
