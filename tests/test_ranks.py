@@ -135,8 +135,8 @@ def test_different_seeds_are_refused_at_the_first_window_that_differs(pair, kind
 @pytest.mark.parametrize(
     ("kind", "strategy", "options", "wrapper", "words"),
     [
-        ("ddp", bptt.TruncatedBPTT(5), {"params": True}, {}, "params= can't be with DistributedDataParallel"),
-        ("fsdp", bptt.TruncatedBPTT(5), {"params": True}, {}, "params= can't be with FSDPModel"),
+        ("ddp", bptt.TruncatedBPTT(5), {"params": True}, {}, "params= can't go with DistributedDataParallel"),
+        ("fsdp", bptt.TruncatedBPTT(5), {"params": True}, {}, "params= can't go with FSDPModel"),
         ("ddp", bptt.TruncatedBPTT(5), SLOTS, {"static_graph": True}, "static_graph=True"),
         ("average", bptt.FullBPTT(), {"lengths": {1: 20}}, {}, "steps 0 to 22 and rank 1 has the window of steps 0 to"),
         ("average", ADAPTIVE, {"lengths": {1: 12}}, {}, "windows differ"),

@@ -352,5 +352,7 @@ def test_what_has_begun_or_cannot_go_on_says_so():
     updates = bptt.unroll(nn.GRU(4, 4), LOSS, [(X, Y)], strategy=Silent(), reduction="sum")
     assert updates.state_dict()["step"] == 0
     next(updates)
-    with pytest.raises(ValueError, match=r"gives no progress with its windows, so the run can't go on after this one"):
+    with pytest.raises(
+        ValueError, match=r"gives no progress with its windows, so the run can't continue after this one"
+    ):
         updates.state_dict()

@@ -54,14 +54,14 @@ class _Clip(torch.autograd.Function):
 
 
 def scale_gradient(state: Tree, w: float | Tensor, state_batch_dim: Any = None) -> Tree:
-    """The gate of equation (1) alone, for a hand-written loop: the same state, its cotangent times w.
+    """The gate of equation (1) alone, for a hand-written loop: the same state, whose cotangent is multiplied by w.
 
         forward: s -> s        backward: c -> w · c                                       (1)
 
     state: pytree of tensors; integer and boolean leaves pass through.
     w: a number (0 detaches), a 0-d tensor, or a tensor (B,) of one weight per row.
-    state_batch_dim: the axis of the rows, an int or a pytree of ints, None for a leaf without rows, which a w of rows
-        leaves alone; needed where w has rows.
+    state_batch_dim: the axis of the rows, an int or a pytree of ints, None for a leaf without rows, which a weight by
+        row leaves as it is; needed if w has rows.
 
     Returns the state in the same structure. Raises ValueError for rows without `state_batch_dim`.
     Cost: one multiplication per leaf in the backward pass.
@@ -92,7 +92,7 @@ def gate(carried: Tree, w: float | Tensor, batch_dim: Any) -> Tree:
 
 
 def clip(carried: Tree, bound: Any, batch_dim: Any) -> Tree:
-    """The same state, each row of its cotangent scaled to a norm of at most `bound`; leaves without rows aside."""
+    """The same state, each row of its cotangent scaled to a norm of at most `bound`, but for leaves without rows."""
     values, structure = _tree.flatten(carried)
     dims = _tree.by_leaf(batch_dim, carried)
     floating = [i for i, value in enumerate(values) if _tree.carries_cotangent(value) and dims[i] is not None]
@@ -105,7 +105,7 @@ def clip(carried: Tree, bound: Any, batch_dim: Any) -> Tree:
 
 
 def batch_dim(value: Any, tree: Any, bound: float | None) -> None:
-    """`state_batch_dim` where it is needed, and an axis that every leaf has."""
+    """Raise unless `state_batch_dim` is given where it is needed, and is an axis that every leaf has."""
     if value is None:
         if bound is not None:
             raise ValueError(
@@ -137,7 +137,7 @@ def batch_dim(value: Any, tree: Any, bound: float | None) -> None:
 
 
 def rows_of_state(carried: Tree, rows: Tensor, dims: Any) -> None:
-    """Rows (B,) that fit the state's batch axis."""
+    """Raise unless the rows (B,) fit the state's batch axis."""
     if rows.dim() == 0:
         return
     if dims is None:
@@ -150,13 +150,13 @@ def rows_of_state(carried: Tree, rows: Tensor, dims: Any) -> None:
     for (path, leaf), dim in zip(_tree.named_leaves(carried, "state"), axes, strict=True):
         if dim is not None and (leaf.dim() <= dim or leaf.shape[dim] != rows.shape[0]):
             raise ValueError(
-                f"is_start has {rows.shape[0]} rows, but {path} of shape {shape(leaf)} has not that many at axis "
+                f"is_start has {rows.shape[0]} rows, but {path} of shape {shape(leaf)} doesn't have that many at axis "
                 f"state_batch_dim={dim}."
             )
 
 
 def has_rows(carried: Tree, dims: Any, rows: int) -> bool:
-    """Whether the axes of the batch are known, and so many rows lie there in a state that is known."""
+    """Whether the axes of the batch are known, and a known state has that many rows there."""
     if dims is None or carried is None:
         return dims is not None
     pairs = zip(_tree.leaves(carried), _tree.by_leaf(dims, carried), strict=True)
@@ -193,7 +193,7 @@ def rows_weight(tree: Tree, w: Any, dims: Any) -> Any:
 
 
 def raised(carried: Tree, given: Tree) -> Tree:
-    """The state that autocast has lowered in the dtypes in which it was given, float32 where it was None."""
+    """A state that autocast has lowered, in the dtypes in which it was given, or float32 where it was None."""
     values, structure = _tree.flatten(carried)
     if not any(_lowered(value) for value in values):
         return carried
@@ -203,13 +203,13 @@ def raised(carried: Tree, given: Tree) -> Tree:
 
 
 def check_unchanged(before: list[int], carried: Tree) -> None:
-    """The state that a run carries, which nobody has written to between two updates."""
+    """Raise if somebody has written to the state that a run carries between two updates."""
     if before == (now := _tree.versions(carried)):
         return
     paths = [path for path, _ in _tree.named_leaves(carried, "state")]
     path = next(path for path, a, b in zip(paths, before, now, strict=True) if a != b)
     raise ValueError(
-        f"{path}, which the run goes on from, was changed in place between two updates, through a tensor that shares "
+        f"{path}, from which the run continues, was changed in place between two updates, through a tensor that shares "
         f"its memory (the state= that was passed, inputs, or aux): change a clone of that."
     )
 

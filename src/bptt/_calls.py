@@ -1,4 +1,4 @@
-"""The three calls: `unroll` yields one update per window, `backward` merges them, `evaluate` takes no gradient."""
+"""The calls: `unroll` yields one update per window, `backward` merges them, `evaluate` takes no gradient."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -43,23 +43,25 @@ def unroll(
         c_t = ∂l_t/∂s_t + w_{t+1} · c_{t+1} · ∂s_{t+1}/∂s_t                               (1)
         dL/dθ = Σ_t c_t · ∂F_t/∂θ                                                         (2)
 
-    Between two updates do what you like to the parameters: no graph outlives a yield. Nothing is stepped or zeroed
-    here, and nothing is read from the stream beyond what the next update needs.
+    Between two updates do what you like to the parameters: no graph outlives a yield. `unroll` neither steps nor zeroes
+    anything, and reads no more of the stream than the next update needs.
 
     model: `(inputs, state) -> (outputs, state)`, time first: a torch.nn layer, a module of that shape, or `scan(step)`.
-    loss: `(outputs, targets) -> (T, ...)`, not reduced over time, or `((T, ...), aux)`; see `per_step`. What mixes
-        steps goes through `per_window`.
+    loss: `(outputs, targets) -> (T, ...)`, not reduced over time, or `((T, ...), aux)`; see `per_step`. A loss that
+        mixes steps goes through `per_window`.
     stream: iterable of `Chunk(inputs, targets, is_start, mask)`, of any lengths, or plain tuples.
     state: pytree of tensors to start from, without a graph; None starts from `initial_state`, or from None with a model
-        `(inputs, state=None)`, which is then called with None after resets too. Single rows that reset are selected,
-        by `state_batch_dim`, from that step called from None. None inside of the pytree is carried as it is.
+        `(inputs, state=None)`, which is then called with None after resets too. Where single rows reset, the step is
+        called from None as well, and these rows are taken from that call, by `state_batch_dim`. None inside the pytree
+        is carried as it is.
     strategy: `FullBPTT()`, `TruncatedBPTT(k1, k2)`, `AdaptiveTruncatedBPTT(tolerance)`, `ARTBP(law, every)`.
     memory: None stores a window's graph, as infinity does; "512MiB", bytes or `Checkpoints(slots, segment)` replay
-        parts of it: the same gradient, to rounding, unless the model draws random numbers or mixes time steps in a
-        call. The probes that fit a byte budget, a few short forwards per run, are not in `Update.forward_steps`.
-    initial_state: pytree, or a function that returns one, called afresh for every window that uses it (a learned
-        initial state gets its gradient so); what resets return to. Default: zeros for torch.nn layers.
-    state_batch_dim: the axis of the batch rows in the state, an int or a pytree of ints; asked for by resets and
+        parts of it. The gradient is the same up to rounding, unless the model draws random numbers or mixes time steps
+        in a call. A few short forwards per run, which measure how to keep a budget in bytes, don't count in
+        `Update.forward_steps`.
+    initial_state: what resets return to: a pytree, or a function that returns one, called afresh for every window that
+        uses it (in this way a learned initial state gets its gradient). Default: zeros for torch.nn layers.
+    state_batch_dim: the axis of the batch rows in the state, an int or a pytree of ints; needed for resets and
         `clip_cotangent`. Default: 1 for torch.nn layers. None in the pytree, and any 0-d leaf under an int, is a leaf
         without rows, such as a clock: resets of single rows and `clip_cotangent` leave it as it is.
     time_dim: the time axis of inputs, targets, outputs, losses, aux, is_start and mask.
@@ -72,18 +74,21 @@ def unroll(
     scale: factor on the injected loss gradient: a number, such as 1/n where n updates are accumulated for a step, or
         `scaler.scale` of a GradScaler.
     group: the process group of torch.distributed whose ranks train one model together, each on rows of its own.
-        Default: that of DistributedDataParallel or `fully_shard` where the model is in one, else this process alone.
-        The ranks agree on every window, and on losses and gradients being finite; a probe's answer and the divisor of
-        "valid" are those of all rows. Without a wrapper call `bptt.distributed.average_gradients` after each update.
+        Default: the group of DistributedDataParallel or `fully_shard` if the model is wrapped in one, else this process
+        alone. The ranks agree on every window, and on losses and gradients being finite; a probe's answer and the
+        divisor of "valid" are those of all rows. Without a wrapper call `bptt.distributed.average_gradients` after each
+        update.
 
-    Returns an iterator that gives one `Update` per window, and can be saved between two and go on elsewhere, by
-    `state_dict()` and `load_state_dict()`. A rank whose stream has ended gives updates of no steps until all have.
+    Returns an iterator over one `Update` per window. Between two updates it can be saved, and resumed elsewhere, by
+    `state_dict()` and `load_state_dict()`. A rank whose stream has ended gives updates of no steps until all
+    have ended.
     Raises ValueError or TypeError at the call for bad arguments, at the chunk for bad data, and NonFiniteLossError or
     NonFiniteGradientError, which name the step, before the update is yielded: `.grad` is then as it was before the
-    update. Under a `scale` above 1 a gradient that isn't finite is left to the scaler. What one rank meets all raise.
+    update. Under a `scale` above 1 a gradient that isn't finite is left to the scaler. An error on one rank is raised
+    on all.
     Cost: the strategy's; with k1 = k2 and no budget one forward and one backward call per window. Two synchronisations
-    with the device per update. Under `memory=` a parameter's hooks fire once per segment. In a group three exchanges of
-    seven numbers per update, and a wrapper averages gradients once.
+    with the device per update. Under `memory=` a parameter's hooks fire once per segment. A group makes three exchanges
+    of seven numbers per update, and a wrapper averages gradients once.
 
     >>> import bptt, torch
     >>> model, loss = torch.nn.GRU(3, 4), bptt.per_step(torch.nn.MSELoss())
@@ -136,11 +141,11 @@ def backward(
     scale: Any = 1.0,
     group: Any = None,
 ) -> Update:
-    """Add the gradient of one finite sequence to `.grad`, by any strategy, the parameters standing still.
+    """Add the gradient of one finite sequence to `.grad`, by any strategy, at fixed parameters.
 
     It is `unroll` on one chunk with its updates merged into one, and with two differences: `reduction="mean"` divides
-    by the sequence's T whatever the strategy, "valid" by its summed weight; and inputs or a state that carry a graph
-    (an encoder's) get their summed cotangent passed on through it, once, at the end.
+    by the sequence's T whatever the strategy, and "valid" by its summed weight; and if inputs or the state carry a
+    graph (an encoder's), their summed cotangent is passed on through it, once, at the end.
 
     chunk: `Chunk(inputs, targets, is_start, mask)` or a plain tuple. strategy: default `FullBPTT()`.
     The other arguments, errors and costs are those of `unroll`.
@@ -187,14 +192,14 @@ def advance(
     state_batch_dim: Any = None,
     time_dim: int = 0,
 ) -> Tree:
-    """The state after some steps, without a graph and without a loss: to warm up a state, chunk by chunk.
+    """Run some steps without a graph and without a loss, to warm up a state, chunk by chunk.
 
         s_t = F_t(s_{t-1}),  t = 0 .. T-1                                                 (1)
 
-    inputs: pytree of tensors (T, B, ...). state: before the first of them; None starts as `unroll` does.
+    inputs: pytree of tensors (T, B, ...). state: the one before the first step; None starts as `unroll` does.
     is_start: rows that start anew, as in `Chunk`. The other arguments are those of `unroll`.
 
-    Returns the state, detached, in the structure of the model's own. Buffers and noise move on as in any call.
+    Returns the last state, detached, in the model's own structure. Buffers and noise move on as in any call.
     Raises ValueError or TypeError as `unroll` does. Cost: one forward per step, the outputs of 256 steps in memory.
 
     >>> import bptt, torch
@@ -225,12 +230,12 @@ def evaluate(
     window: int | None = None,
     group: Any = None,
 ) -> Evaluation:
-    """The loss over a stream without a gradient, the state carried from chunk to chunk as in `unroll`.
+    """Compute the loss over a stream without a gradient, with the state carried from chunk to chunk as in `unroll`.
 
     window: the steps of each window of a `per_window` loss, whose values are added; None is the whole stream.
-    group: a process group all of whose ranks call this, each with its own rows: `loss` and `mean_loss` are then those
-        over the rows of all of them, and `steps`, `state` and `aux` the rank's own. None is this process alone, wrapped
-        or not, so that one rank may evaluate for itself.
+    group: a process group all of whose ranks call this, each with its own rows: `loss` and `mean_loss` are then taken
+        over the rows of all of them, and `steps`, `state` and `aux` are the rank's own. None is this process alone,
+        wrapped or not, so that one rank may evaluate alone.
     Other arguments as in `unroll`; `model.eval()` is yours to call. Train/eval mode, random-number states, buffers and
     `.grad` are left as they were. Returns an `Evaluation`; a loss that is not finite is returned as it is.
     Raises ValueError or TypeError as `unroll` does. Cost: one forward per step, one chunk in memory at a time.

@@ -1,6 +1,6 @@
 """Binomial checkpointing: which states to keep and which segments to run again, for the fewest runs.
 
-A chain of l segments is pulled back from its end with room for c stored states, the one at 0 included. With r the
+A chain of l segments is pulled back from its end with room for c stored states, including the one at 0. With r the
 smallest number such that C(c + r, c) >= l, the fewest forward advances are
 
     t(l, c) = r l - C(c + r, c + 1)                                                       (1)
@@ -80,9 +80,9 @@ def forward_steps(segments: int, slots: int) -> int:
 def actions(segments: int, slots: int) -> Iterator[Action]:
     """The schedule, action by action; the machine starts with the state at 0 kept and as its working state.
 
-    segments: l >= 1. slots: c >= 1 kept states at once, the one at 0 included.
+    segments: l >= 1. slots: c >= 1 states kept at once, including the one at 0.
 
-    O(1) per action but for the binomials of (2); no recursion, so a million segments are no trouble.
+    O(1) per action, apart from the binomials of (2); there is no recursion, so a million segments are no trouble.
 
     >>> for action in actions(3, slots=2): print(action)
     Advance(start=0, stop=1)
@@ -133,10 +133,10 @@ _UNITS = {"": 1, "b": 1} | {
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Store `slots` states, the one at the window's start included, and tape `segment` steps at a time.
+    """Store `slots` states, including the one at the window's start, and record `segment` steps at a time.
 
-    The gradient is that of full storage, to rounding; the states in between are computed again by the optimal
-    binomial schedule: t(l, slots) · segment extra steps for l = ⌈steps / segment⌉.
+    The gradient is that of full storage, up to rounding; the states in between are computed again by the optimal
+    binomial schedule, with t(l, slots) · segment extra steps for l = ⌈steps / segment⌉.
 
     slots: int >= 1. segment: steps >= 1. Raises ValueError for anything else.
 
@@ -160,7 +160,7 @@ Memory = str | int | Checkpoints | None
 
 
 def parse(memory: Memory) -> Checkpoints | int | None:
-    """`memory=` as Checkpoints, a number of bytes, or None; ValueError for anything else.
+    """`memory=` as Checkpoints, a number of bytes, or None; raises ValueError for anything else.
 
     >>> parse("1.5KiB")
     1536

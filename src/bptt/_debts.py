@@ -1,4 +1,4 @@
-"""What windows owe to the graphs of what the user gave: summed, and paid once."""
+"""The cotangents that windows owe to graphs behind the user's inputs and states: summed, and passed on once."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ class Debts:
         self._owed: dict[int, tuple[Tensor, Tensor]] = {}
 
     def add(self, span: Span, carried: Tree, cotangent: Sequence[Tensor | None]) -> None:
-        """What a window owes, from the state `carried`, to what the user gave: at the stream's start, and at resets."""
+        """Add what a window owes, from the state `carried`, to the user's states, at the start and at resets."""
         initial = span.initial
         given: list[tuple[Tensor, Tensor | None]] = []
         if span.window.start == 0:
@@ -34,7 +34,7 @@ class Debts:
                 self._owed[id(value)] = (value, c if before is None else before[1] + c)
 
     def pay(self) -> None:
-        """Hand it all on."""
+        """Pass all cotangents on."""
         pairs = [pair for pair in (*self._owed.values(), *self._time.take_cotangents()) if pair[0].requires_grad]
         self._owed = {}
         if pairs:

@@ -1,6 +1,6 @@
-"""Errors that others need to tell apart, with fields, and small checks that every room uses.
+"""Errors that callers need to tell apart, with fields, and small checks that every room uses.
 
-A message is one line: what was passed, why it can't be, and what to do.
+A message is one line: what was passed, why it can't be used, and what to do.
 """
 
 from typing import Any
@@ -24,15 +24,15 @@ class NonFiniteLossError(NonFiniteError):
 class NonFiniteGradientError(NonFiniteError):
     """A gradient came out as NaN or infinite though every loss was finite; `.grad` is as it was before the update.
 
-    `.step`, counted from the stream's start, is the first on the way back from the losses whose vjp isn't finite; the
-    window's first step where calls of one step don't show it.
+    `.step`, counted from the stream's start, is the first step on the way back from the losses whose vjp isn't finite,
+    or the window's first step if calls of single steps don't show it.
     """
 
 
 class BudgetError(ValueError):
     """A budget in bytes that is too small: `.least` is the fewest bytes that work.
 
-    strategy: the one that `plan` found to need no more than that; None elsewhere, where only one was asked for.
+    strategy: the one that `plan` found to need no more than that; None in other calls, which have a single strategy.
 
     >>> import bptt, torch
     >>> model, loss = torch.nn.GRU(3, 8), bptt.per_step(torch.nn.MSELoss())
@@ -54,7 +54,7 @@ def named(thing: Any) -> str:
 
 
 def check_callable(value: Any, name: str) -> None:
-    """A function or module."""
+    """Raise TypeError unless it is a function or module."""
     if not callable(value):
         raise TypeError(f"{name} must be a function or module, not {type(value).__name__}.")
 
@@ -72,7 +72,7 @@ def check_switch(value: Any, name: str) -> None:
 
 
 def check_gradient_possible() -> None:
-    """Not under inference mode, which no autograd can be switched on in."""
+    """Raise under inference mode, in which autograd can't be switched on."""
     if torch.is_inference_mode_enabled():
         raise ValueError("no gradient can be taken under torch.inference_mode(): leave it before calling bptt.")
 

@@ -1,4 +1,4 @@
-"""`explicit_state`: a module that keeps a state of its own as a recurrence whose state is passed in and returned."""
+"""`explicit_state`: turns a module that keeps a state inside into a recurrence whose state is passed and returned."""
 
 import inspect
 from collections.abc import Callable
@@ -16,35 +16,36 @@ from bptt._snapshot import foreign_noise_restored, noise_restored
 from bptt._tree import Tree
 
 CALLS = 3
-"""Calls without a graph that are looked at, once, to see what changes from one to the next."""
+"""How many calls without a graph are made, once, to see what changes from one to the next."""
 
 
 def explicit_state(module: nn.Module) -> "ExplicitState":
     """Make a recurrence of a module that keeps its state in attributes or buffers between calls.
 
-    Spiking layers keep their membranes so, and layers that remember their hidden state. Steps are run more than once
-    here, so a state that hides in the module is refused; this makes it a state like any other:
+    Spiking layers keep their membranes like that, and some layers their hidden state. Steps are run more than once
+    here, so a state that hides in the module is refused; `explicit_state` makes it a state like any other:
 
         y_t, s_t = F(x_t, s_{t-1}),  s: the attributes and buffers that change from call to call        (1)
 
     module: an `nn.Module` that is called with inputs alone, those of one step (B, ...) or of a sequence (T, B, ...).
-        The recurrence has the inputs and outputs of one such call, so a module that takes steps goes through `scan`.
+        The recurrence has the inputs and outputs of one such call, so a module that takes single steps goes through
+        `scan`.
 
     Returns a module `(inputs, state=None) -> (outputs, state)` that holds yours as `.module`. Its state is a dict of
     tensors by name, such as "lif1.mem" or "hidden[0]", with their graph: all attributes and buffers of the module, of
-    its submodules and of objects in its attributes that change from call to call; {} where none does. A number that
-    changes, such as a counter, is a 0-d tensor there and a number again inside the module.
+    its submodules and of objects in its attributes that change from call to call; {} if none does. A number that
+    changes, such as a counter, is a 0-d tensor in the dict and a number again inside the module.
     state=None starts from copies of what the module held when `explicit_state` was called, whatever that was: None, 0.0
     or an empty tensor will do. After each call the module holds what it held before it. Parameters, random-number
     generators, running statistics of normalisation layers and power iterations aren't state and are left as they are.
     A reset of single rows needs `state_batch_dim=`, 0 for most modules, and leaves 0-d tensors as they are.
 
-    Raises TypeError where `module` isn't a module that is called with inputs alone. The recurrence raises ValueError,
-    which names the attribute, for one that changes and is neither a tensor nor a number, for a list or dict that grows,
-    for two that share memory, and, once, for one that changes at a later call for the first time: it is known from then
-    on. What functions close over, global variables and attributes of classes aren't looked at.
+    Raises TypeError if `module` isn't a module that is called with inputs alone. The recurrence raises ValueError,
+    which names the attribute, for an attribute that changes and is neither a tensor nor a number, for a list or dict
+    that grows, for two attributes that share memory, and, once, for an attribute that first changes at a later call: it
+    is known from then on. Variables of closures, global variables and class attributes aren't looked at.
     Cost: a copy of the buffers and of the tensors in attributes; three more calls without a graph at the first call; at
-    each call a look at all attributes, about ten microseconds per submodule.
+    each call a check of all attributes, about ten microseconds per submodule.
 
     >>> import bptt, torch
     >>> class Leaky(torch.nn.Module):
@@ -104,7 +105,7 @@ class ExplicitState(nn.Module):
         return outputs, found.state(after, self.module)
 
     def _look(self, inputs: Tree) -> "Found":
-        """What changes in some calls from what the module holds, everything put back."""
+        """What changes in a few calls, starting from what the module holds; everything is put back afterwards."""
         if any(nn.parameter.is_lazy(tensor) for tensor in (*self.module.parameters(), *self.module.buffers())):
             raise ValueError(
                 f"explicit_state: {named(self.module)} makes its parameters at the first call: call it once."
@@ -122,7 +123,7 @@ class ExplicitState(nn.Module):
         return Found.of(own.holders, seen, self._late, self.module)
 
     def _nothing_else(self, found: "Found", marks: list[Any], after: list[Contents]) -> None:
-        """ValueError where something changed that isn't part of the state; from then on it is."""
+        """Raise ValueError if something changed that isn't part of the state; from then on it is part of it."""
         names = found.moved(marks, after)
         if not names:
             return
@@ -144,5 +145,5 @@ class ExplicitState(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what was found, which belongs to this module: a copy looks for itself."""
+        """Leave out what was found, which belongs to this module: a copy looks for itself."""
         return {**self.__dict__, "_found": None}

@@ -1,4 +1,4 @@
-"""A rank in step with the others: how it calls the model, and what it does once its stream has ended."""
+"""Keeping a rank in step with the others: how it calls the model, and what it does once its stream has ended."""
 
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from bptt.strategies.windows import Window
 
 
 def calls(ranks: Ranks, span: Span, memory: Any) -> int:
-    """How the model is called in a window, for `Entry`: a digest where calls communicate, else 0."""
+    """A digest of how the model is called in a window, for `Entry`, if calls communicate; else 0."""
     if not ranks.talks:
         return 0
     p, window = span.problem, span.window
@@ -44,9 +44,9 @@ def touch(span: Span) -> None:
 
 
 class Idle(NamedTuple):
-    """What a rank has left to do once its stream has ended: a step that was run, and what windows of no steps give.
+    """What a rank needs once its stream has ended: a step to run again, and what windows of no steps give.
 
-    span, outcome: of such a window.
+    span, outcome: those of such a window.
     """
 
     step: Span
@@ -55,7 +55,7 @@ class Idle(NamedTuple):
 
     @classmethod
     def after(cls, span: Span, outcome: Any) -> "Idle":
-        """That after a window and its outcome."""
+        """The one after a window and its outcome."""
         a, end = span.window.start, span.window.stop
         step = replace(span, time=span.time.apart(), window=Window(a, a, a + 1, a + 1), initial=None)
         zero = torch.zeros_like(outcome.loss)

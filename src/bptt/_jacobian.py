@@ -1,4 +1,4 @@
-"""Credit carried back a step, for many cotangents at once; and a probe answered by it."""
+"""Vector-Jacobian products of one step for many cotangents at once, and the answer to a probe made of them."""
 
 from dataclasses import replace
 from typing import Any
@@ -24,7 +24,7 @@ class Pullback:
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
-        self.vjps, self.vjps_of_params = Vjps(), Vjps()  # what forbids batches in the one need not be in the other
+        self.vjps, self.vjps_of_params = Vjps(), Vjps()  # an operator that forbids batches may be in one of them alone
 
     def _roots(self, tape: Tape, vectors: Tensor, seeds: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         ends = _tree.leaves(tape.end)
@@ -50,7 +50,7 @@ class Pullback:
 
 
 def _states_of_probe(size: int, fixed: int, one: int, probe: Any) -> int:
-    """How many states of `one` byte count a probe may keep beside what is fixed, within a budget of `size` bytes."""
+    """How many states of `one` bytes a probe may keep beside what is fixed, within a budget of `size` bytes."""
     if (least := fixed + one) > size:
         raise BudgetError(
             f"memory={size} can't hold a probe of AdaptiveTruncatedBPTT, which pulls {probe.losses} losses back: the "
@@ -66,9 +66,9 @@ def credit(
     """The answer to a probe, the steps that it ran, and the bytes that it held: states, cotangents, one step's graph.
 
     span: the steps of the probe. memory: how many states are kept, or the bytes to keep within; None keeps all. ranks:
-    whose answers are one, as if one process had all rows: vectors are averaged before their norms are taken.
-    Nothing but the answer stays: parameters, `.grad`, buffers and noise are as before. A bound on cotangents doesn't
-    act here. Raises BudgetError where so many bytes don't hold one state.
+    the processes that answer as one, as if one of them had all rows: vectors are averaged before their norms are taken.
+    Nothing but the answer remains: parameters, `.grad`, buffers and noise are as before. `clip_cotangent` has no effect
+    here. Raises BudgetError if the bytes don't hold one state.
     """
     begin, problem = span.like, replace(span.problem, clip=None, model=unwrapped(span.problem.model))
     rows = Rows.of(problem.model, problem.batch_dim, span.like, "adapt to")

@@ -18,12 +18,12 @@ _CLASSES_AT_1 = {"CrossEntropyLoss", "NLLLoss", "NLLLoss2d", "cross_entropy", "n
 
 
 def _check_criterion(value: Any) -> None:
-    """A criterion that is a sum over steps."""
+    """Raise unless the criterion is a sum over steps."""
     _errors.check_callable(value, "criterion")
     if isinstance(value, nn.CTCLoss) or value is nn.functional.ctc_loss:
         raise TypeError(
-            "per_step: CTC is a loss of the whole sequence, no sum over steps: pass bptt.per_window(function) with a "
-            "function (outputs, targets) that calls it, and take bptt.FullBPTT()."
+            "per_step: CTC is a loss of the whole sequence, not a sum over steps: pass bptt.per_window(function) with "
+            "a function (outputs, targets) that calls it, and take bptt.FullBPTT()."
         )
     if isinstance(value, nn.Module) and not hasattr(value, "reduction"):
         raise TypeError(
@@ -37,7 +37,7 @@ def _check_criterion(value: Any) -> None:
 
 
 def _ignored_target(value: Any) -> int | None:
-    """The target that a criterion leaves out, `ignore_index`, of a module, a function or a partial one."""
+    """The target that a criterion ignores, `ignore_index`, for a module, a function or a partial."""
     if isinstance(value, nn.Module):
         index = getattr(value, "ignore_index", None)
     else:
@@ -50,7 +50,7 @@ def _ignored_target(value: Any) -> int | None:
 
 
 def check_loss(value: Any) -> None:
-    """A loss by step; a criterion of torch as it comes is reduced over time, or takes axis 1 for its classes."""
+    """Raise unless it is a loss by step: torch's criteria are reduced over time, or take axis 1 for the classes."""
     if isinstance(value, type) and issubclass(value, nn.Module):
         raise TypeError(f"loss={value.__name__} is a class: pass a loss by step, bptt.per_step({value.__name__}()).")
     _errors.check_callable(value, "loss")
@@ -69,7 +69,7 @@ def check_loss(value: Any) -> None:
 
 
 def _check_fits(criterion: Any, outputs: Any, targets: Any) -> None:
-    """A criterion of `per_step` takes one tensor of outputs and one of targets, of the same steps and rows."""
+    """Raise unless outputs and targets are one tensor each, of the same steps and rows, as `per_step` needs."""
     for value, name in ((outputs, "outputs"), (targets, "targets")):
         if not isinstance(value, Tensor):
             raise TypeError(
@@ -86,7 +86,7 @@ def _check_fits(criterion: Any, outputs: Any, targets: Any) -> None:
 
 
 def _not_spread(losses: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Losses that didn't grow by broadcasting targets over rows: (N, 1) against (N,) is (N, N)."""
+    """Raise if the losses grew by broadcasting targets over rows: (N, 1) against (N,) gives (N, N)."""
     if losses.numel() > outputs.numel() and outputs.dim() != targets.dim():
         raise ValueError(
             f"targets {shape(targets)} are spread over other rows of outputs {shape(outputs)}: give both as many axes."
@@ -95,7 +95,7 @@ def _not_spread(losses: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _check_aux(aux: Any, losses: Tensor, outputs: Tree) -> None:
-    """Aux is tensors, and no second loss: bare, with a graph of its own, in the shape of the losses."""
+    """Raise unless aux holds tensors, and isn't a second loss: a bare tensor in the losses' shape, with a graph."""
     _tree.check_tensors(aux, "aux")
     if isinstance(aux, Tensor) and aux.requires_grad and aux.grad_fn is not None and aux.shape == losses.shape:
         storage = aux.untyped_storage().data_ptr()
@@ -107,7 +107,7 @@ def _check_aux(aux: Any, losses: Tensor, outputs: Tree) -> None:
 
 
 def _failed(error: Exception, loss: Any, outputs: Tree, targets: Tree) -> NoReturn:
-    """The loss failed: on targets that are missing or of other rows, or as torch says."""
+    """Explain why the loss failed: targets are missing or have other rows, or what torch says."""
     who = f"the loss {named(loss)}"
     if targets is None and isinstance(error, TypeError | AttributeError) and "NoneType" in str(error):
         raise ValueError(f"targets=None, but {who} uses them: pass (inputs, targets).") from error
@@ -122,7 +122,7 @@ def _failed(error: Exception, loss: Any, outputs: Tree, targets: Tree) -> NoRetu
 
 
 def check_losses(value: Any, steps: int, time_dim: int) -> Tensor:
-    """Losses (T, ...): one entry per step, not reduced, not flattened."""
+    """Raise unless the losses are (T, ...): one entry per step, neither reduced nor flattened."""
     if not isinstance(value, Tensor):
         raise TypeError(f"the loss must return a tensor (T, ...), or (tensor, aux), not {type(value).__name__}.")
     axis = min(time_dim, value.dim() - 1)
@@ -144,19 +144,19 @@ def check_losses(value: Any, steps: int, time_dim: int) -> Tensor:
 
 
 def check_finite(total: Tensor, losses: Iterable[Tensor], first: int) -> None:
-    """Every loss finite, judged by their sum; the first of an update's two synchronisations."""
+    """Raise unless every loss is finite, judged by their sum; the first of an update's two synchronisations."""
     if total.device.type == "meta" or math.isfinite(total.item()):
         return
     for values in losses:
         wrong = torch.isfinite(values).logical_not().nonzero()
-        if len(wrong):  # else only a sum has overflown
+        if len(wrong):  # otherwise only a sum has overflowed
             step, value = first + int(wrong[0, 0]), values[tuple(wrong[0])].item()
             raise NonFiniteLossError(f"the loss at step {step} is {value}: no update was made from it.", step)
         first += len(values)
 
 
 def check_some_gradient(differentiable: bool) -> None:
-    """Losses with a graph."""
+    """Raise unless the losses have a graph."""
     if not differentiable:
         raise ValueError(
             "the losses carry no graph, so there is no gradient: does the model or the loss detach, or run under "
@@ -173,13 +173,13 @@ def per_step(criterion: Callable[..., Tensor]) -> Loss:
 
         l[t, b] = criterion(outputs[t, b], targets[t, b])                                 (1)
 
-    criterion: a module such as `nn.CrossEntropyLoss()` (its `reduction` is set aside, the module left as it is), or
-        a function that takes `reduction="none"`, such as `torch.nn.functional.mse_loss`.
+    criterion: a module such as `nn.CrossEntropyLoss()` (its `reduction` is ignored, and the module isn't changed), or a
+        function that takes `reduction="none"`, such as `torch.nn.functional.mse_loss`.
 
     Returns a loss `(outputs, targets) -> (T, B, ...)`. Without a batch axis, (T, C) against (T,), it gives (T,).
-    Raises TypeError for a loss over whole sequences such as CTC, which is no sum over steps: see `per_window`.
+    Raises TypeError for a loss over whole sequences such as CTC, which isn't a sum over steps: see `per_window`.
     Targets that the criterion ignores (`ignore_index`) don't count in `mean_loss`, as under a mask.
-    A criterion that divides by the sum of class weights under "mean" doesn't here.
+    A criterion that divides by the sum of class weights under "mean" doesn't do so here.
 
     >>> import bptt, torch
     >>> loss = bptt.per_step(torch.nn.CrossEntropyLoss())
@@ -209,7 +209,7 @@ def per_step(criterion: Callable[..., Tensor]) -> Loss:
 
 
 class StepLoss:
-    """The user's loss with its result checked: losses (n, ...) with time first, and aux."""
+    """The user's loss, whose result is checked: losses (n, ...) with time first, and aux."""
 
     by_window = False
 
@@ -264,7 +264,7 @@ class StepLoss:
         return counted
 
     def _tell_axes_apart(self, outputs: Tree, targets: Tree, steps: int) -> None:
-        """Where another axis is as long as time, the shape proves nothing: ask once more with one step less."""
+        """Where another axis is as long as time, the shape proves nothing: call once more with one step less."""
         tensors = [*_tree.leaves(outputs), *_tree.leaves(targets)]
         self._told_apart = True
         if not any(steps in (*leaf.shape[: self.time_dim], *leaf.shape[self.time_dim + 1 :]) for leaf in tensors):

@@ -1,9 +1,9 @@
-"""What a mask leaves out, kept out of the gradient: 0 · NaN is NaN, so that a weight of zero alone doesn't do it.
+"""Keeps what a mask leaves out of the gradient: 0 · NaN is NaN, so a weight of zero alone isn't enough.
 
 Two things stand between an excluded loss and the parameters. Between recurrence and loss, `blocked` lets no cotangent
 of an excluded entry through. Within the recurrence, a row's *dead* steps, those that reach no counted loss of the
-window before the row's next reset or the window's end, are taped on the inputs of a step that is alive, from the
-initial state where one is known (`Sheltered`). The states that a run goes on from are those of the data as it is.
+window before the row's next reset or the window's end, are recorded on the inputs of a live step, from the initial
+state where one is known (`Sheltered`). The states that a run continues from are those of the data as they are.
 """
 
 from bisect import bisect_left
@@ -33,19 +33,19 @@ def blocked(tree: Tree, mask: Tensor, time_dim: int) -> Tree:
 
 
 def _tame(leaf: Tensor, _: Tensor) -> Tensor:
-    """The entries that a loss can square without leaving the range of their dtype, 0 in the place of others."""
+    """The entries that a loss can square without leaving the range of their dtype, with 0 in place of all others."""
     return torch.where(leaf.abs() < torch.finfo(leaf.dtype).max ** 0.25, leaf, torch.zeros_like(leaf))
 
 
 def _donor(leaf: Tensor, alive: Tensor) -> Tensor:
-    """The first entry that is alive, zeros where none is; to be broadcast over the axes of `alive`, which lead."""
+    """The first live entry, zeros if there is none; it broadcasts over the axes of `alive`, which lead."""
     first = int(alive.flatten().to(torch.uint8).argmax())
     entry = leaf[divmod(first, alive.shape[1]) if alive.dim() == 2 else first]
     return entry if alive.any() else torch.zeros_like(entry)
 
 
 def _replaced(leaf: Tensor, kept: Tensor, time_dim: int, other: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """`leaf` where `kept`, elsewhere what `other` makes of its detached values."""
+    """`leaf` where `kept` is true, elsewhere what `other` makes of its detached values."""
     turned = leaf.transpose(0, 1) if time_dim == 1 and kept.dim() == 2 <= leaf.dim() else leaf
     if turned.shape[: kept.dim()] != kept.shape:
         return leaf
@@ -80,10 +80,10 @@ def dead_steps(mask: Tensor, is_start: Tensor | None, first: int) -> Tensor:
 
 
 class Sheltered:
-    """A window of a timeline whose dead steps can do no harm; stands in for the timeline inside the window.
+    """A window of a timeline whose dead steps can do no harm; it stands in for the timeline inside the window.
 
     whole: the timeline itself. unfinished: whether a row is dead where the next window starts or this one ends, so that
-    its state there must come from the data as it is.
+    its state there must come from the data as they are.
     """
 
     def __init__(self, whole: Timeline, window: Window, dead: Tensor, starts: Tensor | None, resets: bool) -> None:
@@ -100,7 +100,7 @@ class Sheltered:
         self._resets = (window.start + rows.any(1).nonzero().flatten()).tolist()
 
     def read(self, a: int, b: int) -> Data:
-        """Steps [a, b) of the window, as `Timeline.read` gives them but for the dead ones."""
+        """Steps [a, b) of the window, as `Timeline.read` gives them, except for the dead ones."""
         data = self.whole.read(a, b)
         inside = slice(a - self._start, b - self._start)
         device = _tree.leaves(data.inputs)[0].device
@@ -140,9 +140,9 @@ class Sheltered:
 
 
 def sheltered(time: Timeline, window: Window, resets: Callable[[Tensor], bool]) -> Timeline | Sheltered:
-    """The timeline as a window sees it: itself, unless a mask leaves a row with dead steps.
+    """The timeline as a window sees it: the timeline itself, unless a mask gives a row dead steps.
 
-    resets: whether the rows of a table of dead steps can be reset, as an initial state and the rows' axis are known.
+    resets: whether single dead rows can be reset, since an initial state and the rows' axis are known.
     """
     starts, mask = time.rows(window.start, window.stop)
     if mask is None:
@@ -153,7 +153,7 @@ def sheltered(time: Timeline, window: Window, resets: Callable[[Tensor], bool]) 
 
 
 def check_fits(mask: Tensor, values: Tensor) -> Tensor:
-    """A mask whose axes lead those of the losses."""
+    """Raise unless the mask's axes are the first ones of the losses."""
     if values.shape[: mask.dim()] != mask.shape:
         raise ValueError(
             f"mask covers {shape(mask)}, but the losses have shape {shape(values)}: return losses by step and row, "

@@ -24,7 +24,7 @@ from bptt._tree import Tree
 class Meter:
     """Bytes held for a backward pass: storages that autograd saved, each once, and stored states and cotangents.
 
-    Parameters, buffers, the stream's own chunks and the gradients don't count. What is saved is seen as it is saved,
+    Parameters, buffers, the stream's own chunks and the gradients don't count. Tensors are counted as they are saved,
     since the graph of many steps can't be walked from Python: freeing the objects of a long chain recurses.
     """
 
@@ -64,7 +64,7 @@ class Meter:
         return tape, saved
 
     def held(self, segment: Segment, begin: Tree, size: int, key: Any = None) -> int:
-        """The bytes of `tape`, to keep within a budget of `size` bytes; ValueError where they can't be seen."""
+        """The bytes of `tape`, to keep within a budget of `size` bytes; raises ValueError if they can't be seen."""
         saved = self.tape(segment, begin, key)[1]
         if math.isnan(saved):
             raise ValueError(
@@ -74,7 +74,7 @@ class Meter:
         return int(saved)
 
     def _watched(self, segment: Segment, begin: Tree) -> "tuple[Tape, Seen] | None":
-        """A tape and what it saved; None where that is refused: then all is as before, and nothing watched again."""
+        """A tape and what it saved; None if watching is refused: all is then as before, and isn't watched again."""
         seen, before = Seen(), dict(vars(segment))
         put_back = None if self._proven else _remembered(self._modules, begin, segment)
         try:
@@ -94,7 +94,7 @@ class Meter:
 
 
 class _Line:
-    """Bytes by length: as measured, and between two lengths where a third has shown that they lie on a line."""
+    """Bytes by length: as measured, or between two lengths if a third has shown that they lie on a line."""
 
     def __init__(self) -> None:
         self._points: dict[int, int] = {}
@@ -123,7 +123,7 @@ class Seen:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Note every storage that is saved in the block, in forward alone."""
+        """Note every storage that the forward pass saves in the block."""
         outer = _torch.saved_tensors_hooks()  # hooks don't stack by themselves
         pack_outer, unpack_outer = outer or (None, _unpacked)
         storages = self.storages
@@ -142,7 +142,7 @@ class Seen:
             # never the tensor itself, which would tie a cycle through its own graph
             return (tensor.detach(), _torch.version(tensor)) if pack_outer is None else pack_outer(tensor)
 
-        _torch.skip_compiling(pack, _storages, _unpacked)  # else a compiled model has the hook compiled too
+        _torch.skip_compiling(pack, _storages, _unpacked)  # otherwise a compiled model would have the hook compiled too
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack_outer):
             yield
 
@@ -171,13 +171,13 @@ def _storages(tensor: Tensor) -> dict[int, int]:
 
 
 def _refuses_hooks(error: BaseException) -> bool:
-    """Whether this is what torch.func.grad and its like say where hooks on saved tensors are set."""
+    """Whether this is the error of torch.func.grad and its like where hooks on saved tensors are set."""
     said = [str(each) for each in (error, error.__cause__) if isinstance(each, RuntimeError)]
     return any("saved tensor" in text and "hooks" in text for text in said)
 
 
 def _remembered(modules: Iterable[Any], begin: Tree, segment: Segment) -> Callable[[], None]:
-    """What puts noise and buffers back to what they are now, after a first attempt that failed."""
+    """A function that restores noise and buffers as they are now, after a first attempt that failed."""
     noise = Noise.now([*_tree.leaves(begin), *_tree.leaves(segment.time.inputs_at(segment.start))])
     own = [(m, name, b, _torch.version(b), b.clone()) for model in modules for m, name, b in buffers_of(model)]
 
@@ -199,7 +199,7 @@ CALL = 16
 class Budget:
     """`memory="512MiB"`: plans by what was measured, and measures what it plans before it runs.
 
-    beside: bytes of it that are held beside windows, for what is carried from one to the next.
+    beside: the bytes of the budget that are held beside windows, for what is carried from one to the next.
     """
 
     def __init__(self, size: int, meter: Meter) -> None:
@@ -208,7 +208,7 @@ class Budget:
         self._plans: dict[tuple[int, str], Checkpoints] = {}
 
     def state(self) -> dict[str, Any]:
-        """What was measured and planned, as lists and numbers: a run that goes on plans as this one would."""
+        """What was measured and planned, as lists and numbers: a resumed run plans as this one would."""
         plans = [[*key, plan.slots, plan.segment] for key, plan in self._plans.items()]
         return {"plans": plans, "saved": {key: saved.state() for key, saved in self._saved.items()}}
 
@@ -218,7 +218,7 @@ class Budget:
         self._saved = {key: _Saved(*values) for key, values in state["saved"].items()}
 
     def plan(self, span: Span) -> Checkpoints:
-        """The checkpoints for a window; BudgetError where this budget is too small."""
+        """The checkpoints for a window; raises BudgetError if this budget is too small."""
         try:
             return self._within(span, self.size - self.beside)
         except BudgetError as error:
@@ -232,7 +232,7 @@ class Budget:
             ) from None
 
     def _within(self, span: Span, size: int) -> Checkpoints:
-        """The checkpoints by which a window takes at most so many bytes."""
+        """The checkpoints by which a window takes at most that many bytes."""
         probe = WindowProbe(span, self._meter, size)
         key = (probe.steps, probe.shapes)
         if not probe.cuts and key in self._plans:
@@ -243,7 +243,7 @@ class Budget:
             chosen = cheapest(probe, size, saved)
             while saved.correct(probe, chosen.segment):
                 chosen = cheapest(probe, size, saved)
-        if not probe.cuts:  # where calls are cut differs from window to window
+        if not probe.cuts:  # calls are cut at different places in each window
             self._plans[key] = chosen
         return chosen
 
@@ -252,7 +252,7 @@ class _Saved:
     """Bytes that a tape saves, by its steps and joints: measured points, straight lines between and beyond them.
 
     Affine in the steps for most models; kernels that change with the length bend the line, so lengths double until
-    the budget is reached. Cuts between calls and resets count beside, each as the dearest one seen.
+    the budget is reached. Cuts between calls and resets are added, each at the highest cost seen.
     """
 
     def __init__(self, points: Any = (), by_cut: float = 0.0, by_reset: float = 0.0, known: Any = ()) -> None:
@@ -261,7 +261,7 @@ class _Saved:
         self._known: set[tuple[int, int, int]] = {(steps, cuts, resets) for steps, cuts, resets in known}
 
     def state(self) -> list[Any]:
-        """What it is made of again."""
+        """What it can be made from again."""
         return [[list(point) for point in self._points.items()], self._by_cut, self._by_reset, sorted(self._known)]
 
     def __call__(self, steps: int, cuts: int, resets: int) -> float:
@@ -277,7 +277,7 @@ class _Saved:
         return max(self._points[n] + max(slope, 0) * (steps - n), 0)
 
     def measure(self, probe: "WindowProbe", size: int) -> None:
-        """One step, then twice as many as long as they promise to fit; two steps in two calls; a step that resets."""
+        """Measure one step, and twice as many while they promise to fit; two steps in two calls; one that resets."""
         if not self._points:
             self._points[1] = self._by_cut = probe.saved(0, 1, [])
         if probe.resets and not self._by_reset:
@@ -290,7 +290,7 @@ class _Saved:
                 self._by_cut = max(0, probe.saved(0, n, [probe.span.window.start + 1]) - self._points[n])
 
     def correct(self, probe: "WindowProbe", segment: int) -> bool:
-        """Measure the segments of a plan that are of a new kind; whether one saves more than was thought."""
+        """Measure the segments of a plan that are of a new kind; return whether one saves more than was expected."""
         for number, cuts, resets in probe.kinds(segment):
             start, stop = number * segment, min((number + 1) * segment, probe.steps)
             kind = (stop - start, cuts, resets)
@@ -311,7 +311,7 @@ class _Saved:
 
 @dataclass(frozen=True)
 class WindowProbe:
-    """Tapes made only to be measured, of pieces of a window, from a state of the right shapes."""
+    """Tapes of pieces of a window, made only to be measured, from a state of the right shapes."""
 
     span: Span
     meter: Meter
@@ -333,7 +333,7 @@ class WindowProbe:
 
     @property
     def states(self) -> int:
-        """Bytes beside slots and saved tensors: the states worked from, last, and next window's, two cotangents."""
+        """Bytes beside slots and saved tensors: three states (working, last, next window's) and two cotangents."""
         return 5 * _tree.nbytes(self.span.like)
 
     @cached_property
@@ -359,7 +359,7 @@ class WindowProbe:
 
 
 def cheapest(probe: WindowProbe, size: int, saved: Callable[[int, int, int], float]) -> Checkpoints:
-    """Among segment lengths a tenth apart, the one that fits with the fewest steps and calls run.
+    """Among segment lengths a tenth apart, the one that fits and runs the fewest steps and calls.
 
     saved: bytes of a tape by its steps, cuts and resets.
     """

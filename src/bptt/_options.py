@@ -1,4 +1,4 @@
-"""What a call is given beside the stream and the strategy, checked once, and where each window starts by it."""
+"""What a call is given beside the stream and the strategy, checked once, and the state that each window starts from."""
 
 import math
 import sys
@@ -60,7 +60,7 @@ class Options:
         scale: Any = 1.0,
         group: Any = None,
     ) -> "Options":
-        """As they are passed; ValueError or TypeError, which name the argument, for what can't be."""
+        """Check the arguments as they are passed; raises ValueError or TypeError, which name the argument."""
         _recurrence.check_model(model, time_dim)
         by_window = isinstance(loss, PerWindow)
         if not by_window:
@@ -94,7 +94,7 @@ class Options:
 
     @classmethod
     def ungraphed(cls, model: Recurrence, loss: Loss, state: Tree, **options: Any) -> "Options":
-        """Those of `unroll`: a gradient is possible, and no state carries a graph."""
+        """The options of `unroll`: a gradient is possible, and no state carries a graph."""
         check_gradient_possible()
         _tree.check_no_graph(state, "state")
         if not callable(options["initial_state"]):
@@ -102,13 +102,13 @@ class Options:
         return cls.of(model, loss, state, **options)
 
     def span(self, time: Timeline | Sheltered, window: Window, carried: Tree) -> Span:
-        """A window in its place. carried: the state before it, None for the initial one."""
+        """The window in its place. carried: the state before it, None for the initial one."""
         initial = self._initial(time, window, carried)
         begin = _tree.detach(initial.value) if carried is None and initial else carried
         return Span(self.problem, time, window, _tree.detach(begin) if carried is self.state else begin, initial)
 
     def sheltered(self, time: Timeline, window: Window, carried: Tree) -> Timeline | Sheltered:
-        """The timeline as a window sees it, what a mask leaves out made harmless."""
+        """The timeline as a window sees it, where what a mask leaves out can do no harm."""
         p = self.problem
         if not time.masked(window.start, window.stop):
             return time
@@ -164,7 +164,7 @@ class Options:
         return draw
 
     def _rows(self, time: Timeline) -> int:
-        """How many rows cut on their own: those of the state, or of the inputs where the layer says how they lie."""
+        """How many rows are cut on their own: those of the state, or of the inputs if the layer says where they are."""
         p, carried = self.problem, self.state
         inputs = time.inputs_at(0)
         if p.from_none and carried is None:
@@ -179,10 +179,10 @@ class Options:
 
 
 def checked_strategy(value: Any, reduction: str, by_window: bool = False) -> Any:
-    """A strategy: one whose mean has a divisor where that is asked for, and with fixed windows for `per_window`."""
+    """Raise unless it is a strategy, with a divisor where "mean" is asked for, and fixed windows for `per_window`."""
     if isinstance(value, type) or not callable(getattr(value, "windows", None)):
         such = "bptt.TruncatedBPTT(k1=20)" if not isinstance(value, type) else f"{value.__name__}(...)"
-        raise TypeError(f"strategy={value!r} is no strategy: pass a value such as {such}.")
+        raise TypeError(f"strategy={value!r} isn't a strategy: pass a value such as {such}.")
     if by_window:
         _check_fixed(value)
     elif reduction == "mean" and getattr(value, "lengths_known", True):
@@ -191,7 +191,7 @@ def checked_strategy(value: Any, reduction: str, by_window: bool = False) -> Any
 
 
 def _check_fixed(strategy: Any) -> None:
-    """Windows that follow from the stream alone: a loss over a window is another loss over another window."""
+    """Raise unless windows follow from the stream alone: a loss over a different window is a different loss."""
 
     def draw(each_row: bool = False) -> Any:
         raise _Drawn
@@ -204,7 +204,7 @@ def _check_fixed(strategy: Any) -> None:
     if not fixed:
         raise ValueError(
             f"strategy={strategy!r} sets its windows at random or as it goes, so that a loss by per_window would be "
-            f"another objective each time: use bptt.FullBPTT() or bptt.TruncatedBPTT(k1, k2)."
+            f"a different objective each time: use bptt.FullBPTT() or bptt.TruncatedBPTT(k1, k2)."
         )
 
 
@@ -213,19 +213,19 @@ class _Drawn(Exception):
 
 
 def _check_reduction(value: Any) -> None:
-    """ "mean", "sum" or "valid"."""
+    """Raise unless it is "mean", "sum" or "valid"."""
     if value not in ("mean", "sum", "valid"):
         raise ValueError(f'reduction={value!r}: use "mean", "sum" or "valid".')
 
 
 def _check_clip(value: Any) -> None:
-    """A positive number or None."""
+    """Raise unless it is a positive number or None."""
     if value is not None and not (isinstance(value, int | float) and 0 < value <= sys.float_info.max):
         raise ValueError(f"clip_cotangent={value!r} must be a positive number, or None for no clipping.")
 
 
 def _check_scale(value: Any) -> None:
-    """A finite number above 0, a 0-d tensor, or a function of a tensor."""
+    """Raise unless it is a finite number above 0, a 0-d tensor, or a function of a tensor."""
     fine = callable(value) if not isinstance(value, Tensor) else value.dim() == 0
     if isinstance(value, Tensor) and value.device.type == "cpu" and fine:  # elsewhere a look would wait for the device
         fine = not value.is_complex() and 0 < value.item() < math.inf
@@ -234,7 +234,7 @@ def _check_scale(value: Any) -> None:
 
 
 def checked_params(values: Iterable[Tensor] | None) -> list[Tensor] | None:
-    """Tensors that require a gradient."""
+    """Raise unless it holds tensors that require a gradient."""
     if values is None:
         return None
     if isinstance(values, Tensor) or not isinstance(values, Iterable):
@@ -247,11 +247,11 @@ def checked_params(values: Iterable[Tensor] | None) -> list[Tensor] | None:
         raise ValueError("params= is empty: leave it out to give a gradient to all leaves.")
     for i, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor) or not tensor.requires_grad:
-            raise ValueError(f"params=: entry {i} is no tensor that requires a gradient.")
+            raise ValueError(f"params=: entry {i} isn't a tensor that requires a gradient.")
     return tensors
 
 
 def check_generator(value: Any) -> None:
-    """A torch.Generator or None."""
+    """Raise unless it is a torch.Generator or None."""
     if value is not None and not isinstance(value, torch.Generator):
         raise TypeError(f"generator={value!r}: pass a torch.Generator, e.g. torch.Generator().manual_seed(0), or None.")

@@ -1,8 +1,8 @@
-"""What the processes that train one model agree on, so that none goes on alone; silent and free where one runs alone.
+"""What the processes that train one model agree on, so that none continues alone; free of cost in a single process.
 
-A rank is a process of a group of torch.distributed. Every agreement gathers one entry of a few numbers from each
-rank, the same for all kinds, so that a rank that has failed takes part in whichever the others come to next, and all
-raise.
+A rank is a process of a torch.distributed group. Every agreement gathers one entry of a few numbers from each rank, in
+the same form for all kinds of agreement, so that a rank that has failed takes part in whichever one the others come to
+next, and all raise.
 """
 
 import sys
@@ -24,7 +24,7 @@ ENDED, WINDOW, PROBE, FINE, FAILED = range(5)
 
 
 class Entry(NamedTuple):
-    """What a rank says at an agreement; numbers that float64 holds.
+    """What a rank says at an agreement, as numbers that float64 can hold.
 
     kind: one of the five above. start, first, stop: of the window or probe. tail: whether the stream ends at `stop`.
     calls: a digest of how the model is called in the window, where calls communicate.
@@ -58,9 +58,9 @@ class Ranks:
 
     @classmethod
     def of(cls, things: Iterable[Tensor | nn.Module], group: Any) -> "Ranks":
-        """Those of a run.
+        """The ranks of a run.
 
-        things: what model and loss hold or close over, looked at where a group of processes was initialised.
+        things: what model and loss hold or close over, looked at if a group of processes was initialised.
         """
         if not is_running():
             return cls()
@@ -71,7 +71,7 @@ class Ranks:
         return cls(_group_of(wrappers) if group is None else group, wrappers, device)
 
     def check(self, model: Any, params: Any, memory: Any, probes: bool) -> None:
-        """ValueError for a wrapper that this run can't serve.
+        """Raise ValueError for a wrapper that this run can't serve.
 
         params, memory: as in `unroll`. probes: whether the strategy asks for some.
         """
@@ -80,7 +80,7 @@ class Ranks:
             left_out = {id(p) for p in wrapper.parameters() if p.requires_grad} - set(map(id, params or ()))
             if params is not None and (left_out or not isinstance(wrapper, DDP)):
                 raise ValueError(
-                    f"params= can't be with {type(wrapper).__name__}, which averages the gradients of all parameters: "
+                    f"params= can't go with {type(wrapper).__name__}, which averages the gradients of all parameters: "
                     f"leave it out, and freeze what isn't trained with requires_grad_(False) before wrapping."
                 )
             if isinstance(wrapper, DDP) and _torch.joins(wrapper):
@@ -96,13 +96,13 @@ class Ranks:
                 )
 
     def sharded(self) -> bool:
-        """Whether parameters are shards, which they now are again after calls that left them whole."""
+        """Whether parameters are shards; after calls that left them whole, they are shards again."""
         for wrapper in self._sharded:
             cast(Any, wrapper).reshard()
         return bool(self._sharded)
 
     def quiet(self, quiet: bool = True) -> AbstractContextManager[None]:
-        """A block whose backward passes leave gradients to be averaged by one that comes later."""
+        """A block whose backward passes leave gradients to be averaged by a later one."""
         return self._unaveraged() if quiet and self.wrappers and not self.alone else nullcontext()
 
     @contextmanager
@@ -118,14 +118,14 @@ class Ranks:
             yield
 
     def flushes(self, calls: int) -> bool:
-        """Whether a backward pass through so many calls would average gradients other than once, as each call does."""
+        """Whether a backward pass through that many calls, each of which averages, would not average exactly once."""
         return not self.alone and bool(self._sharded) and (self._apart or calls > 1)
 
     @contextmanager
     def gathered(self, probe: bool = False) -> Iterator[None]:
         """A block that calls the model differently from rank to rank, or step by step: shards are kept together for it.
 
-        probe: whether it is the latter; else what the last agreement has shown.
+        probe: whether it calls the model step by step; else the last agreement has shown what applies.
         """
         with ExitStack() as stack:
             for wrapper in self._sharded if (probe or self._apart) and not self.alone else ():
@@ -133,9 +133,9 @@ class Ranks:
             yield
 
     def turn(self, item: Window | Probe | None, tail: bool, even: bool, calls: int) -> bool:
-        """Agree on what comes next; False where all streams have ended, ValueError on all ranks where windows differ.
+        """Agree on what comes next: False if all streams have ended; ValueError on all ranks if windows differ.
 
-        item: this rank's, None where its stream has ended. tail: whether the stream ends with it. even: whether streams
+        item: this rank's, None if its stream has ended. tail: whether the stream ends with it. even: whether streams
         must be equally long. calls: how the model is called, as in `Entry`.
         """
         if item is None:
@@ -162,7 +162,7 @@ class Ranks:
         return True
 
     def settle(self, error: Exception | None = None) -> None:
-        """Go on together, or raise on all ranks what the first of them has met."""
+        """Continue together, or raise on all ranks the error that the first of them has met."""
         if error is None:
             self._agreed(Entry(FINE))
         elif self.alone:
@@ -173,7 +173,7 @@ class Ranks:
 
     @contextmanager
     def telling(self) -> Iterator[None]:
-        """A block whose errors the others are told of, at the agreement that they come to next."""
+        """A block whose errors the other ranks learn of at the next agreement that they come to."""
         try:
             yield
         except StopIteration:
@@ -190,7 +190,7 @@ class Ranks:
         return all(entry.value for entry in self._agreed(Entry(FINE, value=float(fine))))
 
     def found(self, error: NonFiniteGradientError, known: bool) -> NoReturn:
-        """Raise that of the first rank that knows the step, on all ranks, each of which has looked for it."""
+        """Raise on all ranks the error of the first one that knows the step; each rank has looked for it."""
         if self.alone:
             raise error
         told = self._objects((known, str(error), error.step))
@@ -213,14 +213,14 @@ class Ranks:
         return [part.reshape(value.shape) for part, value in zip(parts, values, strict=True)]
 
     def pooled(self, total: Tensor, valid: Any, rows: int) -> tuple[Tensor, Tensor]:
-        """Summed losses and weights, both averaged over rows, as those of one process with the rows of all ranks."""
+        """Summed losses and weights, both averaged over rows, as if one process had the rows of all ranks."""
         self.settle()
         given = torch.tensor([float(total) * rows, float(valid) * rows, rows], dtype=torch.float64)
         total_of_all, valid_of_all, count = self.means([given.to(self._device)])[0]
         return (total_of_all / count).to(total), (valid_of_all / count).to(total)
 
     def check_averaged(self) -> None:
-        """ValueError where DDP still waits for gradients of this window."""
+        """Raise ValueError if DDP still waits for gradients of this window."""
         for wrapper in self.wrappers if not self.alone else ():
             if isinstance(wrapper, DDP) and not _torch.is_reduced(wrapper):
                 raise ValueError(
@@ -251,7 +251,7 @@ class Ranks:
         return found
 
     def _blamed(self, error: Exception | None) -> Exception:
-        """What to raise here, where this rank has met `error` or another one has met something."""
+        """What to raise here, if this rank has met `error` or another rank has met one."""
         step = error.step if isinstance(error, NonFiniteError) else None
         told = self._objects(None if error is None else (type(error).__name__, str(error), step))
         rank, (kind, message, step) = next((rank, each) for rank, each in enumerate(told) if each is not None)
@@ -271,7 +271,7 @@ class Ranks:
         )
 
     def _fail(self, message: str) -> NoReturn:
-        """The same error on all ranks, which know of it."""
+        """An error that all ranks raise, since all of them know of it."""
         self._known = ValueError(message)
         raise self._known
 
@@ -307,7 +307,7 @@ def _broadcasts(wrapper: nn.Module) -> bool:
 
 
 def _group_of(wrappers: list[nn.Module]) -> Any:
-    """The processes that a wrapper averages over; all there are where it spreads them over several axes."""
+    """The processes that a wrapper averages over; all processes if it spreads them over several axes."""
     for wrapper in wrappers:
         if isinstance(wrapper, DDP):
             return wrapper.process_group
@@ -319,7 +319,7 @@ def _group_of(wrappers: list[nn.Module]) -> Any:
 
 
 def check_group(value: Any) -> None:
-    """A process group that this process belongs to, or None."""
+    """Raise unless it is a process group that this process belongs to, or None."""
     if value is None or (dist.is_available() and isinstance(value, dist.ProcessGroup)):
         return
     if is_running() and value is dist.GroupMember.NON_GROUP_MEMBER:

@@ -17,10 +17,11 @@ from bptt._tree import Tree, check_tensors, conformed, shape, shapes
 Recurrence = Callable[..., tuple[Tree, Tree]]
 """`(inputs, state) -> (outputs, state)`, inputs and outputs with time as an axis: `torch.nn.LSTM`, or any like it.
 
-A recurrence whose call names these keywords gets them, so that it need not be called in pieces:
-is_start: bool (T, B) or (T,): rows to set to zeros before that step (only where no `initial_state=` is given);
-cotangent_weight: (T,) or (T, B): entry t multiplies the cotangent that comes to s_t from step t+1, the last entry that
-of the returned state, and never that of the outputs: w_{t+1} of equation (1), the boundary after step t.
+A recurrence whose call has these keywords gets them, so that it need not be called in pieces:
+is_start: bool (T, B) or (T,): rows to set to zeros before that step (only if no `initial_state=` is given);
+cotangent_weight: (T,) or (T, B): entry t is w_{t+1} of equation (1), the weight of the boundary after step t: it
+multiplies the cotangent that reaches s_t from step t+1, for the last entry that of the returned state, but never that
+of the outputs.
 """
 
 
@@ -40,7 +41,7 @@ class Scan(nn.Module):
 
 
 def _cell(cell: Recurrence) -> Recurrence:
-    """The step of one of torch.nn's cells: they return the state alone, whose h is the output."""
+    """The step of one of torch.nn's cells, which return the state alone; its h is the output."""
 
     def step(x: Tensor, carried: Tree) -> tuple[Tensor, Tree]:
         after = cell(x, carried)
@@ -62,12 +63,12 @@ def scan(step: Recurrence, time_dim: int = 0) -> Recurrence:
 
         y_t, s_t = step(x_t, s_{t-1}),  t = 0 .. T-1                                      (1)
 
-    step: a function, or a module: then the result is a module too, so that its parameters are seen. torch.nn's cells,
-        which return their state alone, are steps as well: `nn.LSTMCell` with states (h, c) and h as its output.
+    step: a function, or a module; for a module the result is a module too, so that its parameters are seen. torch.nn's
+        cells, which return their state alone, are steps as well: `nn.LSTMCell` with states (h, c) and h as its output.
     time_dim: the time axis of inputs and outputs, as in `unroll`.
 
     Returns `(inputs, state) -> (outputs, state)`; inputs and outputs are pytrees of tensors (T, ...).
-    Cost: one call of `step` a step.
+    Cost: one call of `step` per time step.
 
     >>> import bptt, torch
     >>> decay = bptt.scan(lambda x, s: (0.5 * s + x, 0.5 * s + x))
@@ -105,7 +106,7 @@ def _scan(step: Recurrence, inputs: Tree, carried: Tree, time_dim: int) -> tuple
 
 
 def starts_itself(model: Recurrence) -> bool:
-    """Whether it makes its first state of None: what stands in the state's place is None by default."""
+    """Whether it makes its first state from None: its parameter for the state is None by default."""
     inner = unwrapped(model)
     step = getattr(inner, "step", inner) if isinstance(inner, Scan | types.FunctionType) else inner
     try:
@@ -116,7 +117,7 @@ def starts_itself(model: Recurrence) -> bool:
 
 
 def accepts(model: Recurrence, keyword: str) -> bool:
-    """Whether the recurrence's call names `keyword`: native support of `is_start` or `cotangent_weight`."""
+    """Whether the recurrence's call has `keyword`: native support of `is_start` or `cotangent_weight`."""
     inner = unwrapped(model)
     try:
         parameters = inspect.signature(inner.forward if isinstance(inner, nn.Module) else inner).parameters
@@ -128,7 +129,7 @@ def accepts(model: Recurrence, keyword: str) -> bool:
 def default_batch_dim(model: Recurrence) -> int | None:
     """The axis of the rows in the state of a layer that has default zeros; None for any other recurrence.
 
-    Such layers are torch.nn's, with 1, and modules that name theirs: `zero_state(inputs)` and `state_batch_dim`.
+    Such layers are torch.nn's, where it is 1, and modules with `zero_state(inputs)` and `state_batch_dim`.
     """
     layer = unwrapped(model)
     return (
@@ -141,7 +142,7 @@ def _makes_zeros(layer: Any) -> bool:
 
 
 def zero_state(model: Recurrence, inputs: Tree, time_dim: int) -> Tree:
-    """The zeros that a layer starts from, or None for a recurrence without default.
+    """The zeros that a layer starts from, or None for a recurrence without a default.
 
     inputs: (T, B, I), or (B, T, I) under time_dim=1, or (T, I) unbatched. For torch.nn the state is (layers, B, H),
     for an LSTM a pair of such tensors, in the dtype of the inputs.
@@ -158,7 +159,7 @@ def zero_state(model: Recurrence, inputs: Tree, time_dim: int) -> Tree:
 
 
 def takes(function: Any, count: int) -> bool:
-    """Whether a call with so many positional arguments fits; True where the signature can't be known."""
+    """Whether a call with that many positional arguments fits; True if the signature can't be known."""
     try:
         signature = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
     except (TypeError, ValueError):  # a builtin has none
@@ -171,7 +172,7 @@ def takes(function: Any, count: int) -> bool:
 
 
 def check_model(value: Any, time_dim: Any) -> None:
-    """A recurrence whose time axis is the one declared, and that doesn't read the future."""
+    """Raise unless it is a recurrence whose time axis is the declared one, and that doesn't read the future."""
     if isinstance(value, type) and issubclass(value, nn.Module):
         raise TypeError(f"model={value.__name__} is a class: pass an instance of it.")
     _errors.check_callable(value, "model")
@@ -203,7 +204,7 @@ def check_model(value: Any, time_dim: Any) -> None:
 
 
 def no_state(function: Any) -> NoReturn:
-    """Neither a state nor a default."""
+    """Raise since there is neither a state nor a default."""
     raise ValueError(
         f"state=None, and {named(function)} has no default state: pass state= or initial_state= (a pytree of tensors, "
         f"or a function that returns one). Only torch.nn's recurrent layers start from zeros by themselves, and "
@@ -212,7 +213,7 @@ def no_state(function: Any) -> NoReturn:
 
 
 def no_initial_state(function: Any) -> NoReturn:
-    """A reset, and nothing to reset to."""
+    """Raise since there is a reset, and nothing to reset to."""
     raise ValueError(
         f"is_start resets a row, but {named(function)} has no default state to return to: pass initial_state=, a "
         f"pytree of tensors or a function that returns one."
@@ -245,7 +246,7 @@ def called(function: Any, inputs: Tree, carried: Tree, keywords: dict[str, Any],
 
 
 def _returned(after: Tree, carried: Tree, name: str) -> Tree:
-    """The state in the structure that was given, and what containers note of themselves told where that differs."""
+    """The state in the structure that was given; errors say what containers note of themselves where that differs."""
     try:
         return conformed(after, carried, name, "the one it was given")
     except ValueError as error:
@@ -281,7 +282,7 @@ def _rows_fit(inputs: Tree, carried: Tree, a: int, b: int, error: RuntimeError) 
 
 
 def _pair(result: Any, who: str) -> tuple[Any, Any]:
-    """A result that is (outputs, state)."""
+    """Raise unless the result is (outputs, state)."""
     if not isinstance(result, tuple) or len(result) != 2:
         got = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
         raise TypeError(f"{who} must return a pair (outputs, state), not {got}.")
@@ -289,7 +290,7 @@ def _pair(result: Any, who: str) -> tuple[Any, Any]:
 
 
 def check_outputs(tree: Tree, steps: int, time_dim: int) -> None:
-    """Outputs with as many steps as the inputs."""
+    """Raise unless the outputs have as many steps as the inputs."""
     if isinstance(tree, Tensor) and tree.dim() > time_dim and tree.shape[time_dim] == steps:
         return
     check_tensors(tree, "outputs")
@@ -301,7 +302,7 @@ def check_outputs(tree: Tree, steps: int, time_dim: int) -> None:
 
 
 def check_state(carried: Tree, zeros: Tree) -> None:
-    """A state of the shapes that a torch.nn layer expects for its inputs; nothing is known of other models (None)."""
+    """Raise unless the state has the shapes that a torch.nn layer expects for its inputs; other models aren't known."""
     if zeros is None:
         return
     conformed(carried, zeros, "state", "what the layer takes")
@@ -316,7 +317,7 @@ def check_state(carried: Tree, zeros: Tree) -> None:
 
 
 def _check_steps(columns: list[Tensor], time_dim: int) -> None:
-    """Inputs of `scan` with one number of steps, at least one."""
+    """The number of steps, at least one, that all inputs of `scan` have."""
     if bad := [leaf for leaf in columns if not isinstance(leaf, Tensor) or leaf.dim() <= time_dim]:
         got = shape(bad[0]) if isinstance(bad[0], Tensor) else type(bad[0]).__name__
         raise ValueError(f"scan: inputs must be tensors with time at axis {time_dim}, not {got}.")
@@ -326,7 +327,7 @@ def _check_steps(columns: list[Tensor], time_dim: int) -> None:
 
 
 def _step_returns(after: Any, carried: Tree, step: Any) -> Tree:
-    """A step's state in the structure that it was given."""
+    """A step's state, in the structure that was passed to the step."""
     if _tree.alike(after, carried):
         return after
     _tree.check_tensors(after, "the state that the step returns")
@@ -342,7 +343,7 @@ _TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
 def explain(error: Exception, who: str, given: dict[str, Tree], hint: str = "") -> NoReturn:
-    """Raise `error` again: one of torch as a `CallError` that names `given`, one of the user's own with a note."""
+    """Raise `error` again: torch's errors as a `CallError` that names `given`, the user's own with a note."""
     told = f"{who} on " + ", ".join(f"{name} {shapes(tree)}" for name, tree in given.items())
     if not _of_torch(error):
         error.add_note(f"bptt: {told}.")
@@ -352,7 +353,7 @@ def explain(error: Exception, who: str, given: dict[str, Tree], hint: str = "") 
 
 
 def _of_torch(error: Exception) -> bool:
-    """Whether this is what torch says of shapes, dtypes, devices and layouts that don't go together."""
+    """Whether this is torch's error for shapes, dtypes, devices and layouts that don't go together."""
     if type(error) is RuntimeError:
         return "memory" not in str(error)  # torch has no type of its own for the CPU's
     if type(error) not in (IndexError, NotImplementedError, AttributeError, TypeError, ValueError, AssertionError):

@@ -1,4 +1,4 @@
-"""What the three calls give: one update per window, or an evaluation."""
+"""What the calls return: one update per window, or an evaluation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,19 +14,19 @@ from bptt._tree import Tree, map_leaves
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """What a window gave, its gradient being in `.grad`; nothing of it holds a graph. Equal to itself alone.
+    """What a window gave, besides its gradient in `.grad`; nothing in it holds a graph. It equals itself alone.
 
     t0, t1: the losses are those of steps t0 .. t1-1 since the stream's start. start: first step of the graph.
-    loss: 0-d tensor, the sum over steps of the losses, weighed, averaged over all other axes. mean_loss: that by valid
-        step, or by summed weight; 0 where none is valid.
-    steps: t1 - t0. state: pytree, detached, after step t1-1: where to go on from. A copy, made when first asked for:
-        changing it doesn't change the run.
+    loss: 0-d tensor, the sum over steps of the weighted losses, averaged over all other axes. mean_loss: `loss` divided
+        by the number of valid steps, or by the summed weight; 0 if no step is valid.
+    steps: t1 - t0. state: pytree, detached, after step t1-1: where to continue from. It is a copy, made when first
+        asked for: changing it doesn't change the run.
     cotangent_norm: 0-d tensor, the 2-norm of ∂L/∂(state before `start`), in the units of the gradient without `scale`.
     aux: what the loss returned beside the losses, joined over the steps, or None.
     forward_steps: steps of the recurrence that were run, replays included.
-    memory_bytes: the most bytes that saved tensors, stored states and cotangents took at once; NaN where model or loss
-        call torch.func's transforms, which don't let anyone see what is saved.
-    decision: what a strategy that decides on lengths decided here, or None.
+    memory_bytes: the most bytes that saved tensors, stored states and cotangents took at once; NaN if model or loss
+        call torch.func's transforms, which hide what is saved.
+    decision: what a strategy that decides on lengths decided for this window, or None.
     """
 
     t0: int
@@ -54,7 +54,7 @@ class Update:
 
     @cached_property
     def mean_loss(self) -> Tensor:
-        """`loss` by valid step."""
+        """`loss` per valid step."""
         return mean(self.loss, self._valid)
 
     @cached_property
@@ -75,7 +75,7 @@ class Evaluation:
 
 
 class Sum:
-    """A sum of many 0-d tensors in a few: each block that fills is summed and put into the next one."""
+    """A sum of many 0-d tensors that keeps only a few: each block that fills is summed and put into the next one."""
 
     def __init__(self) -> None:
         self._blocks: list[list[Tensor]] = [[]]
@@ -92,12 +92,12 @@ class Sum:
             level += 1
 
     def total(self) -> Tensor:
-        """The sum so far of one term or more."""
+        """The sum of the terms so far, of which there is at least one."""
         return torch.stack([value for block in self._blocks for value in block]).sum()
 
 
 def mean(total: Tensor, valid: Any) -> Tensor:
-    """`total` by valid step; 0 where no step is valid."""
+    """`total` per valid step; 0 if no step is valid."""
     if isinstance(valid, Tensor):
         return torch.where(valid > 0, total / valid, torch.zeros_like(total))
     return total / valid

@@ -1,4 +1,4 @@
-"""The iterator that `unroll` gives, which can be saved between two updates and go on in another process."""
+"""The iterator that `unroll` returns, which can be saved between two updates and resumed in another process."""
 
 import copy
 import re
@@ -20,20 +20,22 @@ FORMAT = 1
 
 
 class Updates(Iterator[Update]):
-    """What `unroll` returns: an iterator over updates, with PyTorch's protocol for what is saved and loaded.
+    """What `unroll` returns: an iterator over updates, with PyTorch's protocol for saving and loading.
 
     state_dict() is valid between two updates, before the first and after the last. It holds plain data and small
-    tensors, which `torch.save`, torch.distributed.checkpoint and, taken apart, safetensors take: the step, the state
-    that the next window starts from (with k1 < k2 that is not `Update.state`), the strategy's progress, what is carried
-    of ∂s/∂θ, what a budget has measured, the state of `generator` (or of torch's default one for the CPU, which is set
-    again on loading), the stream's place, and what must be the same in the run that goes on: strategy, reduction, rows.
+    tensors, which `torch.save`, torch.distributed.checkpoint and, taken apart, safetensors can store: the step, the
+    state that the next window starts from (with k1 < k2 that isn't `Update.state`), the strategy's progress, what is
+    carried of ∂s/∂θ, what a budget has measured, the state of `generator` (or of torch's default one for the CPU, which
+    is set again on loading), the stream's place, and what must be the same in the resumed run: strategy, reduction,
+    rows.
 
-    load_state_dict(state) makes a new iterator, not yet begun, go on after the saved update, to the bit where the model
-    computes the same. Call it with the parameters, the optimiser and noise that isn't ours (a GPU's, NumPy's) loaded by
-    yourself. The stream: one with `state_dict` and `load_state_dict` of its own, such as torchdata's
-    StatefulDataLoader, goes to the chunk that holds the next window's first step; any other is read again from its
-    start and skipped up to there, so pass it from its start.
-    Raises ValueError for a state that isn't one, or of another run, naming what differs; and in a run that has begun.
+    load_state_dict(state) makes a new iterator, not yet begun, continue after the saved update, with the same bits if
+    the model computes the same. Before it, load the parameters, the optimiser and the noise that isn't ours (a GPU's,
+    NumPy's) yourself. A stream with `state_dict` and `load_state_dict` of its own, such as torchdata's
+    StatefulDataLoader, goes to the chunk that holds the next window's first step; any other stream is read again from
+    its start and skipped up to there, so pass it from its start.
+    Raises ValueError for anything but such a state, for a state of a different run, naming what differs, and in a run
+    that has begun.
     """
 
     def __init__(self, run: Run, strategy: Strategy) -> None:
@@ -73,13 +75,13 @@ class Updates(Iterator[Update]):
         return torch.get_rng_state() if generator is None else generator.get_state()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run stands, to go on from."""
+        """Where the run stands, to continue from."""
         if self._pending is not None:
             return copy.deepcopy(self._pending)
         progress, options = self._progress, self._run.options
         if progress.strategy is None and self._made:
             raise ValueError(
-                f"{self._strategy!r} gives no progress with its windows, so the run can't go on after this one: see "
+                f"{self._strategy!r} gives no progress with its windows, so the run can't continue after this one: see "
                 f"Window.progress."
             )
         carried = None if progress.step == 0 else _tree.map_leaves(torch.clone, _tree.bare(progress.carried))
@@ -96,7 +98,7 @@ class Updates(Iterator[Update]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from there."""
         if self._updates is not None or self._pending is not None:
             raise ValueError("load_state_dict: this run has begun already; call unroll again and load before the loop.")
         _check(state, {"strategy": _described(self._strategy), "reduction": self._run.options.reduction})
@@ -127,7 +129,7 @@ class Updates(Iterator[Update]):
         self._progress, self._pending = Progress(step, carried, state["strategy"], influence), None
 
     def _shaped(self, carried: Tree, step: int) -> Tree:
-        """The saved state on the device and in the containers of one that the model starts from, if that is known."""
+        """The saved state, on the device and in the containers of the state that the model starts from, if known."""
         options = self._run.options
         p, inputs = options.problem, self._run.time.inputs_at(step)
         like = options.state
@@ -148,12 +150,12 @@ class Updates(Iterator[Update]):
 
 
 def _described(strategy: Strategy) -> str:
-    """A strategy as text that another process writes as well: functions by their names."""
+    """A strategy as a text that is the same in every process: functions by their names."""
     return re.sub(r"<function ([\w.<>]+) at 0x[0-9a-f]+>", r"\1", repr(strategy))
 
 
 def _check(state: Any, run: dict[str, str]) -> None:
-    """A state of `state_dict`, of this format and this run."""
+    """Raise unless it is a state of `state_dict`, of this format and this run."""
     keys = ("step", "carried", "strategy", "generator", "stream", "budget", "run")
     if not isinstance(state, dict) or state.get("format") != FORMAT or not all(key in state for key in keys):
         got = f"format {state['format']}" if isinstance(state, dict) and "format" in state else type(state).__name__

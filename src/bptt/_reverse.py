@@ -33,9 +33,9 @@ from bptt.strategies.windows import Window
 
 
 class Gradients:
-    """The `.grad`s that a window adds to: noted before, looked at after, put back where something isn't finite.
+    """The `.grad`s that a window adds to: noted before, checked after, and restored if something isn't finite.
 
-    watched: False under loss scaling, where overflow is the scaler's to find.
+    watched: False under loss scaling, where the scaler looks for overflow.
     """
 
     def __init__(self, problem: Problem, watched: bool) -> None:
@@ -44,14 +44,14 @@ class Gradients:
 
     @cached_property
     def leaves(self) -> list[Tensor]:
-        """Those that may get a gradient: `params=`, or what model and loss hold or close over."""
+        """The tensors that may get a gradient: `params=`, or what model and loss hold or close over."""
         p = self._problem
         found = in_sight((unwrapped(p.model), p.loss.loss), {}) if p.params is None else p.params
         return [leaf for leaf in found if leaf.is_leaf and leaf.requires_grad]
 
     @contextmanager
     def added(self, still: bool) -> Iterator[None]:
-        """A block that adds to them; `still`: one of several of a window, between which no parameter may change."""
+        """A block that adds to them. still: it is one of a window's several, between which no parameter may change."""
         if self._before is None:
             before = [(p, p.grad) for p in self.leaves]
             self._before = [(p, grad, None if grad is None else grad.clone()) for p, grad in before]
@@ -64,11 +64,11 @@ class Gradients:
             )
 
     def forget(self) -> None:
-        """The next window begins from what there is then."""
+        """Forget what was noted: the next window begins from the gradients that it finds."""
         self._before = None
 
     def put_back(self) -> None:
-        """Everything that was noted as it was."""
+        """Restore everything that was noted."""
         for p, grad, values in self._before or ():
             if grad is not None and values is not None and grad.layout == torch.strided:
                 grad.copy_(values)
@@ -76,7 +76,7 @@ class Gradients:
             p.grad = values
 
     def finite(self) -> bool:
-        """Whether all is finite, judged by one sum first: the second synchronisation of an update."""
+        """Whether all gradients are finite, judged by one sum first: the second synchronisation of an update."""
         if self._before is None:
             return True
         found = [_plain(grad) for p, *_ in self._before if (grad := p.grad) is not None and not grad.is_meta]
@@ -91,14 +91,14 @@ def _plain(grad: Tensor) -> Tensor:
 
 
 def _sum_is_finite(found: list[Tensor]) -> bool:
-    """A sum is finite only where all its terms are; that of finite ones may overflow."""
+    """A sum is finite only if all its terms are, but a sum of finite terms may overflow."""
     sums = [grad.sum() for grad in found]
     device = sums[0].device
     return isfinite(torch.stack([part if part.device == device else part.to(device) for part in sums]).sum().item())
 
 
 class Objective:
-    """A window's loss by `per_window`, taken once on all its outputs; the outputs' cotangents, by step."""
+    """A window's loss by `per_window`, taken once on all its outputs, and the outputs' cotangents, by step."""
 
     def __init__(self, span: Span, outputs: Tree, grad: bool = True) -> None:
         """outputs: of the window's steps with a loss. grad: whether any cotangents are wanted."""
@@ -132,7 +132,7 @@ class Objective:
 
 
 def _looked_ahead(span: Span, segments: list[Segment]) -> Objective:
-    """The objective of a window that is taped in several segments, by a pass without a graph that keeps the outputs."""
+    """The objective of a window of several segments, from a pass without a graph that keeps the outputs."""
     carried, outputs = span.begin, []
     for segment in segments:
         found, _, carried, _ = segment.advance(carried)
@@ -143,7 +143,7 @@ def _looked_ahead(span: Span, segments: list[Segment]) -> Objective:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a window leaves behind: no graph, only values."""
+    """What a window leaves behind: values, without a graph."""
 
     loss: Tensor
     valid: Any
@@ -174,8 +174,8 @@ def run(
     """Add the window's gradient to `.grad`.
 
     factor, divisor: on each step's loss. The losses are checked once, before the last backward call, which is the only
-    one where the window is one segment; `gradients` once, after it. ranks: who must agree on both; a wrapper averages
-    gradients in that call alone. look: called before each segment, see `Guard.look`.
+    one if the window is one segment; `gradients` is checked once, after it. ranks: who must agree on both; a wrapper
+    averages gradients in that call alone. look: called before each segment, see `Guard.look`.
     Cost: the schedule's advances and one forward and backward of every segment.
     """
     window, begin = span.window, span.begin
@@ -245,21 +245,21 @@ def run(
 
 
 def _kind(span: Span, segment: Segment) -> Any:
-    """Equal for windows of one segment whose graphs differ in their length only."""
+    """A key that is equal for windows of one segment whose graphs differ only in length."""
     window = span.window
     masked = isinstance(span.time, Sheltered) or span.time.masked(window.first, window.stop)
     return len(segment.calls), tuple(leaf.shape for leaf in _tree.leaves(span.begin)), masked
 
 
 def _beside(window: Window, like: Tree, states: int, cotangents: int) -> int:
-    """Bytes held beside a graph: stored states, the one to keep inside, the last, and cotangents."""
+    """Bytes held beside a graph: stored states, the one at `keep`, the last one, and cotangents."""
     floating = sum(leaf.nbytes for leaf in _tree.leaves(like) if _tree.carries_cotangent(leaf))
     between = window.start < window.keep < window.stop
     return (states + between + 1) * _tree.nbytes(like) + cotangents * floating
 
 
 def _unfinished(span: Span, length: int) -> tuple[int, Tree, Tree]:
-    """(steps run, state at `keep`, at `stop`) by a pass without a graph where rows are dead there, else Nones."""
+    """(steps run, state at `keep`, at `stop`), by a pass without a graph if rows are dead there; else Nones."""
     if not isinstance(span.time, Sheltered) or not span.time.unfinished:
         return 0, None, None
     span = replace(span, problem=replace(span.problem, clip=None), time=span.time.whole)
@@ -279,10 +279,10 @@ def total_of(found: Sequence[Losses]) -> Tensor:
 def _agreed(
     ranks: Ranks, found: Sequence[Losses], total: Tensor, window: Window, by_window: bool
 ) -> NonFiniteError | None:
-    """The error to raise where a loss of the window isn't finite on some rank: at once, or after a wrapper's backward.
+    """The error to raise if a loss of the window isn't finite on some rank: at once, or after a wrapper's backward.
 
-    found: of consecutive segments, the first of them at `window.first`; `total` is their sum. A wrapper would wait for
-    the backward pass that goes with its forward pass; all ranks then make it.
+    found: the losses of consecutive segments, the first of them at `window.first`; `total` is their sum. A wrapper
+    waits for the backward pass that belongs to its forward pass, so all ranks then make it.
     """
     error = None
     try:
@@ -306,13 +306,13 @@ def refuse(
 ) -> NoReturn:
     """Raise NonFiniteGradientError with the step at which the gradient of a window stops being finite.
 
-    fine: whether it is so on another rank alone.
+    fine: whether this rank's gradient is finite, and only another rank's isn't.
     """
     a, step = span.window.start, None
     if not fine and not ranks.talks:
         with ranks.quiet():
             step = _culprit(span, leaves, factor, objective)
-    where = f"from step {step} on the way back" if step is not None else "though no single step's is not"
+    where = f"from step {step} on the way back" if step is not None else "although that of each single step is"
     error = NonFiniteGradientError(
         f"the gradient of steps {a} to {span.window.stop - 1} isn't finite {where}, though the losses are: no update "
         f"was made from it, and .grad is as before. Look at that step's derivative and at bptt.diagnose.",
@@ -322,7 +322,7 @@ def refuse(
 
 
 def _culprit(span: Span, leaves: list[Tensor], factor: Any, objective: Objective | None) -> int | None:
-    """The first step, going back, whose vjp isn't finite, by calls of one step each; None if those show nothing."""
+    """The first step on the way back whose vjp isn't finite, by calls of one step each; None if these show nothing."""
     problem, steps = span.problem, span.window.stop - span.window.start
     with isolated(problem.model, span.tensors), isolated(problem.loss.loss, []):
         cotangent: list[Tensor | None] | None = None

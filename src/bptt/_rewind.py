@@ -1,4 +1,4 @@
-"""The way back over a window: its segments from the last to the first, each with the state that it begins from."""
+"""Iterate over a window's segments, last first, each with the state before it, recomputed from stored states."""
 
 from collections.abc import Iterator
 
@@ -9,10 +9,10 @@ from bptt._tree import Tree
 
 
 class Rewind:
-    """Iterated over, gives (segment, the state before it), last segment first, under a checkpoint schedule.
+    """An iterable of (segment, the state before it), last segment first, under a checkpoint schedule.
 
-    slots: states kept at once, `begin` included; what lies between is run again.
-    forward_steps: steps that were run on the way, up to now. states: how many are held now.
+    slots: how many states are kept at once, including `begin`; the steps between them are run again.
+    forward_steps: steps that were run so far. states: how many states are held now.
     """
 
     def __init__(self, segments: list[Segment], slots: int, begin: Tree) -> None:
@@ -45,7 +45,7 @@ class Rewind:
 
 
 def _check_unchanged(before: list[int], now: list[int]) -> None:
-    """Stored states that nobody has written to."""
+    """Raise if somebody has written to the stored states."""
     if before != now:
         raise ValueError(
             "the recurrence changes the state it is given in place, which destroys the stored states that memory= "

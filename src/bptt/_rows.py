@@ -15,7 +15,7 @@ from bptt._tree import Tree
 
 
 class Rows:
-    """A state as (rows, size): each batch row's floating leaves in one real vector, a complex number being two."""
+    """A state as (rows, size): each batch row's floating leaves in one real vector; a complex number is two."""
 
     def __init__(self, carried: Tree, batch_dim: Any, seen: set[int] | None = None) -> None:
         pairs = zip(_tree.leaves(carried), _tree.by_leaf(batch_dim, carried), strict=True)
@@ -38,7 +38,7 @@ class Rows:
 
     @classmethod
     def of(cls, model: Any, batch_dim: Any, carried: Tree, purpose: str, seen: set[int] | None = None) -> "Rows":
-        """Those of a run's state, told apart where the axis of the batch is known; of the leaves `seen`, or of all."""
+        """The rows of a run's state, separate if the axis of the batch is known; of the leaves `seen`, or of all."""
         axis = default_batch_dim(model)
         unbatched = axis is not None and _tree.leaves(carried)[0].dim() < 2 + axis
         dims = None if unbatched else batch_dim
@@ -79,7 +79,7 @@ class Rows:
 
 
 class Vjps:
-    """Many vjps of one graph, which is kept: one vectorised call while every operator allows it, else a loop."""
+    """Many vjps of one graph, which is kept: one vectorised call if every operator allows it, else a loop."""
 
     def __init__(self) -> None:
         self.together = True
@@ -98,7 +98,7 @@ class Vjps:
                         kept, inputs, [c for _, c in given], retain_graph=True, is_grads_batched=True, allow_unused=True
                     )
                 )
-            except RuntimeError:  # an operator without a rule for batches of cotangents; a real fault comes again
+            except RuntimeError:  # an operator without a rule for batches of cotangents; a real error is raised again
                 self.together = False
         each = [
             torch.autograd.grad(kept, inputs, [c[i] for _, c in given], retain_graph=True, allow_unused=True)
@@ -112,7 +112,7 @@ class Vjps:
 
 @contextmanager
 def batchable(model: Callable[..., Any]) -> Iterator[None]:
-    """torch.nn's layers without cuDNN and oneDNN: these take no batch of cotangents, nor cuDNN any in eval mode."""
+    """Run torch.nn's layers without cuDNN and oneDNN: these take no batch of cotangents, cuDNN none in eval mode."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")  # vmap's own fallback to a loop
         if not (isinstance(model, nn.Module) and any(isinstance(m, nn.RNNBase) for m in model.modules())):

@@ -1,4 +1,4 @@
-"""A run: a loop from progress to (progress, what the next window gave)."""
+"""A run: a loop that takes the progress so far to the next window's outcome and the progress after it."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,10 +35,10 @@ BURNT = 256
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands between two windows, beside the stream: all that the next one needs.
+    """Where a run stands between two windows: all that the next one needs besides the stream.
 
-    step: where the next window's state is from. carried: that state, without a graph; None for the initial one.
-    strategy: `Window.progress` of the last window. influence: what is carried of ∂s/∂θ, by strategies that do.
+    step: the step that the next window's state belongs to. carried: that state, without a graph; None for the initial
+    one. strategy: `Window.progress` of the last window. influence: what is carried of ∂s/∂θ, if the strategy does so.
     """
 
     step: int = 0
@@ -47,13 +47,13 @@ class Progress:
     influence: Influence | None = None
 
     def after(self, window: Window, outcome: Outcome) -> "Progress":
-        """That after a window."""
+        """The progress after a window."""
         carried = outcome.kept if window.keep > 0 else self.carried
         return Progress(window.keep, carried, window.progress, self.influence)
 
 
 class Asked(NamedTuple):
-    """What the probes before a window took: steps of the recurrence, and bytes at most."""
+    """What the probes before a window took: steps of the recurrence, and the most bytes."""
 
     forward_steps: int = 0
     memory_bytes: float = 0
@@ -88,7 +88,7 @@ class Done(NamedTuple):
 
 
 class Run:
-    """Options on a stream, with the instruments that windows are run by; where it stands is a `Progress`."""
+    """Options applied to a stream, with everything that windows are run by; a `Progress` says where it stands."""
 
     def __init__(
         self, options: Options, stream: Iterable[Any], check: Callable[[Chunk], None] = lambda chunk: None
@@ -101,29 +101,29 @@ class Run:
         scale, memory = options.scale, options.memory
         self._gradients = Gradients(p, watched=isinstance(scale, int | float) and scale <= 1)
         if self.ranks.sharded():
-            _ = self._gradients.leaves  # while they are the shards: a call exchanges them for whole parameters
+            _ = self._gradients.leaves  # while they are still shards: a call replaces them by whole parameters
         self._guard = Guard()
         self.memory = Budget(memory, self.meter) if isinstance(memory, int) else memory
         self._fitting: Any = None
         self._noise: Snapshot | None = None
 
     def influence(self, strategy: Strategy) -> Influence | None:
-        """What a run by the strategy begins to carry."""
+        """What a run by the strategy carries at its start."""
         influence = influence_of(strategy, self.options)
         if influence is not None and self.ranks.sharded():
             raise ValueError(f"{strategy!r} needs parameters whole, which fully_shard keeps in pieces: use DDP.")
         return influence
 
     def watch(self) -> Watch:
-        """What sees that the run trains something."""
+        """The check that the run trains something."""
         return Watch(self.options.problem, callable(self.options.initial_state))
 
     def updates(
         self, strategy: Strategy, watch: Watch | None = None, progress: Progress | None = None
     ) -> Iterator[tuple[Progress, Update]]:
-        """An update a window, and where the run stands after it.
+        """One update per window, and where the run stands after it.
 
-        watch: told of each, to refuse or warn where nothing gets a gradient. progress: where to go on from.
+        watch: sees each window, to refuse or warn if nothing gets a gradient. progress: where to continue from.
         """
 
         def divisor(span: Span) -> Any:
@@ -141,7 +141,7 @@ class Run:
             watch.conclude(5)
 
     def merged(self, strategy: Strategy) -> Update:
-        """The updates of one finite sequence as one, folded as they come: the divisor is its steps."""
+        """The updates of one finite sequence as one, merged as they come; the divisor is the number of its steps."""
         with self.ranks.telling():
             return self._merged(strategy)
 
@@ -191,8 +191,8 @@ class Run:
     ) -> Iterator[Done]:
         """The strategy's windows, each run from the progress after the one before; its probes answered in between.
 
-        even: whether the streams of all ranks must be equally long; else one that has ended gives windows of no steps
-        until all have. The caller forgets the steps before a window's `keep`.
+        even: whether the streams of all ranks must be equally long; else a stream that has ended gives windows of no
+        steps until all have ended. The caller forgets the steps before a window's `keep`.
         """
         progress, asked, answer = progress or Progress(carried=self.options.state), Asked(), None
         if progress.influence is None:
@@ -221,15 +221,15 @@ class Run:
                 with self.ranks.gathered():
                     done = self._nothing(idle, progress)
             else:
-                raise ValueError("the stream has no step left to go on with, while those of other ranks have.")
+                raise ValueError("the stream has no step left, while those of other ranks have.")
             progress, asked, answer = done.progress, Asked(), None
             versions = _tree.versions(progress.carried)
             yield done
             _boundary.check_unchanged(versions, progress.carried)
-            torch.clear_autocast_cache()  # the casts of weights that have been stepped since
+            torch.clear_autocast_cache()  # autocast's copies of weights that have been stepped since
 
     def _agreed(self, item: Window | Probe | None, progress: Progress, even: bool) -> bool:
-        """Whether to go on, with what all ranks go on with."""
+        """Whether to continue, with the same window or probe on all ranks."""
         if self.ranks.alone:
             return item is not None
         called = 0
@@ -239,7 +239,7 @@ class Run:
         return self.ranks.turn(item, item is not None and self.time.at_end(item.stop), even, called)
 
     def _nothing(self, idle: Idle, progress: Progress) -> Done:
-        """A window of no steps after the stream's end: what a rank does while others go on, zeros for a gradient."""
+        """A window of no steps, with a gradient of zeros: what a rank does after its stream's end."""
         if self.options.reduction == "valid":
             self.ranks.mean(0.0)
         self.ranks.settle()
@@ -299,7 +299,7 @@ class Run:
         return Done(replace(span, window=given), outcome, factor, asked, after)
 
     def _absorbed(self, influence: Influence, span: Span, outcome: Outcome, noise: Snapshot) -> Outcome:
-        """The outcome of a window, with what is carried out of it among its bytes."""
+        """The outcome of a window; its bytes include what is carried out of it."""
         plan = self.memory
         with self.ranks.quiet():
             plan = plan.plan(span) if isinstance(plan, Budget) else plan
@@ -307,14 +307,14 @@ class Run:
         return replace(outcome, memory_bytes=outcome.memory_bytes + influence.nbytes)
 
     def _joined(self, aux: list[Tree]) -> Tree:
-        """Aux of several windows, over time; for losses by window a new first axis, one entry per window."""
+        """Aux of several windows, joined over time; for losses by window a new first axis has one entry per window."""
         if self.options.problem.loss.by_window:
             aux = [_tree.map_leaves(lambda leaf: leaf[None], each) for each in aux]
             return _tree.join(aux, 0) if len(aux) > 1 else aux[0]
         return _tree.join(aux, self.options.problem.time_dim)
 
     def _weight(self, window: Window) -> Any:
-        """The summed weight of a window's losses, for `reduction="valid"`; 1 where there is none."""
+        """The summed weight of a window's losses, for `reduction="valid"`; 1 if it is zero."""
         data = self.time.read(window.first, window.stop)
         weight = self.options.problem.loss.weight(data.targets, data.mask, window.steps)
         if not self.ranks.alone:
@@ -326,7 +326,7 @@ class Run:
         return self._fits(self.options.span(time, window, progress.carried))
 
     def _fits(self, span: Span) -> Span:
-        """The span, its state seen to be of the shapes that the model expects, once per chunk."""
+        """The span; once per chunk its state is checked to have the shapes that the model expects."""
         p, inputs = span.problem, span.time.inputs_at(span.window.start)
         if self._fitting is None:  # the state is known now, where a default or a function gave it
             _boundary.batch_dim(p.batch_dim, span.begin, p.clip)
@@ -346,12 +346,12 @@ class Run:
         return answer, Asked(steps, held)
 
     def tell_axes_apart(self, begin: Tree) -> None:
-        """See in the first chunk that the model takes steps for steps, from the state `begin`."""
+        """Check on the first chunk that the model takes steps for steps, from the state `begin`."""
         p = self.options.problem
         axes.told_apart(p.model, self.time.inputs_at(self.time.first), begin, p.time_dim)
 
     def start(self, steps: float) -> Span:
-        """The first steps as a window, as many as there are up to so many."""
+        """The first steps as a window, at most that many."""
         stop = self.time.upto(steps)
         return self._span(Window(0, 0, stop, stop), Progress(carried=self.options.state))
 
@@ -365,7 +365,7 @@ class Run:
         return carried
 
     def evaluate(self, length: int | None = None) -> Evaluation:
-        """The losses of the whole stream without a graph, chunk by chunk, or by windows of so many steps."""
+        """The losses of the whole stream without a graph, chunk by chunk, or by windows of `length` steps."""
         p, carried, end, valid, rows = self.options.problem, self.options.state, 0, 0, 1
         losses_so_far = Sum()
         aux: list[Tree] = []
@@ -386,7 +386,7 @@ class Run:
                 valid += losses.valid
                 carried, end = tape.after, window.stop
                 self.time.drop(end)
-        torch.clear_autocast_cache()  # casts made without a graph
+        torch.clear_autocast_cache()  # autocast's copies, made without a graph
         total = losses_so_far.total()
         if self.options.group is not None:
             total, valid = self.ranks.pooled(total, valid, rows)
