@@ -204,7 +204,7 @@ def test_what_is_carried_moves_with_its_rows(strategy, double):
 def test_what_uoro_carries_is_not_divided():
     updates = bptt.unroll(nn.GRU(3, 4), LOSS, [data(False)[:2]], strategy=bptt.UORO(2))
     next(updates)
-    with pytest.raises(ValueError, match=r"UORO .* neither joined nor divided: go on with as many ranks as before"):
+    with pytest.raises(ValueError, match=r"UORO .* neither joined nor divided: continue with as many ranks as before"):
         bptt.distributed.narrow_state(updates.state_dict(), slice(0, 1))
 
 

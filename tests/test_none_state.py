@@ -165,7 +165,7 @@ def test_none_that_turns_into_a_tensor_is_another_structure():
         return x, [x, x]
 
     with pytest.raises(
-        ValueError, match=r"another structure than the one it was given: \[\*, \*\] against \[None, \*\]"
+        ValueError, match=r"different structure from the one it was given: \[\*, \*\] against \[None, \*\]"
     ):
         bptt.backward(bptt.scan(step), LOSS, (X.requires_grad_(), Y), [None, ZEROS])
 

@@ -229,7 +229,7 @@ def test_states_that_cannot_be_gathered_or_narrowed(pair):
     for rows in (slice(8, 40), slice(4, 4), slice(0, 8, 2)):
         with pytest.raises(ValueError, match="of a run of 32 rows: pass a slice within these"):
             bptt.distributed.narrow_state(state, rows)
-    with pytest.raises(ValueError, match="list is no state of a run"):
+    with pytest.raises(ValueError, match="list isn't a state of a run"):
         bptt.distributed.gather_state([])
 
 

@@ -293,11 +293,11 @@ def test_in_another_process(tmp_path):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda s: {}, r"dict is no state of a run in format 1"),
-        (lambda s: [s], r"list is no state of a run in format 1: pass what state_dict\(\) gave"),
-        (lambda s: s | {"format": 2}, r"format 2 is no state of a run in format 1"),
-        (lambda s: {k: v for k, v in s.items() if k != "stream"}, r"no state of a run"),
-        (lambda s: s | {"step": -3}, r"step=-3 is no step: the state is damaged"),
+        (lambda s: {}, r"dict isn't a state of a run in format 1"),
+        (lambda s: [s], r"list isn't a state of a run in format 1: pass what state_dict\(\) gave"),
+        (lambda s: s | {"format": 2}, r"format 2 isn't a state of a run in format 1"),
+        (lambda s: {k: v for k, v in s.items() if k != "stream"}, r"isn't a state of a run"),
+        (lambda s: s | {"step": -3}, r"step=-3 isn't a step: the state is damaged"),
         (
             lambda s: s | {"run": s["run"] | {"strategy": "TruncatedBPTT(k1=7, k2=None)"}},
             r"has strategy=.*k1=7.*this one",
@@ -307,10 +307,10 @@ def test_in_another_process(tmp_path):
             r"the saved run has reduction=sum, this one has reduction=mean",
         ),
         (lambda s: s | {"run": s["run"] | {"rows": 5}}, r"the saved run has 5 batch rows, this stream has 3"),
-        (lambda s: s | {"step": 1000}, r"the stream ends at step 26, and the saved run goes on from step 1000"),
+        (lambda s: s | {"step": 1000}, r"the stream ends at step 26, but the saved run continues from step 1000"),
         (
             lambda s: s | {"carried": (s["carried"],) * 2},
-            r"load_state_dict: the state has another structure than the model's",
+            r"load_state_dict: the state has a different structure from the model's",
         ),
         (
             lambda s: s | {"carried": s["carried"][:, :2]},

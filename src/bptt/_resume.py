@@ -160,10 +160,10 @@ def _check(state: Any, run: dict[str, str]) -> None:
     if not isinstance(state, dict) or state.get("format") != FORMAT or not all(key in state for key in keys):
         got = f"format {state['format']}" if isinstance(state, dict) and "format" in state else type(state).__name__
         raise ValueError(
-            f"load_state_dict: {got} is no state of a run in format {FORMAT}: pass what state_dict() gave."
+            f"load_state_dict: {got} isn't a state of a run in format {FORMAT}: pass what state_dict() gave."
         )
     if not isinstance(state["step"], int) or state["step"] < 0 or not isinstance(state["run"], dict):
-        raise ValueError(f"load_state_dict: step={state['step']!r} is no step: the state is damaged.")
+        raise ValueError(f"load_state_dict: step={state['step']!r} isn't a step: the state is damaged.")
     for name, here in run.items():
         if (saved := state["run"].get(name)) != here:
             raise ValueError(f"load_state_dict: the saved run has {name}={saved}, this one has {name}={here}.")

@@ -1,4 +1,4 @@
-"""A segment: contiguous steps taped as one graph, with a forward and a vjp; equation (1) of the design.
+"""A segment: contiguous steps recorded as one graph, with a forward and a vjp; equation (1) of the design.
 
     c_t = ∂l_t/∂s_t + w_{t+1} · c_{t+1} · ∂s_{t+1}/∂s_t                                   (1)
     dL/dθ = Σ_t c_t · ∂F_t/∂θ                                                             (2)
@@ -30,7 +30,7 @@ from bptt.strategies.windows import Window
 
 @dataclass(frozen=True)
 class Problem:
-    """What stays the same over a run: who is called, and how rows and time lie."""
+    """What every segment of a run shares: model, loss, and which axes are time and rows."""
 
     model: Recurrence
     loss: StepLoss | WindowLoss
@@ -55,7 +55,7 @@ class Initial:
 class Span:
     """A window in its place: the stream as it sees it, the detached state before it, the initial state that it uses.
 
-    enter: the state before it as its graph begins with it, where what comes back to there goes on to parameters.
+    enter: makes the state before it the one that its graph begins with, if cotangents pass on to parameters there.
     """
 
     problem: Problem
@@ -67,7 +67,7 @@ class Span:
 
     @cached_property
     def like(self) -> Tree:
-        """A state of the right shapes: the one before the window, or after its first step where there is none yet."""
+        """A state of the right shapes: the one before the window, or after its first step if there is none yet."""
         if not self.problem.from_none or self.begin is not None:
             return self.begin
         with isolated(self.problem.model, self.tensors):
@@ -75,11 +75,11 @@ class Span:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Where the computation lies, to know whose noise is put back."""
+        """Tensors of the computation, whose devices' noise is restored."""
         return [*_tree.leaves(self.begin), *_tree.leaves(self.time.inputs_at(self.window.start))]
 
     def segments(self, length: int, replays: bool) -> list["Segment"]:
-        """The window in segments of so many steps, the last one maybe shorter."""
+        """The window in segments of that many steps; the last one may be shorter."""
         found: list[Segment] = []
         for a in range(self.window.start, self.window.stop, length):
             before = found[-1] if found else None
@@ -88,7 +88,7 @@ class Span:
 
 
 class Unfolded(NamedTuple):
-    """Outputs of some steps, the state after them with its graph and without, and the one at the window's `keep`."""
+    """Outputs of some steps, the state after them with and without its graph, and the state at the window's `keep`."""
 
     outputs: Tree
     end: Tree
@@ -120,7 +120,7 @@ class Segment:
         self.calls = list(pairwise([start, *within, stop]))
 
     def _cuts(self) -> set[int]:
-        """Where one call has to end and the next begin: what a boundary does can't be done inside a call."""
+        """The steps at which one call has to end and the next begin, since a boundary acts between calls."""
         p = self.problem
         cuts = {self.window.keep}
         if p.clip is not None:
@@ -133,12 +133,12 @@ class Segment:
         return cuts
 
     def advance(self, carried: Tree) -> Unfolded:
-        """The segment from `carried`; no graph, no loss."""
+        """Run the segment from `carried`, without a graph and without a loss."""
         with torch.no_grad():
             return self.unfold(carried, self.time.read(self.start, self.stop))
 
     def tape(self, carried: Tree, grad: bool = True) -> "Tape":
-        """The segment as one graph from `carried`, which must be fresh leaves (`_tree.tracked`); or without a graph."""
+        """Run the segment from `carried`: as one graph, from fresh leaves (`_tree.tracked`), or without a graph."""
         with torch.set_grad_enabled(grad):
             data, enter = self.time.read(self.start, self.stop), self.span.enter
             unfolded = self.unfold(carried if enter is None or self.start > self.window.start else enter(carried), data)
@@ -151,14 +151,14 @@ class Segment:
         return Tape(self, carried, *unfolded[1:], losses, mask, aux, data, outputs, silent)
 
     def of_losses(self, outputs: Tree) -> Tree:
-        """Of the segment's outputs those of steps with a loss; None where there is none."""
+        """The outputs of those steps of the segment that have a loss; None if there are none."""
         first = max(self.start, self.window.first)
         n = self.stop - first
         return _tree.narrow(outputs, self.problem.time_dim, first - self.start, n) if n > 0 else None
 
     @contextmanager
     def _repeatable(self) -> Iterator[None]:
-        """A block that calls the recurrence: noise and buffers are noted the first time, and put back later."""
+        """A block that calls the recurrence: noise and buffers are recorded the first time, and restored later."""
         if not self.replays:
             yield
         elif self._snapshot is None:
@@ -170,7 +170,7 @@ class Segment:
                 yield
 
     def unfold(self, carried: Tree, data: Data) -> Unfolded:
-        """All steps from `carried`, call by call."""
+        """Run all steps from `carried`, call by call."""
         torch.clear_autocast_cache()  # weights cast under no_grad carry no graph, and those of a freed one are stale
         p, given = self.problem, carried
         outputs: list[Tree] = []
@@ -192,7 +192,7 @@ class Segment:
         return Unfolded(_tree.join(outputs, p.time_dim), carried, after, kept)
 
     def _call(self, a: int, b: int, inputs: Tree, carried: Tree, rows: Tensor | None) -> tuple[Tree, Tree]:
-        """Outputs and state of steps [a, b) in one call; in two where one that starts from None resets single rows."""
+        """Outputs and state of steps [a, b) in one call; in two if single rows reset and the state starts from None."""
         p = self.problem
         fresh = p.from_none and not p.native_start and rows is not None and bool(self.time.resets(a, a + 1))
         if fresh and rows is not None and carried is not None and not rows[0].all():
@@ -222,7 +222,7 @@ class Segment:
         return carried
 
     def _native(self, a: int, b: int, rows: Tensor | None, carried: Tree) -> dict[str, Tensor]:
-        """`is_start` and `cotangent_weight` of a call, for a recurrence that takes them and where they say anything."""
+        """`is_start` and `cotangent_weight` of a call, if the recurrence takes them and there are any."""
         keywords = {}
         if self.problem.native_start and rows is not None and self.time.resets(a, b):
             keywords["is_start"] = rows
@@ -272,7 +272,8 @@ class Tape:
     """A segment's graph: from the state it begins with to its losses and the state it ends in, as in `Unfolded`.
 
     outputs: of the steps with a loss, for a loss over the window, which is taken elsewhere; else None.
-    silent: of all steps, where none has a loss and the vjp is to reach all parameters, if with zeros; else None.
+    silent: the outputs of all steps, if none has a loss and the vjp must still reach all parameters, with zeros; else
+        None.
     """
 
     segment: Segment
@@ -302,7 +303,7 @@ class Tape:
         return self.counted(torch.full_like(self.losses, factor / each))
 
     def found(self, brief: bool = False) -> "Losses":
-        """The losses without their graph; `brief` keeps one number per step, for when many segments wait."""
+        """The losses without their graph; `brief` keeps one number per step, for when many segments are waiting."""
         assert self.losses is not None
         valid = self.segment.problem.loss.weight(self.data.targets, self.mask, self.losses.shape[0], self.losses)
         values = self.counted(self.losses.detach())
@@ -366,7 +367,7 @@ class Tape:
 
 
 def _explain(error: RuntimeError) -> None:
-    """Say of what torch's backward pass finds what it has to do with the recurrence and the loss."""
+    """Explain errors of torch's backward pass by what the recurrence or the loss does."""
     said = str(error)
     if "second time" in said:
         error.add_note(

@@ -1,8 +1,8 @@
-"""The same noise and the same buffers twice: what makes a replayed segment the segment that ran first.
+"""Noise and buffers as they were, so that a replayed segment is the segment that ran first.
 
-Global random-number states (CPU, and the device of the tensors) are recorded before a segment's first evaluation and
-re-installed for its replay. A replay runs on copies of the module's buffers as they were then: restoring them in place
-would break tensors that batch norm has saved for its backward.
+Global random-number states (of the CPU, and of the tensors' device) are recorded before a segment's first evaluation
+and restored for its replay. A replay runs on copies of the module's buffers as they were then: restoring them in place
+would break tensors that batch norm has saved for its backward pass.
 """
 
 import random
@@ -89,7 +89,7 @@ def foreign_noise_restored() -> Iterator[None]:
 
 @contextmanager
 def buffers_replaced(copies: Buffers) -> Iterator[None]:
-    """Let the modules use `copies` for the block, then have their own buffers back, untouched."""
+    """Let the modules use `copies` in the block; afterwards they have their own buffers back, untouched."""
     own = [(module, name, _torch.buffers(module)[name]) for module, name, _ in copies]
     try:
         for module, name, value in copies:
@@ -101,7 +101,7 @@ def buffers_replaced(copies: Buffers) -> Iterator[None]:
 
 
 class Snapshot:
-    """What one evaluation of a segment found: noise and buffers, shared with the snapshot before where equal."""
+    """The noise and buffers that an evaluation of a segment found, shared with the snapshot before if equal."""
 
     def __init__(self, model: Callable[..., Any], tensors: Sequence[Tensor], before: "Snapshot | None" = None) -> None:
         self.noise = Noise.now(tensors)
@@ -137,7 +137,7 @@ def isolated(model: Callable[..., Any], tensors: Sequence[Tensor]) -> Iterator[N
 
 @contextmanager
 def no_gradient_yet(theta: list[Tensor]) -> Iterator[None]:
-    """Let `.grad` be None and no hook wait for it, which might step an optimiser; then have the user's own back."""
+    """Let `.grad` be None, without hooks, which might step an optimiser; afterwards restore the user's own."""
     own = [(p, p.grad, _torch.gradient_hooks(p)) for p in theta]
     try:
         for p, _, hooks in own:
@@ -167,7 +167,7 @@ def gradients_aside(leaves: list[Tensor]) -> Iterator[None]:
 def parameters_kept(*owners: Any) -> Iterator[None]:
     """Leave parameters as they were before the block: an embedding with max_norm scales the rows that it looks up.
 
-    owners: modules, functions, which have none, or lists of tensors.
+    owners: modules, lists of tensors, or functions, which have no parameters.
     """
     found: list[Tensor] = []
     for owner in owners:
@@ -184,9 +184,9 @@ def parameters_kept(*owners: Any) -> Iterator[None]:
 
 @contextmanager
 def renormalised(model: Callable[..., Any], forward: Callable[[], None]) -> Iterator[None]:
-    """Embeddings with max_norm scaled by one `forward`, then for the block left as they are.
+    """Let one `forward` scale embeddings with max_norm, then leave them as they are for the block.
 
-    Steps that are taped one by one would else change the tables that the tapes before have saved.
+    Otherwise, steps recorded one by one would change the tables that earlier steps have saved.
     """
     modules = model.modules() if isinstance(model, nn.Module) else ()
     bounds = [(m, m.max_norm) for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.max_norm]
@@ -205,7 +205,7 @@ def renormalised(model: Callable[..., Any], forward: Callable[[], None]) -> Iter
 def untouched(model: Any, loss: Any, tensors: Sequence[Tensor], params: Sequence[Tensor] = ()) -> Iterator[None]:
     """Leave noise, buffers and parameters as they were before a block that only looks.
 
-    tensors: where the computation lies. params: beside those that model and loss register.
+    tensors: those of the computation, for their devices. params: parameters that model and loss don't register.
     """
     with isolated(model, tensors), isolated(loss, []), parameters_kept(model, loss, list(params)):
         yield

@@ -15,16 +15,16 @@ from bptt._tree import Tree, check_dense, check_no_graph, shape
 
 
 class Chunk(NamedTuple):
-    """A stretch of a stream, of any length; a plain tuple of the first two to four fields does as well.
+    """A stretch of a stream, of any length; a plain tuple of the first two to four fields works as well.
 
     inputs: pytree of tensors (T, B, ...).
     targets: pytree of tensors (T, B, ...), or None.
     is_start: bool (T, B): rows whose state is reset to the initial state *before* that step, and that no cotangent
         crosses; or (T,), which resets the whole state. None resets nothing.
-    mask: bool (T, B) or (T,): False leaves that loss out, as for a padded step, and whatever is in its place, NaN or
-        overflow, reaches no gradient. Numbers >= 0 are weights of the losses. None counts all.
+    mask: bool (T, B) or (T,): False leaves that loss out, as for a padded step, and whatever is in its place, such as
+        NaN, never reaches a gradient. Numbers >= 0 are weights of the losses. None counts all.
 
-    Zeros and ones of any dtype do for bool, (T, B, 1) for (T, B), and NumPy's arrays for tensors.
+    Zeros and ones of any dtype are taken as bool, (T, B, 1) as (T, B), and NumPy arrays as tensors.
 
     >>> import bptt, torch
     >>> chunk = bptt.Chunk(torch.zeros(5, 2, 3), torch.zeros(5, 2))
@@ -71,7 +71,7 @@ class _Piece:
 
 
 def _cat(parts: tuple[Tensor, ...], dim: int) -> Tensor:
-    """The stretches of a leaf that a window reads from several chunks, as one."""
+    """The stretches of a leaf that a window reads from several chunks, joined."""
     try:
         return torch.cat(parts, dim)
     except RuntimeError as error:
@@ -83,7 +83,7 @@ def _cat(parts: tuple[Tensor, ...], dim: int) -> Tensor:
 
 
 def _joined(parts: list[tuple[Tensor | None, int, int, int]], missing: bool) -> Tensor:
-    """Rows by step over (rows of a chunk, its start, start, stop), filled with `missing` where a chunk has none."""
+    """Join rows by step from (rows of a chunk, its start, start, stop), with `missing` where a chunk has none."""
     given = [rows for rows, *_ in parts if rows is not None]
     widest = max(given, key=torch.Tensor.dim)
     given = [rows if rows.dim() == widest.dim() else rows[:, None].expand(-1, widest.shape[1]) for rows in given]
@@ -110,7 +110,7 @@ _UNSEEN = object()
 
 
 class Data(NamedTuple):
-    """Steps [a, b) of the stream: rows and mask with time first; leaves that ask for a gradient as fresh ones."""
+    """Steps [a, b) of the stream: rows and mask with time first; leaves that require a gradient as fresh leaves."""
 
     inputs: Tree
     targets: Tree
@@ -120,18 +120,18 @@ class Data(NamedTuple):
 
 
 def _like_first(tree: Tree, structure: Any, name: str) -> Tree:
-    """Inputs or targets in the structure of those of the first chunk; a container may know another size of its own."""
+    """Inputs or targets in the structure of those of the first chunk; the size that a container notes may differ."""
     try:
         return _tree.conform(tree, structure, sizes=False)
     except ValueError:
         one, other = _tree.show(_tree.structure_of(tree)), _tree.show(structure)
         raise ValueError(
-            f"{name} has another structure than those of the first chunk: {one} against {other}."
+            f"{name} has a different structure from those of the first chunk: {one} against {other}."
         ) from None
 
 
 def _rows_of_first(tree: Tree, shapes: list[torch.Size], dim: int, name: str) -> None:
-    """As many batch rows as in the first chunk: the state is carried from one to the other."""
+    """Raise unless there are as many batch rows as in the first chunk, since the state is carried over."""
     for i, (leaf, first) in enumerate(zip(_tree.leaves(tree), shapes, strict=True)):
         if leaf.dim() != len(first) or (leaf.dim() > 1 and leaf.shape[dim] != first[dim]):
             path = _tree.named_leaves(tree, name)[i][0]
@@ -155,7 +155,7 @@ class Timeline:
         self._forms: list[Any] = [_UNSEEN, _UNSEEN]  # what the first chunk looked like
 
     def upto(self, step: float) -> int:
-        """Pull chunks until `step` steps exist or the stream ends; how far it then reaches, at most `step`."""
+        """Pull chunks until `step` steps exist or the stream ends; return how far it then reaches, at most `step`."""
         while self.end < step and not self._exhausted:
             if self._chunks is None:
                 self._chunks = iter(self._stream)
@@ -180,18 +180,18 @@ class Timeline:
         return int(min(step, self.end))
 
     def _stream_state(self) -> Any:
-        """A copy of what the stream says of its place, None for one that says nothing."""
+        """A copy of the stream's own state, None for a stream without one."""
         return copy.deepcopy(self._stream.state_dict()) if hasattr(self._stream, "state_dict") else None
 
     def position(self, step: int) -> dict[str, Any]:
-        """Where to read on from to have `step` again: its chunk's start, and the stream's state before that."""
+        """Where to read from to have `step` again: the start of its chunk, and the stream's state before that chunk."""
         piece = next((piece for piece in self._pieces if piece.stop > step), None)
         if piece is None:
             return {"start": self.end, "ended": self._exhausted, "stream": self._stream_state()}
         return {"start": piece.start, "ended": False, "stream": piece.before}
 
     def go_to(self, position: dict[str, Any], step: int) -> None:
-        """Read on from a position, before anything was read; a stream without a state is read again from its start."""
+        """Before anything is read, go to a position; a stream without a state is read again from its start."""
         if position["stream"] is not None:
             if not hasattr(self._stream, "load_state_dict"):
                 raise ValueError(
@@ -201,7 +201,7 @@ class Timeline:
             self._stream.load_state_dict(copy.deepcopy(position["stream"]))
             self.end, self._exhausted = position["start"], position["ended"]
         if self.upto(step) < step:
-            raise ValueError(f"the stream ends at step {self.end}, and the saved run goes on from step {step}.")
+            raise ValueError(f"the stream ends at step {self.end}, but the saved run continues from step {step}.")
         self.drop(step)
 
     def _like(self, tree: Tree, which: int) -> Tree:
@@ -255,7 +255,7 @@ class Timeline:
                     total.narrow(self.time_dim, start - piece.start, stop - start).add_(share)
 
     def take_cotangents(self) -> list[tuple[Tensor, Tensor]]:
-        """(leaf of a chunk, its summed cotangent) since the last time, and start again from nothing."""
+        """(leaf of a chunk, its cotangent summed since the last call), for all leaves; then start again from zero."""
         pairs = [(piece.values[i], total) for piece in self._pieces for i, total in piece.cotangents.items()]
         for piece in self._pieces:
             piece.cotangents = {}
@@ -266,17 +266,17 @@ class Timeline:
         return self._exhausted and self.end == step
 
     def apart(self) -> "Timeline":
-        """Another one on the chunks at hand, which doesn't forget them with this one."""
+        """A second timeline on the chunks read so far, which keeps them when this one forgets them."""
         return copy.copy(self)
 
     @property
     def first(self) -> int:
-        """The first step of the chunks at hand."""
+        """The first step of the chunks that are held."""
         return self._pieces[0].start
 
     @property
     def asking(self) -> bool:
-        """Whether a leaf of the chunks at hand asks for a gradient."""
+        """Whether a leaf of the chunks that are held requires a gradient."""
         return any(piece.asking for piece in self._pieces)
 
     def resets(self, a: int, b: int) -> list[int]:
@@ -290,7 +290,7 @@ class Timeline:
         ]
 
     def rows_at(self, step: int) -> int:
-        """How many batch rows there are, 1 for inputs without."""
+        """How many batch rows there are, 1 for inputs without a batch axis."""
         return next((x.shape[1 - self.time_dim] for x in _tree.leaves(self.inputs_at(step)) if x.dim() > 1), 1)
 
     def inputs_at(self, step: int) -> Tree:
@@ -299,18 +299,18 @@ class Timeline:
         return _tree.unflatten(piece.values[: piece.inputs], piece.structure[0])
 
     def drop(self, before: int) -> None:
-        """Forget the chunks that lie wholly before step `before`; those with cotangents not yet taken stay."""
+        """Forget the chunks that lie wholly before step `before`, except those whose cotangents aren't taken yet."""
         self._pieces = [piece for piece in self._pieces if piece.stop > before or piece.cotangents]
 
 
 def check_no_graph_in(chunk: Any) -> None:
-    """The same of a chunk's inputs and targets."""
+    """The same for a chunk's inputs and targets."""
     check_no_graph(chunk.inputs, "inputs")
     check_no_graph(chunk.targets, "targets")
 
 
 def check_stream(value: Any) -> Any:
-    """An iterable of chunks, and no chunk itself."""
+    """Raise unless it is an iterable of chunks, and not a chunk itself."""
     if isinstance(value, Tensor) or (isinstance(value, tuple) and value and isinstance(value[0], Tensor)):
         raise TypeError("stream must be an iterable of chunks; for one chunk write [(inputs, targets)].")
     if not isinstance(value, Iterable):
@@ -319,7 +319,7 @@ def check_stream(value: Any) -> Any:
 
 
 def _check_in_order(stream: Any) -> None:
-    """No loader whose sampler shuffles: asked where a state is carried from one of its batches into the next."""
+    """Raise if it is a loader whose sampler shuffles; called when a state is carried from one batch to the next."""
     batches = getattr(stream, "batch_sampler", None)
     for sampler in (getattr(stream, "sampler", None), batches, getattr(batches, "sampler", None)):
         shuffles = isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler)
@@ -331,7 +331,7 @@ def _check_in_order(stream: Any) -> None:
 
 
 def _check_not_empty(steps: int) -> None:
-    """At least one step."""
+    """Raise unless there is at least one step."""
     if steps == 0:
         raise ValueError("the stream is empty: it gave no step. Was its iterator used up by an earlier loop?")
 
@@ -369,7 +369,7 @@ def checked_chunk(value: Any, time_dim: int) -> tuple[Any, Any, Any, Any]:
 
 
 def _rows_of(rows: Any, name: str, steps: int, time_dim: int) -> Tensor:
-    """`is_start` or `mask` as (T, B) or (T,): bool where it holds nothing but 0 and 1, weights (a mask only) else."""
+    """`is_start` or `mask` as (T, B) or (T,): bool if it holds only 0 and 1, else weights (for a mask only)."""
     if not isinstance(rows, Tensor) or rows.is_complex():
         raise TypeError(
             f"{name} must be a tensor (T, B) or (T,); {getattr(rows, 'dtype', type(rows).__name__)} was passed."
@@ -392,6 +392,6 @@ def _rows_of(rows: Any, name: str, steps: int, time_dim: int) -> Tensor:
 
 
 def _odd(rows: Tensor) -> float:
-    """The smallest or first strange entry, to show."""
+    """The smallest, or the first strange, entry, for an error message."""
     strange = rows[(rows != rows) | (rows < 0) | rows.isinf()] if rows.is_floating_point() else rows[:0]
     return (strange if strange.numel() else rows[(rows != 0) & (rows != 1)])[0].item()

@@ -1,6 +1,6 @@
-"""What the library takes from torch under private names: each once, what it is for, and what to do when it goes.
+"""What the library takes from torch under private names: what each is for, and ("Gone:") what to do without it.
 
-`tests/test_private_torch.py` holds each to what anyone can observe. torch's pytrees are the business of `_tree.py`.
+`tests/test_private_torch.py` compares each with what can be observed. torch's pytrees are used in `_tree.py`.
 """
 
 import sys
@@ -49,7 +49,7 @@ def identity(storage: torch.UntypedStorage) -> int:
 
 
 def dense_parts(tensor: Tensor) -> list[Tensor]:
-    """A tensor, or those that a sparse one is made of; none where there is no storage to look at.
+    """A tensor, or the tensors that a sparse one is made of; none if there is no storage to look at.
 
     Gone, for those of coordinates: the parts of coalesce(), which copies.
     """
@@ -70,12 +70,12 @@ def saved_tensors_hooks() -> tuple[Callable[..., Any], Callable[..., Any]] | Non
 
 
 def apply(function: type[torch.autograd.Function], *given: Any) -> Any:
-    """Its `apply` where no function transform is active, some microseconds sooner. Gone: `function.apply`."""
+    """Its `apply`, a few microseconds faster, for when no function transform is active. Gone: `function.apply`."""
     return super(torch.autograd.Function, function).apply(*given)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def skip_compiling(*functions: Callable[..., Any]) -> None:
-    """Let torch.compile, if in use, run these as they are, and `version` and its like; nothing is imported.
+    """Let torch.compile, if in use, run these functions unchanged, and `version` and its like; nothing is imported.
 
     Gone: torch.compiler.disable, whose import costs a second.
     """
@@ -85,7 +85,7 @@ def skip_compiling(*functions: Callable[..., Any]) -> None:
 
 
 def gradient_hooks(leaf: Tensor) -> Any:
-    """Those of register_post_accumulate_grad_hook, by number, or None. Gone: the user is asked to remove them."""
+    """The hooks of register_post_accumulate_grad_hook, by number, or None. Gone: the user is asked to remove them."""
     return getattr(leaf, "_post_accumulate_grad_hooks", None)
 
 
@@ -115,7 +115,7 @@ def flat_weights(layer: nn.RNNBase) -> list[Any]:
 
 
 def update_flat_weights(layer: nn.RNNBase) -> None:
-    """Let `flat_weights` be the attributes of now, which torch.func.functional_call exchanges."""
+    """Let `flat_weights` be the current attributes, which torch.func.functional_call replaces."""
     layer._update_flat_weights()
 
 
@@ -162,14 +162,14 @@ def is_reduced(wrapper: DDP) -> bool:
 
 
 def is_compiled(model: Any) -> bool:
-    """Whether torch.compile has a hand in it, in part too. Gone: True; all models are then asked over whole windows."""
+    """Whether torch.compile compiles any part of it. Gone: True; all models are then checked over whole windows."""
     if not isinstance(model, nn.Module):
         return hasattr(model, "_torchdynamo_orig_callable")
     return any(hasattr(m, WRAPPED) or getattr(m, "_compiled_call_impl", None) for m in model.modules())
 
 
 def caches_parametrizations() -> bool:
-    """Whether we are inside of parametrize.cached(). Gone: see whether a parametrized weight is the same twice."""
+    """Whether we are inside parametrize.cached(). Gone: see whether a parametrized weight is the same twice."""
     return parametrize._cache_enabled > 0
 
 
@@ -183,7 +183,7 @@ def is_watched() -> bool:
 
 
 def is_batched(tensor: Tensor) -> bool:
-    """Whether it stands for many under torch.func.vmap, without numbers to see. Gone: False; torch's own error."""
+    """Whether it stands for many under torch.func.vmap, with its numbers hidden. Gone: False; torch's own error."""
     return _core._functorch.is_batchedtensor(tensor)
 
 

@@ -1,6 +1,6 @@
-"""States, inputs, targets and aux are pytrees of tensors; the one place that knows how pytrees work here.
+"""Pytrees of tensors, which states, inputs, targets and aux are; the only file that knows how pytrees work here.
 
-A leaf is a tensor and nothing else; None is part of the structure. Floating and complex leaves carry cotangents;
+A leaf is always a tensor; None is part of the structure. Floating and complex leaves carry cotangents;
 integer and boolean leaves pass through every function of this file untouched.
 """
 
@@ -28,7 +28,7 @@ def leaves(tree: Tree) -> list[Tensor]:
 
 
 def flatten(tree: Tree) -> tuple[list[Tensor], Any]:
-    """The leaves and the structure; `unflatten(*flatten(tree))` gives `tree` back, None included."""
+    """The leaves and the structure; `unflatten(*flatten(tree))` gives `tree` back, including None."""
     if isinstance(tree, Tensor):
         return [tree], LEAF
     if type(tree) is tuple and all(isinstance(leaf, Tensor) for leaf in tree):
@@ -41,7 +41,7 @@ def flatten(tree: Tree) -> tuple[list[Tensor], Any]:
 
 
 LEAF = pytree.tree_structure(0)
-"""The structure of a leaf alone."""
+"""The structure of a single leaf."""
 
 
 class _Holed(NamedTuple):
@@ -72,12 +72,12 @@ def unflatten(values: Sequence[Any], structure: Any) -> Tree:
 
 
 def structure_of(tree: Tree) -> Any:
-    """The structure alone; two trees of one shape of containers compare equal."""
+    """The structure alone; trees with the same containers compare equal."""
     return flatten(tree)[1]
 
 
 def alike(one: Tree, other: Tree) -> bool:
-    """Whether both are tensors, or both tuples of as many tensors: the commonest case, told at once."""
+    """Whether both are tensors, or both tuples of equally many tensors: a fast test for the commonest case."""
     if isinstance(one, Tensor):
         return isinstance(other, Tensor)
     return (
@@ -88,9 +88,9 @@ def alike(one: Tree, other: Tree) -> bool:
 
 
 def conform(tree: Tree, structure: Any, sizes: bool = True) -> Tree:
-    """`tree` in exactly this structure, the keys of dicts in its order; ValueError where they are not one shape.
+    """`tree` in exactly this structure, with the keys of dicts in its order; ValueError if the structures don't match.
 
-    sizes: whether sizes that containers of registered types note of themselves must be the same too.
+    sizes: whether the sizes that containers of registered types note must be the same too.
     """
     own = structure_of(tree)
     if own is structure or own == structure or (not sizes and _same_but_sizes(own, structure)):
@@ -109,7 +109,7 @@ def children(structure: Any) -> list[Any]:
 
 
 def _up_to(structure: Any, tree: Tree) -> list[Any]:
-    """What `tree` has in the places of the leaves of `structure`; ValueError where it is of another shape."""
+    """What `tree` has in the places of the leaves of `structure`; ValueError if its structure doesn't match."""
     if not isinstance(structure, _Holed):
         return structure.flatten_up_to(_renamed(tree, structure))
     values = structure.structure.flatten_up_to(_renamed(tree, structure.structure))
@@ -119,7 +119,7 @@ def _up_to(structure: Any, tree: Tree) -> list[Any]:
 
 
 def _same_but_sizes(one: Any, other: Any) -> bool:
-    """Whether two structures are equal but for whole numbers in the contexts of registered types."""
+    """Whether two structures are equal, except for whole numbers in the contexts of registered types."""
     if isinstance(one, _Holed) and isinstance(other, _Holed):
         return one.holes == other.holes and _same_but_sizes(one.structure, other.structure)
     if isinstance(one, _Holed) or isinstance(other, _Holed):
@@ -143,7 +143,7 @@ def _alike_but_sizes(one: Any, other: Any) -> bool:
 
 
 def _renamed(tree: Tree, structure: Any) -> Tree:
-    """`tree` with named tuples where `structure` has them, and plain ones where it has those."""
+    """`tree` with named tuples where `structure` has named ones, and plain tuples where it has plain ones."""
     if isinstance(tree, dict) and structure.type is dict and structure.context == list(tree):
         return {key: _renamed(tree[key], part) for key, part in zip(tree, children(structure), strict=True)}
     if not isinstance(tree, tuple | list) or len(tree) != structure.num_children:
@@ -185,7 +185,7 @@ def named_leaves(tree: Tree, name: str) -> list[tuple[str, Any]]:
 
 
 def fault(tree: Tree, name: str, wrong: Callable[[Any], bool]) -> tuple[str, Any] | None:
-    """(path, leaf) of the first leaf that is `wrong`, or None; paths are made only where there is a fault."""
+    """(path, leaf) of the first leaf that is `wrong`, or None; paths are made only if there is one."""
     if not any(wrong(leaf) for leaf in leaves(tree)):
         return None
     return next(pair for pair in named_leaves(tree, name) if wrong(pair[1]))
@@ -197,7 +197,7 @@ def carries_cotangent(leaf: Tensor) -> bool:
 
 
 def from_numpy(tree: Tree) -> Tree:
-    """The tree with NumPy's arrays as tensors, which share their memory where it can be written to and runs forward."""
+    """The tree with NumPy arrays as tensors, which share memory that is writable and has no negative strides."""
     if isinstance(tree, Tensor) or not any(type(leaf).__module__ == "numpy" for leaf in leaves(tree)):
         return tree
 
@@ -213,7 +213,7 @@ def from_numpy(tree: Tree) -> Tree:
 
 
 def bare(tree: Tree) -> Tree:
-    """The tree with plain tuples for named ones, to be saved; ValueError for containers of other types."""
+    """The tree with plain tuples in place of named ones, to be saved; ValueError for containers of other types."""
     if isinstance(tree, Tensor) or tree is None:
         return tree
     if isinstance(tree, dict):
@@ -236,7 +236,7 @@ def ordinary(tree: Tree) -> Tree:
 
 
 def versions(tree: Tree) -> list[int]:
-    """What counts up with each change in place, leaf by leaf; -1 for leaves that ask for a gradient: these are learned.
+    """A count of changes in place for each leaf; -1 for leaves that require a gradient, since these are learned.
 
     A leaf and its detached twins count together.
     """
@@ -271,7 +271,7 @@ def nbytes(tree: Tree) -> int:
 
 
 def by_leaf(value: Any, tree: Tree) -> list[Any]:
-    """The axis of the rows in each leaf of `tree`, None for one without: where told, and 0-d leaves under an int.
+    """The axis of the rows in each leaf of `tree`; None for leaves without rows: where told, or 0-d under an int.
 
     value: None, an int, or a pytree of these in the structure of `tree`, the keys of dicts in any order.
     """
@@ -303,7 +303,7 @@ def along(rows: Tensor, dim: Any, leaf: Tensor) -> Tensor:
 
 
 def weighed(values: Tensor, weights: Tensor) -> Tensor:
-    """`values` times weights whose axes lead theirs, bool or numbers; 0 where the weight is, whatever the value."""
+    """`values` times weights, bool or numbers, over their first axes; 0 where the weight is 0, whatever the value."""
     weights = weights.reshape(*weights.shape, *[1] * (values.dim() - weights.dim())).to(values.device)
     weighted = values if weights.dtype == torch.bool else values * weights.to(values.dtype)
     return torch.where(weights.bool(), weighted, values.new_zeros(()))
@@ -312,8 +312,7 @@ def weighed(values: Tensor, weights: Tensor) -> Tensor:
 def replace_rows(tree: Tree, other: Tree, rows: Tensor, batch_dim: Any) -> Tree:
     """`other` in the rows where `rows` (B,) is true, `tree` elsewhere; a 0-d `rows` takes all or nothing.
 
-    A leaf without rows is replaced by a 0-d `rows` alone. Differentiable, and no cotangent reaches `tree` through a
-    replaced row.
+    Only a 0-d `rows` replaces a leaf without rows. Differentiable; no cotangent reaches `tree` through a replaced row.
     """
     values, structure = flatten(tree)
     replaced = [
@@ -352,7 +351,7 @@ def shape(tensor: Any) -> str:
 
 
 def check_tensors(tree: Tree, name: str) -> None:
-    """A pytree whose leaves are tensors."""
+    """Raise unless it is a pytree whose leaves are tensors."""
     if bad := fault(tree, name, lambda leaf: not isinstance(leaf, Tensor)):
         raise TypeError(
             f"{bad[0]} is a {type(bad[1]).__name__}, not a tensor: use tensors in tuples, lists, dicts, named tuples, "
@@ -361,7 +360,7 @@ def check_tensors(tree: Tree, name: str) -> None:
 
 
 def check_dense(tree: Tree, name: str) -> None:
-    """A pytree whose leaves are tensors that can be cut in time."""
+    """Raise unless it is a pytree whose leaves are tensors that can be cut in time."""
     check_tensors(tree, name)
     if bad := fault(tree, name, lambda leaf: leaf.layout is not torch.strided or leaf.is_nested):
         kind = "a nested tensor" if bad[1].is_nested else f"of layout {bad[1].layout}"
@@ -374,11 +373,11 @@ def conformed(tree: Tree, like: Tree, name: str, than: str) -> Tree:
         return conform(tree, structure_of(like))
     except ValueError:
         one, other = (show(structure_of(t)) for t in (tree, like))
-        raise ValueError(f"{name} has another structure than {than}: {one} against {other}.") from None
+        raise ValueError(f"{name} has a different structure from {than}: {one} against {other}.") from None
 
 
 def check_no_graph(tree: Tree, name: str) -> None:
-    """No leaf with a graph: it would be freed after one window."""
+    """Raise if a leaf has a graph, which would be freed after one window."""
     check_tensors(tree, name)
     if bad := fault(tree, name, lambda leaf: leaf.grad_fn is not None):
         raise ValueError(

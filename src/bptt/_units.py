@@ -1,6 +1,6 @@
-"""What a recurrent layer tells of a call unit by unit, so that what each parameter does to its own unit can be carried.
+"""A call of a recurrent layer described unit by unit, to carry what each parameter does to its own unit.
 
-A layer that is run inside `listening` says what it did as `Units`, once per call; its values are the same.
+A layer that is run inside `listening` reports each call as `Units`; its outputs are the same.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,8 +15,9 @@ from torch import Tensor
 class Part(NamedTuple):
     """What a parameter does in each step to the units that it belongs to.
 
-    parameter: of shape (G H, J) or (G H,), G groups of a row for each unit. factor: (T, B, G, H, d), the derivative of
-    a unit's d numbers by what the parameter's row is multiplied into. operand: (T, B, J), by what; None for 1.
+    parameter: of shape (G H, J) or (G H,), G groups of one row for each unit. factor: (T, B, G, H, d), the derivative
+    of a unit's d numbers with respect to the product of the parameter's row and the operand. operand: (T, B, J); None
+    is 1.
     """
 
     parameter: Tensor
@@ -27,9 +28,9 @@ class Part(NamedTuple):
 class Units(NamedTuple):
     """A call of T steps of a layer of H units with d numbers in their state.
 
-    keep: (T, B, H, d, d), the derivative of a unit's numbers by the same ones a step before.
-    parts: by parameter. begin, end: the leaves of the state before and after the call, (1, B, H); none for zeros.
-    alone: whether no unit depends on another one, so that this is all.
+    keep: (T, B, H, d, d), the derivative of a unit's numbers with respect to the same numbers one step before.
+    parts: one for each parameter. begin, end: the leaves of the state before and after the call, (1, B, H); none for
+    zeros. alone: whether no unit depends on another, so that nothing is left out.
     """
 
     keep: Tensor
@@ -44,7 +45,7 @@ _heard: ContextVar[list[Callable[[], Units]] | None] = ContextVar("heard", defau
 
 @contextmanager
 def listening() -> Iterator[list[Callable[[], Units]]]:
-    """A block whose calls of layers are told of, in their order."""
+    """A block in which calls of layers are reported, in their order."""
     found: list[Callable[[], Units]] = []
     token = _heard.set(found)
     try:
@@ -54,19 +55,19 @@ def listening() -> Iterator[list[Callable[[], Units]]]:
 
 
 def listened() -> bool:
-    """Whether a layer is to say what it does."""
+    """Whether layers are to report their calls."""
     return _heard.get() is not None
 
 
 def tell(units: Callable[[], Units]) -> None:
-    """Let whoever listens know of a call; `units` is called only if it is of use."""
+    """Report a call to whoever listens; `units` is called only then."""
     found = _heard.get()
     if found is not None:
         found.append(units)
 
 
 def products(keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Of `keep`, after each step the product over the later ones (T, B, H, d, d), and that over all (B, H, d, d)."""
+    """The product of `keep` over the steps after each step (T, B, H, d, d), and over all steps (B, H, d, d)."""
     if keep.shape[-1] == 1:
         whole = keep.flip(0).cumprod(0).flip(0)
         return torch.cat([whole[1:], torch.ones_like(whole[:1])]), whole[0]

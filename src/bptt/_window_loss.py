@@ -14,7 +14,7 @@ from bptt.strategies.windows import Window
 
 
 class PerWindow:
-    """What `per_window` gives; to be called as its function."""
+    """What `per_window` returns; it is called like the function."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
@@ -25,20 +25,21 @@ class PerWindow:
 
 
 def per_window(function: Callable[..., Any]) -> PerWindow:
-    """A loss of a whole window, for what is no sum over steps: energy ratios, spectra, CTC, normalised advantages.
+    """A loss of a whole window, which need not be a sum over steps: energy ratios, spectra, CTC, normalised advantages.
 
         L = Σ_w f(o[a_w : b_w], y[a_w : b_w]),  [a_w, b_w) the steps whose losses window w holds           (1)
 
     function: `(outputs, targets) -> loss`, a 0-d tensor, or `(loss, aux)`; a module or any callable. It is called once
-        per window, on the outputs and targets of all its loss steps, time where it is. A chunk with a mask hands it the
-        window's mask, (n, B) or (n,), time first, as a third argument; where the mask is 0, outputs get no gradient.
+        per window, on the outputs and targets of all steps with a loss, whose time axis stays in its place. If the
+        chunk has a mask, the window's mask, (n, B) or (n,), time first, is passed as a third argument; where the mask
+        is 0, outputs get no gradient.
 
-    Returns a loss for `unroll`, `backward`, `evaluate`, `compare` and `plan`. Exact under any budget: the window's
-    outputs are kept, the function's cotangent of them is taken once, and each segment pulls its part. `Update.loss` is
-    the function's value and `mean_loss` the same; `backward` adds windows, and its `mean_loss` is their mean.
+    Returns a loss for `unroll`, `backward`, `evaluate`, `compare` and `plan`. It is exact under any budget: the
+    window's outputs are kept, the gradient with respect to them is taken once, and each segment pulls back its part.
+    `Update.loss` and `mean_loss` are the function's value; `backward` adds windows, and its `mean_loss` is their mean.
     `reduction` has no effect. `evaluate` takes `window=`, the steps of a window; `diagnose` and random or adaptive
     windows are refused, since a cut would change the objective: use `FullBPTT` or `TruncatedBPTT`.
-    Raises TypeError for what can't be called so, and for a function that returns no 0-d tensor.
+    Raises TypeError for anything that can't be called like that, and for a function that doesn't return a 0-d tensor.
     Cost: under a budget one more forward of each step; memory for the outputs of a window.
 
     >>> import bptt, torch
@@ -49,7 +50,7 @@ def per_window(function: Callable[..., Any]) -> PerWindow:
     (0, 22)
     """
     if isinstance(function, type) and issubclass(function, nn.Module):
-        raise TypeError(f"per_window({function.__name__}): that is a class; pass an instance of it.")
+        raise TypeError(f"per_window({function.__name__}): this is a class; pass an instance of it.")
     _errors.check_callable(function, "per_window's function")
     if not _recurrence.takes(function, 2) and not _recurrence.takes(function, 3):
         name = _errors.named(function)
@@ -58,7 +59,7 @@ def per_window(function: Callable[..., Any]) -> PerWindow:
 
 
 class WindowLoss:
-    """The function of `per_window` with its result checked; stands where a `StepLoss` does."""
+    """The function of `per_window`, whose result is checked; it takes the place of a `StepLoss`."""
 
     by_window = True
 
@@ -90,7 +91,7 @@ class WindowLoss:
         return value, _tree.detach(aux)
 
     def summed(self, windows: list[Window], time_dim: int) -> "WindowLoss":
-        """The loss of a sequence that adds those of windows of it, without aux."""
+        """The loss of a sequence as the sum of its windows' losses, without aux."""
 
         def function(outputs: Tree, targets: Tree, *mask: Tensor) -> Tensor:
             values = []
@@ -102,17 +103,17 @@ class WindowLoss:
         return WindowLoss(function)
 
     def weight(self, targets: Tree, mask: Tensor | None, steps: int, losses: Tensor | None = None) -> Any:
-        """A window is one term."""
+        """A window counts as one term."""
         return 1
 
 
 def inner(loss: Any) -> Any:
-    """The function of a loss by window, or any other loss as it is: who holds parameters and buffers."""
+    """The function of a loss by window, or any other loss itself: what holds parameters and buffers."""
     return loss.function if isinstance(loss, PerWindow) else loss
 
 
 def check_value(value: Tensor, first: int, stop: int) -> None:
-    """A window's loss, finite; the first of an update's two synchronisations."""
+    """Raise unless a window's loss is finite; the first of an update's two synchronisations."""
     if not value.is_meta and not isfinite(value.item()):
         raise NonFiniteLossError(
             f"the loss of steps {first} to {stop - 1} is {value.item()}: no update was made from it.", first

@@ -1,4 +1,4 @@
-"""Several processes that train one model: the mean of their gradients, and the state of a run with the rows of all."""
+"""Several processes that train one model: the mean of their gradients, and saved states with the rows of all."""
 
 import pickle
 from collections.abc import Iterable
@@ -18,14 +18,14 @@ def average_gradients(params: Iterable[Tensor], group: Any = None) -> None:
 
         g <- (1/N) Σ_r g_r,  r = 0 .. N-1                                                 (1)
 
-    params: the same tensors in the same order on every rank, such as `model.parameters()`. One without a gradient on
-        some ranks counts as zero there, and without any on all ranks it stays without.
+    params: the same tensors in the same order on every rank, such as `model.parameters()`. A missing gradient counts as
+        zero if another rank has one, and stays missing if no rank has one.
     group: a process group of torch.distributed, the default one for None. Without an initialised group, or in a group
         of one, nothing is done.
 
-    All ranks call it, once per update or once for several that were accumulated; for what `bptt.unroll` has to agree on
-    before, give it `group=` as well. A model in DistributedDataParallel or `fully_shard` averages by itself.
-    With as many rows on each rank, (1) is the gradient of one process with all rows, under every `reduction`.
+    All ranks call it, once per update or once for several accumulated updates; `bptt.unroll` needs `group=` as well,
+    since ranks have to agree before. A model in DistributedDataParallel or `fully_shard` averages by itself.
+    If all ranks have equally many rows, (1) is the gradient of one process with all rows, under every `reduction`.
     Raises TypeError for sparse gradients and for sharded parameters.
     Cost: one all-reduce for each dtype and device, of a copy of all gradients and one number per parameter.
 
@@ -68,9 +68,9 @@ def gather_state(state: dict[str, Any], state_batch_dim: Any = 1, group: Any = N
     state_batch_dim: the axis of the rows, as in `unroll`: an int, or a pytree of ints, None for a leaf without rows, of
         which the first rank's is taken. group: as in `average_gradients`; without one the state is returned as it is.
 
-    All ranks call it, and all get the state, its tensors on the CPU. One process goes on with it, or any number of
-    ranks, each with the rows that `narrow_state` gives it.
-    Raises ValueError where the ranks stand at different steps, or in streams at different places, and for UORO.
+    All ranks call it, and all get the state, with its tensors on the CPU. One process can continue with it, or any
+    number of ranks, each with the rows that `narrow_state` gives it.
+    Raises ValueError if the ranks are at different steps or places of their streams, and for UORO.
     Cost: each rank receives the states of all rows.
 
     >>> import bptt, torch
@@ -109,9 +109,9 @@ def gather_state(state: dict[str, Any], state_batch_dim: Any = 1, group: Any = N
 
 
 def narrow_state(state: dict[str, Any], rows: slice, state_batch_dim: Any = 1) -> dict[str, Any]:
-    """Some rows of a `state_dict()` of `unroll`: what a rank loads that goes on with them.
+    """Some rows of a `state_dict()` of `unroll`, for a rank to load and continue with.
 
-    state: as `gather_state` gives it, or a single process's. rows: from a first one up to another, in steps of 1.
+    state: as `gather_state` gives it, or a single process's. rows: a slice with step 1.
     state_batch_dim: as in `gather_state`.
     Raises ValueError for rows that aren't there. Cost: none; the tensors are views.
     """
@@ -137,7 +137,7 @@ def narrow_state(state: dict[str, Any], rows: slice, state_batch_dim: Any = 1) -
 
 
 def _joined(each: list[Any]) -> Any:
-    """What is carried of ∂s/∂θ for the rows of all ranks, in their order; patterns are those that any rank found."""
+    """What is carried of ∂s/∂θ for the rows of all ranks, in their order; patterns are joined over ranks."""
     first = each[0]
     if not first:
         return first
@@ -157,14 +157,14 @@ def _joined(each: list[Any]) -> Any:
 def _check_by_row(influence: dict[str, Any]) -> None:
     if not any(name in influence for name in BY_ROW):
         raise ValueError(
-            "what UORO carries belongs to its rows together and can be neither joined nor divided: go on with as many "
-            "ranks as before, each with its own state_dict()."
+            "what UORO carries belongs to its rows together and can be neither joined nor divided: continue with as "
+            "many ranks as before, each with its own state_dict()."
         )
 
 
 def _check_state(state: Any) -> None:
     if not isinstance(state, dict) or not {"carried", "run", "step", "stream"} <= state.keys():
-        raise ValueError(f"{type(state).__name__} is no state of a run: pass what state_dict() of `unroll` gave.")
+        raise ValueError(f"{type(state).__name__} isn't a state of a run: pass what state_dict() of `unroll` gave.")
 
 
 def _real(value: Tensor) -> Tensor:
