@@ -1,1 +1,1 @@
-"""What a run asks before it relies on something: replays, axes, losses by step, a gradient for every parameter."""
+"""What a run checks before it relies on it: replays, axes, losses by step, a gradient for every parameter."""

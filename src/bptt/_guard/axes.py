@@ -16,7 +16,7 @@ from bptt._tree import Tree, shape
 
 
 def told_apart(model: Any, inputs: Tree, carried: Tree, time_dim: int) -> None:
-    """ValueError where the module takes the steps for rows and the rows for steps, as one step or row alone shows.
+    """Raise ValueError if the module takes the steps for rows and the rows for steps, as one step or row alone shows.
 
     Cost: two to five calls of one or two steps, for modules that hold a layer with the other order of axes.
     """
@@ -36,7 +36,7 @@ def told_apart(model: Any, inputs: Tree, carried: Tree, time_dim: int) -> None:
 
 
 def _holds_another_order(model: Any, time_dim: int) -> bool:
-    """Whether a layer inside says that its batch comes first (for time_dim=0), or only some that theirs doesn't."""
+    """Whether a layer inside has its batch first (time_dim=0), or there are layers and none of them has (time_dim=1)."""
     if not isinstance(model, nn.Module):
         return False
     said = {layer.batch_first for layer in model.modules() if isinstance(getattr(layer, "batch_first", None), bool)}
@@ -44,15 +44,15 @@ def _holds_another_order(model: Any, time_dim: int) -> bool:
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """The module with buffers and attributes of its own, which calls may change; itself where it can't be copied."""
+    """A copy of the module, whose buffers and attributes calls may change; the module itself if it can't be copied."""
     try:
         return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-    except Exception:  # whatever an attribute raises
+    except Exception:  # an attribute may raise anything
         return model
 
 
 def _turned(model: Any, inputs: Tree, carried: Tree, time_dim: int) -> bool:
-    """Whether what is taken for time has no memory, and what is taken for rows has one."""
+    """Whether the axis taken for time has no memory, and the axis taken for rows has one."""
 
     def first(tree: Tree, dim: int, length: int, start: int = 0) -> Tree:
         return _tree.narrow(tree, dim, start, length)
@@ -60,7 +60,7 @@ def _turned(model: Any, inputs: Tree, carried: Tree, time_dim: int) -> bool:
     def outputs(part: Tree) -> list[Tensor] | None:
         try:
             return _tree.leaves(model(lent(part), lent(carried))[0])
-        except Exception:  # what fails alone says something; what fails with all is told where that is run
+        except Exception:  # a failure of one alone is informative; a failure with all is reported where that is run
             return None
 
     rows_dim = 1 - time_dim
@@ -69,7 +69,7 @@ def _turned(model: Any, inputs: Tree, carried: Tree, time_dim: int) -> bool:
         return outputs(first(inputs, rows_dim, 1)) is not None and outputs(inputs) is not None
 
     def remembers(dim: int) -> bool | None:
-        """Whether the second entry along `dim` comes out otherwise after the first than alone; None where it can't."""
+        """Whether the second entry along `dim` comes out differently after the first than alone; None if it fails."""
         both, alone = outputs(first(inputs, dim, 2)), outputs(first(inputs, dim, 1, start=1))
         if both is None or alone is None or any(leaf.dim() <= dim or leaf.shape[dim] != 2 for leaf in both):
             return None

@@ -1,4 +1,4 @@
-"""What a run asks before it relies on replays: once per run, on one segment, and nothing that is the user's changes."""
+"""What a run checks before it relies on replays: once per run, on one segment, changing nothing of the user's."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ _repeated: ContextVar[bool] = ContextVar("repeated", default=False)
 
 @contextmanager
 def _true(variable: ContextVar[bool]) -> Iterator[None]:
-    """Let the variable be true for the block."""
+    """Set the variable to true for the block."""
     token = variable.set(True)
     try:
         yield
@@ -33,7 +33,7 @@ def _true(variable: ContextVar[bool]) -> Iterator[None]:
 
 
 def settled() -> Any:
-    """A block whose runs have been looked into before: the same model, loss and strategy."""
+    """A block whose runs have been checked before: the same model, loss and strategy."""
     return _true(_settled)
 
 
@@ -43,7 +43,7 @@ def repeated() -> Any:
 
 
 class Guard:
-    """What a run has been asked so far, of its recurrence and of its loss."""
+    """What of a run's recurrence and loss has been checked so far."""
 
     def __init__(self) -> None:
         self.probed = False
@@ -51,7 +51,7 @@ class Guard:
         self._loss_asked = False
 
     def look(self, segment: Segment, carried: Tree, whole: bool, measured: bool) -> None:
-        """Before a segment is taped from `carried`, last segment first: what has to be asked here, where anything has.
+        """Make the checks that are due before a segment is recorded from `carried`, last segment first.
 
         whole: the window has no other segment. measured: it was run before, to be measured or without a graph.
         """
@@ -61,7 +61,7 @@ class Guard:
         mode = "overlap" if overlap else "split" if not whole else ""
         if not mode and (measured or self.probed or _repeated.get()):
             mode = "again"
-        by_step = isinstance(segment.problem.loss, StepLoss) and window.steps > 1  # one loss can't be asked
+        by_step = isinstance(segment.problem.loss, StepLoss) and window.steps > 1  # a single loss can't be checked
         loss_due = by_step and not whole and not self._loss_asked
         if not mode or (mode in self._asked and not loss_due) or _settled.get():
             return
@@ -77,7 +77,7 @@ class Guard:
             self._look_at_loss(stretch, outputs)
 
     def _look_at_none(self, span: Span) -> None:
-        """A recurrence that is called with None is to start afresh, not to go on from the last call."""
+        """Check that a recurrence that is called with None starts afresh, and doesn't continue from the last call."""
         p, window = span.problem, span.window
         if not p.from_none or "none" in self._asked or _settled.get():
             return
@@ -87,7 +87,7 @@ class Guard:
                 pure(Stretch.of(Segment(span, window.start, window.stop), None), "none")
 
     def _look_at_loss(self, stretch: Stretch, outputs: Tree) -> None:
-        """Two losses at least; where the window's last segment has one, the segment before it is asked with it."""
+        """At least two losses; if the window's last segment has one, it is checked together with the segment before."""
         segment, p = stretch.segment, stretch.problem
         first = max(segment.start, segment.window.first)
         n = segment.stop - first
@@ -117,6 +117,6 @@ def uncached(model: Any) -> None:
 
 
 def _lazy(model: Any) -> bool:
-    """Whether the first call will make the parameters."""
+    """Whether its first call will create the parameters."""
     tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
     return any(nn.parameter.is_lazy(tensor) for tensor in tensors)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 LARGEST = 2**26
-"""Bytes of a tensor above which it is taken for data, not for a state, and isn't copied (buffers always are)."""
+"""Bytes above which a tensor is taken for data, not for a state, and isn't copied (buffers always are)."""
 LARGEST_FIXED = 2**20
-"""The same for parameters that ask for no gradient."""
+"""The same for parameters that don't require a gradient."""
 Contents = dict[Any, Any]
 Access = tuple[Callable[[], Contents], Callable[[Contents], None]]
 _DATA = (Tensor, int, float, complex, str, bytes, list, tuple, dict, set, deque, types.NoneType, types.SimpleNamespace)
@@ -24,8 +24,8 @@ _DATA = (Tensor, int, float, complex, str, bytes, list, tuple, dict, set, deque,
 class Holder:
     """A place that holds values under keys, with what it held when it was found.
 
-    kind: "buffer", "attribute", ... as an error says it. name: of the value under a key.
-    read, write: what it holds now. each: whether its values are told apart by key; a list or dict counts as one.
+    kind: "buffer", "attribute", ... as errors call it. name: of the value under a key.
+    read, write: get and set what it holds. each: whether its values count separately by key; a list or dict is one.
     steady: keys of running statistics and power iterations.
     """
 
@@ -38,14 +38,14 @@ class Holder:
     before: Contents = field(default_factory=dict)
 
     def put(self, contents: Contents) -> None:
-        """Write where something differs, so that what is right already isn't touched."""
+        """Write only what differs, so that what is already right isn't touched."""
         now = self.read()
         order = self.each or list(now) == list(contents)
         if now.keys() != contents.keys() or not order or any(now[k] is not contents[k] for k in contents):
             self.write(contents)
 
     def changed(self) -> list[Any]:
-        """The keys whose values no longer are as they were at first; a list or dict has one key, None."""
+        """The keys whose values are no longer as they were at first; a list or dict has one key, None."""
         now = self.read()
         both = now.keys() & self.before.keys()
         keys = [k for k in {**self.before, **now} if k not in both or not same(now[k], self.before[k])]
@@ -53,9 +53,9 @@ class Holder:
 
 
 def fresh(value: Any, copies: dict[int, Any], kind: str) -> Any:
-    """A copy of a tensor or array, or of tuples that hold any, and all else as it is.
+    """A copy of a tensor or array, or of tuples that hold any; anything else as it is.
 
-    Parameters and tensors that ask for a gradient of their own stay, as do large ones, which are data.
+    Parameters and tensors that require a gradient aren't copied, nor are large tensors, which are data.
     """
     if id(value) in copies:
         return copies[id(value)]
@@ -116,7 +116,7 @@ def of_the_user(thing: Any) -> bool:
 
 
 def is_data(value: Any) -> bool:
-    """Whether a global variable or class attribute with this value is worth a look: data, or a function of the user."""
+    """Whether a global variable or class attribute with this value matters: it is data, or the user's function."""
     if isinstance(value, type | types.ModuleType | types.FunctionType):
         return isinstance(value, types.FunctionType) and of_the_user(value)
     return isinstance(value, (*_DATA, nn.Module, torch.Generator, random.Random)) or of_the_user(type(value))
@@ -137,7 +137,7 @@ def attributes(
 
     def read() -> Contents:
         found = {k: v for k, v in held.copy().items() if k not in without}
-        if mine is everything and kind is everything:  # often, so quickly
+        if mine is everything and kind is everything:  # called often, so fast
             return found
         return {k: v for k, v in found.items() if mine(k) and kind(v)}
 
@@ -151,7 +151,7 @@ def attributes(
 
 
 def container(held: Any) -> Access:
-    """A dict, list, deque or set, whole and in its order."""
+    """A dict, list, deque or set, as a whole and in its order."""
 
     def read() -> Contents:
         items = held if isinstance(held, dict) else enumerate(held)

@@ -1,6 +1,6 @@
-"""What a callable keeps between its calls: found where Python lets one look, lent as copies, and put back.
+"""What a callable keeps between its calls: found as far as Python allows, lent as copies, and restored.
 
-Looked at: buffers and attributes of modules and other objects, containers in them, variables of closures, functions'
+It may be in buffers and attributes of modules and other objects, containers in them, variables of closures, functions'
 own attributes and default values, class attributes, global variables that a function names, random-number generators.
 """
 
@@ -32,14 +32,14 @@ from bptt._guard.holders import (
 )
 
 MOST = 10_000
-"""Entries of a container above which what they hold isn't looked at."""
+"""Number of entries above which a container's contents aren't looked at."""
 DEEPEST = 12
 _OWN = frozenset(nn.Module().__dict__)
 _LEAVES = (Tensor, type, types.ModuleType, str, bytes, int, float, complex, types.NoneType)
 
 
 class Kept:
-    """All that some callables keep; from the first `lend` to `restore` they work on copies of it."""
+    """Everything that some callables keep; from the first `lend` to `restore` they work on copies of it."""
 
     def __init__(self, *things: Any) -> None:
         self.holders: list[Holder] = []
@@ -48,7 +48,7 @@ class Kept:
             self._walk(thing, "", 0)
 
     def lend(self, wanted: Callable[[Holder, Any], bool] = lambda holder, key: True) -> None:
-        """Let the callables find fresh copies of what was there at first, under the keys that are `wanted`."""
+        """Give the callables fresh copies of what was there at first, under the keys that are `wanted`."""
         copies: dict[int, Any] = {}
         for holder in self.holders:
             now = holder.read()
@@ -58,13 +58,13 @@ class Kept:
                 holder.put({**old, **{k: v for k, v in now.items() if k not in keys}})
 
     def restore(self) -> None:
-        """Put back the very values that were there at first."""
+        """Restore the very objects that were there at first."""
         for holder in self.holders:
             holder.put(holder.before)
 
     @contextmanager
     def normalised_as_in_evaluation(self) -> Iterator[None]:
-        """Let batch norm take its running statistics for the block."""
+        """Let batch norm use its running statistics for the block."""
         layers = [m for m in self._seen.values() if isinstance(m, _torch.NormBase) and m.training]
         try:
             for layer in layers:
@@ -75,7 +75,7 @@ class Kept:
                 layer.__dict__["training"] = True
 
     def changed(self) -> list[tuple[Holder, Any]]:
-        """(holder, key) of what no longer is as it was at first."""
+        """(holder, key) of everything that is no longer as it was at first."""
         return [(holder, key) for holder in self.holders for key in holder.changed()]
 
     def _add(self, kind: str, name: Callable[[Any], str], access: Access, **more: Any) -> dict[Any, Any]:
@@ -86,7 +86,7 @@ class Kept:
         return holder.before
 
     def _walk(self, thing: Any, path: str, depth: int) -> None:
-        """Add the holders that `thing` leads to. path: what errors call it."""
+        """Add the holders that can be reached from `thing`. path: what errors call it."""
         if depth > DEEPEST or isinstance(thing, _LEAVES) or id(thing) in self._seen:
             return
         self._seen[id(thing)] = thing

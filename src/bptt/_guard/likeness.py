@@ -1,4 +1,4 @@
-"""Whether two results of the same evaluation agree, to rounding."""
+"""Whether two results of the same evaluation agree, up to rounding."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ CLOSE = 1e-5
 
 
 def alike(one: Tree, other: Tree, close: float | None = None) -> bool:
-    """Whether all leaves agree, to rounding for floating ones; NaN equals NaN."""
+    """Whether all leaves agree, floating ones up to rounding; NaN equals NaN."""
     if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
         return all(alike(a, b, close) for a, b in zip(one, other, strict=True))
     pairs = list(zip(_tree.leaves(one), _tree.leaves(other), strict=False))
@@ -34,7 +34,7 @@ def alike(one: Tree, other: Tree, close: float | None = None) -> bool:
 
 
 def distance(one: Tensor, other: Tensor) -> float:
-    """The largest difference; infinite where only one of two entries is finite."""
+    """The largest difference; infinite if only one of two entries is finite."""
     a, b = one.detach(), other.detach()
     equal = (a == b) | ((a != a) & (b != b))
     difference = torch.where(equal, torch.zeros_like(a), a - b).abs()
@@ -47,7 +47,7 @@ def _scale(*tensors: Tensor) -> float:
 
 
 def rounding(tensors: list[Tensor], loss: Any) -> float:
-    """The rounding of the coarsest precision in play."""
+    """The rounding error of the coarsest precision involved."""
     if isinstance(loss, nn.Module):
         tensors = [*tensors, *loss.parameters(), *loss.buffers()]
     found = {t.dtype for t in tensors if _tree.carries_cotangent(t)}
@@ -56,7 +56,7 @@ def rounding(tensors: list[Tensor], loss: Any) -> float:
 
 
 def nudged(leaf: Tensor, by: float) -> Tensor:
-    """Every other entry a little larger, the rest as much smaller."""
+    """Every other entry a little larger, the rest smaller by as much."""
     if not leaf.is_floating_point():
         return leaf
     signs = torch.ones(leaf.numel(), dtype=leaf.dtype, device=leaf.device)

@@ -1,4 +1,4 @@
-"""Whether a loss is a sum over steps: the losses of some steps are those of two parts of them."""
+"""Whether a loss is a sum over steps: whether the losses of some steps equal those of their two halves."""
 
 import torch
 from torch import Tensor
@@ -13,10 +13,10 @@ from bptt._tree import Tree
 
 
 def by_step(problem: Problem, outputs: Tree, targets: Tree, n: int) -> None:
-    """ValueError where the losses of n >= 2 steps aren't those of two parts of them.
+    """Raise ValueError if the losses of n >= 2 steps aren't those of two parts of them.
 
-    A loss that draws numbers can't be asked, and one that fails on a part will say so itself. Batch norm counts as
-    what it is in evaluation: that it depends on where a call begins is known of it.
+    A loss that draws numbers can't be checked, and one that fails on a part will say so itself. Batch norm is run in
+    evaluation mode here: that it depends on where a call begins is known.
     """
     loss, dim = problem.loss, problem.time_dim
     assert isinstance(loss, StepLoss)
@@ -49,8 +49,8 @@ def by_step(problem: Problem, outputs: Tree, targets: Tree, n: int) -> None:
             kept.restore()
             torch.clear_autocast_cache()
     raise ValueError(
-        f"the loss {_errors.named(loss.loss)} mixes time steps: {half} of {n} steps have other losses alone than among "
-        f"all {n}, but memory= calls it for parts of a window. Let the loss of a step depend on that step alone, "
+        f"the loss {_errors.named(loss.loss)} mixes time steps: {half} of {n} steps have different losses alone than "
+        f"among all {n}, but memory= calls it for parts of a window. Let the loss of a step depend on that step alone, "
         f"pass a loss of the whole window by bptt.per_window, or give memory=None; see docs/pitfalls.md, "
         f'"A loss that isn\'t a sum over steps".'
     )

@@ -15,7 +15,7 @@ from bptt._torch import is_compiled, unwrapped
 from bptt._tree import Tree
 
 STEPS = 31
-"""Steps that are looked at, at most: a prime, for what comes back to the same every so many steps."""
+"""The most steps that are looked at: a prime, in case something repeats every few steps."""
 
 
 WARM = 8
@@ -23,7 +23,7 @@ WARM = 8
 
 
 class Stretch(NamedTuple):
-    """Some steps of a segment as the recurrence and the loss are asked about them."""
+    """The steps of a segment on which the recurrence and the loss are checked."""
 
     problem: Problem
     segment: Segment
@@ -32,14 +32,14 @@ class Stretch(NamedTuple):
 
     @classmethod
     def of(cls, segment: Segment, carried: Tree) -> "Stretch":
-        """Its first steps, some more where it has but one loss; all of them where code is compiled."""
+        """The segment's first steps, a few more if they have only one loss; all of them if code is compiled."""
         p, window, a = segment.problem, segment.window, segment.start
         steps = max(STEPS, window.first - a + 4)
         b = segment.stop if is_compiled(p.model) else min(segment.stop, a + steps)
         b = max(b, min(window.stop, max(a, window.first) + 2))
         data = segment.time.read(a, b)
         floating = [leaf for leaf in _tree.leaves(data.inputs) if _tree.carries_cotangent(leaf) and not leaf.is_meta]
-        if floating and not any(leaf.any() for leaf in floating):  # silence, which shows nothing
+        if floating and not any(leaf.any() for leaf in floating):  # zeros, which show nothing
             one = lambda leaf: torch.ones_like(leaf) if _tree.carries_cotangent(leaf) else leaf  # noqa: E731
             data = data._replace(inputs=_tree.map_leaves(one, data.inputs))
         return cls(p, Segment(segment.span, a, b), _tree.detach(carried), data)
@@ -58,7 +58,7 @@ class Stretch(NamedTuple):
 
     @property
     def lively(self) -> bool:
-        """Whether the state isn't zero and there are enough steps for what is hidden to show."""
+        """Whether the state isn't zero and there are enough steps for a hidden state to show."""
         floating = [leaf for leaf in _tree.leaves(self.carried) if _tree.carries_cotangent(leaf)]
         if self.segment.stop - self.segment.start < WARM or _many_processes():  # which must all do the same
             return False
@@ -66,12 +66,13 @@ class Stretch(NamedTuple):
 
 
 def pure(stretch: Stretch, mode: str) -> Tree:
-    """The outputs of the stretch; ValueError where they or the end state depend on what earlier calls have left.
+    """The outputs of the stretch; raises ValueError if they or the end state depend on what earlier calls have left.
 
-    mode: "overlap": windows overlap, so that nothing is put back between two evaluations of a step but what belongs to
-    normalisation and power iterations; "split": replays find the buffers as they were, so that only a gradient can be
-    lost that goes through them; "again": the same, and no gradient is; "none": it is called with None, to start afresh.
-    None where an evaluation fails, which the run itself will find.
+    mode: "overlap": windows overlap, so that between two evaluations of a step nothing is restored but what belongs to
+    normalisation and power iterations; "split": replays find the buffers as they were, so that at most a gradient that
+    goes through them is lost; "again": the same, and no gradient is lost; "none": it is called with None, to start
+    afresh.
+    Returns None if an evaluation fails, since the run itself will find that.
     """
     model, tensors = stretch.problem.model, _tensors(stretch)
     kept = Kept(model, unwrapped(model))
@@ -95,7 +96,7 @@ class _HiddenState(Exception):
 
 
 class _Trial:
-    """Evaluations of a stretch one after the other, each from the same state and noise."""
+    """Evaluations of a stretch, one after another, each from the same state and noise."""
 
     def __init__(self, stretch: Stretch, kept: Kept, mode: str) -> None:
         self.stretch, self.kept, self.mode = stretch, kept, mode
@@ -104,7 +105,7 @@ class _Trial:
         self.back: set[tuple[int, Any]] = set()
 
     def put_back(self, holder: Holder, key: Any) -> bool:
-        """Whether a replay finds this as the first evaluation found it, and nothing is lost by it."""
+        """Whether a replay finds this as the first evaluation found it, so that nothing is lost."""
         if key in holder.steady or (self.mode == "again" and holder.kind == "buffer"):
             return True
         return (self.mode == "overlap" and holder.kind == "generator") or (id(holder), key) in self.back
@@ -136,7 +137,7 @@ class _Trial:
         raise _HiddenState(self._error(matter or changed))
 
     def _after(self, first: tuple[Tree, Tree]) -> int | None:
-        """How many evaluations more it takes to see a difference to `first`; None where there is none."""
+        """How many more evaluations it takes to see a difference from `first`; None if there is none."""
         self.kept.lend(self.put_back)
         if not alike(first, self.evaluate()):
             return 0
@@ -150,7 +151,7 @@ class _Trial:
         return None if alike(first, self.evaluate()) else count
 
     def _that_matter(self, first: tuple[Tree, Tree], changed: list[Any], warm: int) -> list[tuple[Holder, Any]]:
-        """Of what changed, what makes a difference by itself."""
+        """The part of what changed that makes a difference by itself."""
         found = []
         for holder, key in changed:
             self.kept.lend()
@@ -163,7 +164,7 @@ class _Trial:
         return [pair for pair in found if not self.put_back(*pair)] or found
 
     def _clocks(self, buffers: set[tuple[int, Any]]) -> set[tuple[int, Any]]:
-        """Those that come out the same whatever the data are, and without a graph: replays lose nothing by them."""
+        """The ones that don't depend on the data and have no graph: replays lose nothing by them."""
         self.kept.lend()
         end = self.evaluate()[1]
         was = self._now(buffers)
@@ -193,7 +194,7 @@ class _Trial:
 
 
 def once(stretch: Stretch) -> Tree:
-    """The outputs of the stretch, everything put back; None where that fails."""
+    """The outputs of the stretch, with everything restored; None if that fails."""
     kept = Kept(stretch.problem.model, unwrapped(stretch.problem.model))
     with noise_restored(_tensors(stretch)), foreign_noise_restored():
         try:

@@ -18,9 +18,9 @@ from bptt.strategies.windows import Window
 
 
 class Watch:
-    """Looks at the first windows of a run, and no more once every parameter was reached or the rest was named.
+    """Looks at the first windows of a run, until every parameter has been reached or the rest has been named.
 
-    problem: of the run. late: whether an `initial_state=` function may bring in parameters that a window without a
+    problem: the run's. late: whether an `initial_state=` function may bring in parameters that a window without a
     reset doesn't reach.
     """
 
@@ -30,7 +30,7 @@ class Watch:
         self._counted = self._looked = False
 
     def begin(self, span: Span, given: Tree) -> bool:
-        """Before a window: at the first one, see that there is something to train, and note the gradients of then.
+        """Called before a window: before the first, check that there is something to train, and note the gradients.
 
         Returns whether it was the first.
         """
@@ -47,7 +47,7 @@ class Watch:
         return True
 
     def window(self, span: Span, valid: Any, aux: Tree) -> bool:
-        """After a window: whether it is time to name what nothing has reached; a later graph may reach further back."""
+        """Called after a window: whether to name now what wasn't reached; a later graph may reach further back."""
         self._late = self._late and span.initial is None
         if not self._unreached():
             return False
@@ -83,7 +83,7 @@ class Watch:
                     del self._waiting[name]
 
     def conclude(self, level: int) -> None:
-        """Warn of what was not reached, at the caller `level` frames up."""
+        """Warn of what wasn't reached, at the caller `level` frames up."""
         names = [] if self._late or not self._counted else self._unreached()
         if not self._late:
             self._waiting = {}
@@ -97,7 +97,7 @@ class Watch:
 
 
 def _watched(problem: Problem) -> dict[str, Tensor]:
-    """The leaves that should get a gradient by name, but those whose hooks may take it away at once."""
+    """The leaves that should get a gradient, by name, except those whose hooks may take it away at once."""
     registered: dict[Tensor, str] = {
         parameter: prefix + name
         for prefix, module in (("", _torch.unwrapped(problem.model)), ("loss.", problem.loss.loss))
@@ -113,7 +113,7 @@ def _watched(problem: Problem) -> dict[str, Tensor]:
 
 
 def _something_to_train(span: Span) -> None:
-    """ValueError where all parameters in sight are frozen, and one step's graph from a fixed state reaches no other."""
+    """Raise ValueError if all known parameters are frozen, and one step's graph from a fixed state reaches none."""
     problem = span.problem
     found = list(in_sight((problem.model, problem.loss.loss), {}))
     if any(tensor.requires_grad for tensor in found) or not any(isinstance(t, nn.Parameter) for t in found):
@@ -135,7 +135,7 @@ def _first_step(span: Span) -> Segment:
 
 
 def in_sight(value: Any, seen: dict[int, Any]) -> Iterator[Tensor]:
-    """The tensors of modules and containers, and of what functions close over, by whatever names they use."""
+    """The tensors of modules and containers, and of what functions close over, by the names used there."""
     for thing in held(value, seen):
         if isinstance(thing, Tensor):
             yield thing
@@ -145,7 +145,7 @@ def held(value: Any, seen: dict[int, Any]) -> Iterator[Tensor | nn.Module]:
     """The same, and the modules before their tensors."""
     if id(value) in seen:
         return
-    seen[id(value)] = value  # which keeps it, so that nothing else gets its number
+    seen[id(value)] = value  # this keeps it alive, so that nothing else gets its id
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, nn.Module):

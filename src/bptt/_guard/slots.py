@@ -1,4 +1,4 @@
-"""Attributes and buffers that change from call to call: found by a few calls, taken out and put in as tensors."""
+"""Attributes and buffers that change from call to call: found by a few calls, read and set as tensors."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,27 +19,27 @@ ABSENT: Any = type("Absent", (), {})
 
 
 class Attributes(Kept):
-    """The buffers and attributes of a module and of the objects in it, and not what functions and classes hold."""
+    """The buffers and attributes of a module and of the objects in it, but not what functions and classes hold."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
         self.holders = [h for h in self.holders if h.each and h.kind in ("buffer", "attribute")]
 
     def _function(self, function: Any, depth: int) -> None:
-        """Nothing: a function's variables are no attributes of the module."""
+        """Nothing: a function's variables aren't attributes of the module."""
 
     def _class(self, cls: type, depth: int) -> None:
-        """Nothing, as its instances share them."""
+        """Nothing: all instances share a class's attributes."""
 
     def _generator(self, thing: Any, path: str) -> None:
-        """Nothing: noise is no state."""
+        """Nothing: noise isn't state."""
 
 
 class Slot(NamedTuple):
-    """One attribute that changes: the structure of its value, and what stands in it.
+    """One attribute that changes: the structure of its value, and what is in it.
 
     where: the number of its holder, and its key there. names: of its leaves in the state.
-    kinds: Tensor, or the type of a number, or None for a leaf that stays as it is, which `fixed` has then.
+    kinds: Tensor, or the type of a number, or None for a leaf that stays as it is and is then in `fixed`.
     in_place: whether its tensors are written to.
     """
 
@@ -52,7 +52,7 @@ class Slot(NamedTuple):
     in_place: bool
 
     def value(self, state: dict[str, Tensor]) -> Any:
-        """The attribute's value of a state, numbers as numbers."""
+        """The attribute's value from a state, with numbers as numbers."""
         leaves = []
         for name, kind, fixed in zip(self.names, self.kinds, self.fixed, strict=True):
             if kind is None:
@@ -64,7 +64,7 @@ class Slot(NamedTuple):
         return _tree.unflatten(leaves, self.structure)
 
     def leaves(self, value: Any) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of the attribute's value after a call; ValueError where it isn't of the form seen."""
+        """(name, tensor) for the attribute's value after a call; raises ValueError if it isn't of the form seen."""
         leaves, structure = _form(value)
         kinds = [_kind(leaf) for leaf in leaves]
         if structure != self.structure or kinds != self.kinds:
@@ -82,7 +82,7 @@ _DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float64, complex: to
 
 
 class Seen(NamedTuple):
-    """What the holders held at one moment: each value's leaves and structure, and marks to tell a change by."""
+    """What the holders held at one moment: each value's leaves and structure, and marks that show a change."""
 
     forms: dict[tuple[int, Any], tuple[list[Any], Any]]
     marks: dict[tuple[int, Any], Any]
@@ -100,7 +100,7 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Found:
-    """The attributes that are the state, among all that are looked at."""
+    """The attributes that form the state, among all that are looked at."""
 
     holders: list[Holder]
     slots: list[Slot]
@@ -108,7 +108,7 @@ class Found:
 
     @classmethod
     def of(cls, holders: list[Holder], seen: list[Seen], late: frozenset[str], module: nn.Module) -> "Found":
-        """From what was seen before and after each of some calls."""
+        """Find them from what was seen before and after each of a few calls."""
         keys = dict.fromkeys(key for one in seen for key in one.marks)
         slots: list[Slot] = []
         for where in keys:
@@ -122,7 +122,7 @@ class Found:
         return cls(holders, slots, left)
 
     def values(self, state: Any, module: nn.Module) -> list[Any]:
-        """The attributes' values of a state that was passed in."""
+        """The attributes' values from a state that was passed in."""
         names = [name for slot in self.slots for name, kind in zip(slot.names, slot.kinds, strict=True) if kind]
         if not isinstance(state, dict) or state.keys() != set(names):
             got = ", ".join(map(str, state)) or "nothing" if isinstance(state, dict) else type(state).__name__
@@ -140,7 +140,7 @@ class Found:
         return found
 
     def put(self, contents: dict[int, Contents], now: list[Contents]) -> None:
-        """Let the module find these values in the slots, and all else as it is, which is `now`."""
+        """Put these values into the module's slots, and leave everything else as it is, which is `now`."""
         for index, own in contents.items():
             held = {**now[index], **own}
             self.holders[index].write({key: value for key, value in held.items() if value is not ABSENT})
@@ -157,14 +157,14 @@ class Found:
         return found
 
     def marks(self, contents: list[Contents]) -> list[Any]:
-        """Marks of all that isn't state."""
+        """Marks of everything that isn't state."""
         return [
             {key: _mark(value) for key, value in held.items() if key not in left}
             for held, left in zip(contents, self.left, strict=True)
         ]
 
     def moved(self, marks: list[Any], after: list[Contents]) -> list[str]:
-        """The names of what isn't state and has changed all the same."""
+        """The names of what isn't state but has changed."""
         return [
             holder.name(key)
             for holder, old, new in zip(self.holders, marks, self.marks(after), strict=True)
@@ -177,7 +177,7 @@ _CONTAINERS = (list, tuple, dict, deque)
 
 
 def _slot(where: tuple[int, Any], name: str, seen: list[Seen], module: nn.Module) -> Slot:
-    """The slot of an attribute that changes; ValueError where its value can't be a state."""
+    """The slot of an attribute that changes; raises ValueError if its value can't be a state."""
     forms = [one.forms.get(where) for one in seen[1:]]
     last, before = forms[-1], forms[-2]
     if last is None or before is None or last[1] != before[1]:
@@ -199,7 +199,7 @@ def _slot(where: tuple[int, Any], name: str, seen: list[Seen], module: nn.Module
 
 
 def _check_memory(holders: list[Holder], slots: list[Slot], module: nn.Module) -> None:
-    """ValueError where a tensor that is written to shares its memory with another attribute."""
+    """Raise ValueError if a tensor that is written to shares its memory with another attribute."""
     owners: dict[int, set[str]] = {}
     for name, _, _, value in places(holders, now=False):
         for leaf in _form(value)[0]:
@@ -220,7 +220,7 @@ def _refused(name: str, module: nn.Module, why: str) -> ValueError:
 
 
 def _form(value: Any) -> tuple[list[Any], Any]:
-    """The leaves and the structure of a value; what is no container is a leaf, None too."""
+    """The leaves and the structure of a value; anything but a container is a leaf, even None."""
     return _tree.flatten(value) if isinstance(value, _CONTAINERS) else ([value], _tree.LEAF)
 
 
@@ -235,7 +235,7 @@ def _kind(leaf: Any) -> Any:
 
 
 def _mark(value: Any) -> Any:
-    """What tells a change: a tensor that is another one or was written to, anything else by its value."""
+    """A mark that shows a change: of a tensor, its identity and version; of anything else, its value."""
     if isinstance(value, Tensor):
         return _torch.version(value), value
     if isinstance(value, _CONTAINERS) and len(value) <= MOST:
@@ -256,7 +256,7 @@ def _differ(one: Any, other: Any) -> bool:
 
 
 def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """The value with `function` of its tensors, in containers of its own."""
+    """The value with `function` applied to its tensors, in new containers."""
     if not isinstance(value, (Tensor, *_CONTAINERS)):
         return value
     return _tree.map_leaves(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, value)
@@ -268,7 +268,7 @@ def copied(value: Any) -> Any:
 
 
 def places(holders: list[Holder], now: bool = True) -> Iterator[tuple[str, Holder, Any, Any]]:
-    """(name, holder, key, value) of all that is looked at, as it is now or was when it was found."""
+    """(name, holder, key, value) of everything that is looked at, as it is now or was when it was found."""
     for holder in holders:
         for key, value in (holder.read() if now else holder.before).items():
             if key not in holder.steady:

@@ -24,7 +24,7 @@ __all__ = ["Influence", "check_carried", "entered", "influence_of", "resumed"]
 
 
 def influence_of(strategy: Any, options: Options) -> Influence | None:
-    """What a strategy carries, zero so far; None where it carries nothing."""
+    """What a strategy carries, zero at first; None if it carries nothing."""
     carry, p, initial = says(strategy, "carries"), options.problem, options.initial_state
     if carry is None:
         return None
@@ -36,9 +36,9 @@ def influence_of(strategy: Any, options: Options) -> Influence | None:
 
 
 def entered(influence: Influence, span: Span, before: Snapshot | None) -> tuple[Span, Snapshot, Influence]:
-    """A window with what is carried into it, the noise that it finds, and the influence as it is from now on.
+    """A window with what is carried into it, the noise that it finds, and the influence from now on.
 
-    before: the noise that the window before found. At the first window it is seen whether all that is kept can be
+    before: the noise that the window before found. The first window shows whether everything that is kept can be
     carried unit by unit.
     """
     window = span.window
@@ -53,14 +53,14 @@ def entered(influence: Influence, span: Span, before: Snapshot | None) -> tuple[
 
 
 def resumed(influence: Influence, saved: dict[str, Any], like: Tree) -> Influence:
-    """What a saved run carried, loaded in place of `influence`. like: a state of the run."""
+    """What a saved run carried, to replace `influence`. like: a state of the run."""
     influence = ByUnit.resumed(influence) if "units" in saved else influence
     influence.load_state_dict(saved, like)
     return influence
 
 
 def _names(options: Options) -> dict[str, Tensor]:
-    """The parameters that may be saved for, by names that another process gives them too."""
+    """The parameters whose influence may be saved, by names that are the same in other processes."""
     p, found = options.problem, {}
     model = unwrapped(p.model)
     found |= dict(model.named_parameters()) if isinstance(model, nn.Module) else {}
@@ -70,7 +70,7 @@ def _names(options: Options) -> dict[str, Tensor]:
 
 
 def check_carried(strategy: Any, options: Options) -> None:
-    """ValueError for options that don't go with a strategy that carries something."""
+    """Raise ValueError for options that don't go with a strategy that carries something."""
     if says(strategy, "carries") is None:
         return
     p = options.problem
@@ -92,6 +92,6 @@ def check_carried(strategy: Any, options: Options) -> None:
         bad = None if callable(tree) else _tree.fault(tree, name, lambda leaf: leaf.grad_fn is not None)
         if bad is not None:
             raise ValueError(
-                f"{bad[0]} carries a graph, through which {strategy!r} passes on nothing of later windows: detach it, "
-                f"pass initial_state= a function that computes it, or use bptt.FullBPTT()."
+                f"{bad[0]} carries a graph, and {strategy!r} passes no gradient of later windows through it: detach "
+                f"it, pass initial_state= a function that computes it, or use bptt.FullBPTT()."
             )

@@ -2,9 +2,9 @@
 
     J_b = D_w J_a + I_w,  D_w = ∂s_b/∂s_a,  I_w = ∂s_b/∂θ,  g_w = (2 inside w) + c_a · J_a   (3)
 
-c_a · J_a is part of the window's own backward pass: the state that the window begins with is given a node of autograd
-whose vjp it is, so that hooks, `params=` and wrappers see one gradient. J follows the parameters that the state is
-found to depend on, in the graphs of the windows.
+c_a · J_a is part of the window's own backward pass: the state that the window begins with is given an autograd node
+with this vjp, so that hooks, `params=` and wrappers see one gradient. J follows the parameters that the state depends
+on, as found in the graphs of the windows.
 """
 
 from abc import ABC, abstractmethod
@@ -26,7 +26,7 @@ from bptt._tree import Tree
 
 
 class _Carried(torch.autograd.Function):
-    """The identity on the leaves of a state, whose vjp gives θ what `pull` makes of their cotangents."""
+    """The identity on the leaves of a state; its vjp gives θ what `pull` makes of their cotangents."""
 
     @staticmethod
     def forward(ctx: Any, influence: "Influence", count: int, *tensors: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -40,10 +40,11 @@ class _Carried(torch.autograd.Function):
 
 
 class Source(NamedTuple):
-    """What the influence of a run is made of.
+    """What the influence of a run is made from.
 
     problem: with the model unwrapped. state: what the run was given to start from. learned: whether resets may return
-    to a state that is learned. names: parameters that may be saved for, by names that another process gives them too.
+    to a learned state. names: the parameters whose influence may be saved, by names that are the same in other
+    processes.
     """
 
     problem: Problem
@@ -55,7 +56,8 @@ class Source(NamedTuple):
 class Influence(ABC):
     """What a run carries of J. `theta`: the parameters that the state was found to depend on, in this order.
 
-    Made once per run; `begin` before each window, `enter` on the state that it begins with, `absorb` after it.
+    It is made once per run; `begin` is called before each window, `enter` on the state that it begins with, and
+    `absorb` after it.
     """
 
     def __init__(self, source: Source) -> None:
@@ -72,7 +74,7 @@ class Influence(ABC):
         return [(p, p.requires_grad) for p in (model.parameters() if isinstance(model, nn.Module) else ())]
 
     def begin(self, span: Span) -> None:
-        """See before a window that J still belongs to the parameters of now; at the first one, what it is to hold."""
+        """Check before a window that J belongs to the current parameters; at the first, find what it is to hold."""
         self.check(span)
         if self.rows is not None:
             return
@@ -84,30 +86,30 @@ class Influence(ABC):
             self.meet(step, begin, step.unfold(begin, step.time.read(step.start, step.stop)).end)
 
     def check(self, span: Span) -> None:
-        """ValueError where J no longer belongs to the parameters, or inputs are learned."""
+        """Raise ValueError if J no longer belongs to the parameters, or inputs are learned."""
         now = self._asking()
         if len(now) != len(self._registered) or any(
             p is not q or asks != asked for (p, asks), (q, asked) in zip(now, self._registered, strict=True)
         ):
             raise ValueError(
-                f"parameters of {named(self.problem.model)} were exchanged, frozen or unfrozen between two updates, "
-                f"and what is carried of ∂s/∂θ belongs to the ones before: call unroll anew, or write into them in "
+                f"parameters of {named(self.problem.model)} were replaced, frozen or unfrozen between two updates, "
+                f"and what is carried of ∂s/∂θ belongs to the earlier ones: call unroll anew, or write into them in "
                 f"place."
             )
         if any(leaf.requires_grad for leaf in _tree.leaves(span.time.inputs_at(span.window.start))):
             raise ValueError(
-                "the inputs ask for a gradient, and what they do to later windows is not carried: detach them, or let "
+                "the inputs require a gradient, and what they do to later windows isn't carried: detach them, or let "
                 "the model compute them, or use bptt.FullBPTT()."
             )
 
     def span(self, span: Span) -> Span:
-        """The window as J goes through it: on the data as it is, whatever a mask leaves out."""
+        """The window as J goes through it: on the data as they are, whatever a mask leaves out."""
         self.masked = isinstance(span.time, Sheltered)
         time = span.time.whole if isinstance(span.time, Sheltered) else span.time
         return replace(span, problem=self.problem, time=time, enter=None)
 
     def meet(self, segment: Segment, begin: Tree, end: Tree) -> None:
-        """Add to θ the leaves that the state `end` depends on and that are new."""
+        """Add to θ the new leaves that the state `end` depends on."""
         span = segment.span
         ours = [*_tree.leaves(begin), *_tree.leaves(span.initial.leaves if span.initial else None)]
         apart = set(map(id, ours))
@@ -121,7 +123,7 @@ class Influence(ABC):
                     self._include(leaf)
 
     def _initials(self, segment: Segment, begin: Tree) -> list[tuple[Tensor, Tensor]]:
-        """(the user's value, the engine's leaf) of what a segment starts from or resets to and θ may be behind."""
+        """(the user's value, the engine's leaf) for what a segment starts from or resets to, which may depend on θ."""
         span, pairs = segment.span, []
         if segment.start == 0:
             value = self._given if self._given is not None else span.initial.value if span.initial else None
@@ -131,7 +133,7 @@ class Influence(ABC):
         return [(value, leaf) for value, leaf in pairs if value.requires_grad]
 
     def pulled(self, segment: Segment, begin: Tree, end: Tree, vectors: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-        """`vectors` (n, rows, size) times D, in the same shape, and times I: (n, *parameter) for each of θ, or None."""
+        """`vectors` (n, rows, size) times D, in the same shape, and times I: (n, *parameter) for each, or None."""
         assert self.rows is not None
         ends, firsts = _tree.leaves(end), _tree.leaves(begin)
         initials = self._initials(segment, begin)
@@ -151,14 +153,14 @@ class Influence(ABC):
         return self.rows.gather(to_begin, len(vectors)), to_theta
 
     def _spoiled(self, after: Tree) -> Tensor | None:
-        """The rows (B,) that aren't finite after steps that a mask leaves out, if others are: they count no more."""
+        """The rows (B,) that aren't finite after steps that a mask leaves out, if others are: they no longer count."""
         assert self.rows is not None
         leaves = _tree.leaves(after)
         finite = self.rows.gather([leaves[i][None] for i in self.rows.which], 1)[0].isfinite().all(1)
         return None if len(finite) < 2 or bool(finite.all()) else ~finite
 
     def enter(self, carried: Tree) -> Tree:
-        """The same state, through which a cotangent goes on to θ too."""
+        """The same state, through which cotangents reach θ as well."""
         assert self.rows is not None
         values, structure = _tree.flatten(carried)
         chosen = self.rows.which
@@ -174,8 +176,8 @@ class Influence(ABC):
     def absorb(self, span: Span, length: int | None, noise: Snapshot, end: Tree) -> None:
         """Equation (3) over a window that was run.
 
-        length: steps of a graph at most, None for the whole window. noise: what the window found, to be run again on.
-        end: the state that it ended in.
+        length: the most steps of a graph, None for the whole window. noise: the noise that the window found, for
+        running it again. end: the state that it ended in.
         """
 
     def unfolded(self, segment: Segment, carried: Tree) -> tuple[Tree, Tree, Tree, Data]:
@@ -193,7 +195,7 @@ class Influence(ABC):
 
     @abstractmethod
     def _include(self, leaf: Tensor) -> None:
-        """Let J have a part for another parameter, zero so far."""
+        """Add a part of J for another parameter, zero at first."""
 
     @abstractmethod
     def pull(self, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -206,7 +208,7 @@ class Influence(ABC):
 
     @abstractmethod
     def parts(self) -> dict[str, Any]:
-        """All that is carried, as tensors and dicts of tensors by the names of `theta`."""
+        """Everything that is carried, as tensors and dicts of tensors by the names of `theta`."""
 
     @abstractmethod
     def take(self, parts: dict[str, Any]) -> None:
@@ -217,13 +219,13 @@ class Influence(ABC):
         return {} if self.rows is None else self.parts()
 
     def load_state_dict(self, state: dict[str, Any], like: Tree) -> None:
-        """The inverse, before the first window, for a state of the shapes of `like`."""
+        """The inverse, called before the first window, for a state with the shapes of `like`."""
         if state:
             self.rows = Rows.of(self.problem.model, self.problem.batch_dim, like, "carry")
             self.take(state)
 
     def name_of(self, leaf: Tensor) -> str:
-        """By which it is saved."""
+        """The name by which it is saved."""
         found = next((name for name, known in self._names.items() if known is leaf), None)
         if found is None:
             raise ValueError(
@@ -233,7 +235,7 @@ class Influence(ABC):
         return found
 
     def load_leaf(self, name: str, saved: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The parameter of a name, and what was saved for it, of this shape, where the parameter is."""
+        """The parameter of a name, and what was saved for it, of this shape, on the parameter's device."""
         leaf = self._names.get(name)
         if leaf is None or tuple(saved.shape) != (*shape, numbers(leaf)):
             here = "has none" if leaf is None else f"needs {(*shape, numbers(leaf))}"
@@ -246,12 +248,12 @@ class Influence(ABC):
 
 
 def _without(tree: Tree, rows: Tensor, dims: Any) -> Tree:
-    """Zeros in some rows, whose numbers would make those of others NaN on the way back: 0 · NaN is NaN."""
+    """Put zeros into some rows, whose numbers would make those of others NaN on the way back: 0 · NaN is NaN."""
     return _tree.replace_rows(tree, _tree.map_leaves(torch.zeros_like, tree), rows, dims)
 
 
 def _leaves_of(roots: Iterable[Tensor]) -> list[Tensor]:
-    """The leaves of autograd behind some tensors, those among these included, in the order of their graph."""
+    """The autograd leaves behind some tensors, including any of these that are leaves, in the order of their graph."""
     found: dict[int, Tensor] = {}
     waiting: list[Any] = []
     for root in roots:

@@ -9,12 +9,12 @@ from torch import Tensor
 class Masks:
     """M = pattern((1 + S)^(order-1) M_1), S the pattern of ∂s_t/∂s_{t-1}, M_1 that of ∂F_t/∂θ, parameter by parameter.
 
-    The patterns are the same for all rows. They begin as random states and inputs show them, and grow as steps show
-    more: where a relu was off, or a row of a table not used.
+    The patterns are the same for all rows. They are first found from random states and inputs, and grow as steps show
+    more: where a relu was off, or a row of a table wasn't used.
     """
 
     DRAWS = 16
-    """Random states and inputs; each relu that is off in one of them must be on in another."""
+    """How many random states and inputs: each relu that is off in one of them must be on in another."""
 
     def __init__(self, order: int) -> None:
         self.order = order
@@ -28,7 +28,7 @@ class Masks:
         self._masks.append(None)
 
     def see(self, of_state: Tensor, of_theta: list[Tensor | None]) -> None:
-        """Let the patterns have what isn't zero in some rows: (g, size, size), and (g, size, numbers) by parameter."""
+        """Add to the patterns what isn't zero in some rows: (g, size, size), and (g, size, numbers) by parameter."""
         reaches = torch.zeros_like(of_state[0], dtype=torch.bool) if self.reaches is None else self.reaches
         self.reaches = reaches
         if _grown(reaches, of_state):
@@ -42,7 +42,7 @@ class Masks:
                     self._masks[i] = None
 
     def keep(self, i: int, jacobian: Tensor) -> None:
-        """Zeros in J (g, size, numbers) of a parameter where M has none."""
+        """Set J (g, size, numbers) of a parameter to zero where M has no entry."""
         mask = self._mask(i)
         if mask is None:
             jacobian.zero_()
@@ -79,7 +79,7 @@ class Masks:
 
 
 def _grown(pattern: Tensor, values: Tensor) -> bool:
-    """Add to a pattern where something is that isn't zero; whether that is new. An infinite derivative says nothing."""
+    """Add the places of nonzero entries to a pattern; return whether any is new. Infinite derivatives don't count."""
     new = ((values != 0) & values.isfinite()).any(0) & ~pattern
     if not bool(new.any()):
         return False

@@ -21,8 +21,8 @@ from bptt._tree import Tree
 class Product(Influence):
     """J ≈ s̃ θ̃ of equation (2) of `UORO`: s̃ (rows, size), θ̃ (numbers,) for each parameter.
 
-    The vjp of a window also tells ν D, and ν · (D s̃) must be (ν D) · s̃: where the derivative in forward mode isn't
-    there, or is lost on the way without a word, a vjp of the vjp is taken from then on.
+    The vjp of a window also gives ν D, and ν · (D s̃) must equal (ν D) · s̃: if the forward-mode derivative doesn't
+    exist, or is silently lost on the way, a vjp of the vjp is taken from then on.
     """
 
     def __init__(self, source: Source, epsilon: float, generator: torch.Generator | None) -> None:
@@ -37,12 +37,12 @@ class Product(Influence):
         self.of_theta.append(torch.zeros(numbers(leaf), dtype=self.rows.dtype, device=leaf.device))
 
     def signs(self, *shape: int) -> Tensor:
-        """ν, of independent random signs."""
+        """ν, made of independent random signs."""
         device = "cpu" if self._generator is None else self._generator.device
         return torch.randint(2, shape, generator=self._generator, device=device) * 2 - 1
 
     def absorb(self, span: Span, length: int | None, noise: Snapshot, end: Tree) -> None:
-        """Equation (2) over a window: signs are drawn where the run's noise stands, the window run on its own."""
+        """Equation (2) over a window: signs are drawn from the run's noise, and the window runs on its own noise."""
         assert self.rows is not None
         signs = self.signs(self.rows.count, self.rows.size).to(self.rows.device, self.rows.dtype)
         old = torch.zeros_like(signs) if self.of_state is None else self.of_state
@@ -59,7 +59,7 @@ class Product(Influence):
                     moved = self._pushed(span, length, old)
         torch.clear_autocast_cache()
         if self.masked:
-            moved = torch.where(moved.isfinite(), moved, 0)  # rows that count no more
+            moved = torch.where(moved.isfinite(), moved, 0)  # rows that no longer count
         self._mix(moved, signs, new)
 
     def _pulled_back(self, span: Span, length: int, signs: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -86,7 +86,7 @@ class Product(Influence):
             if self._forward_mode:
                 try:
                     tangent, after = self._by_forward_mode(segment, carried, tangent)
-                except (NotImplementedError, RuntimeError):  # an operator without one; a real fault comes again
+                except (NotImplementedError, RuntimeError):  # an operator without one; a real error is raised again
                     self._forward_mode = False
                     return self._pushed(span, length, old)
             else:
@@ -143,7 +143,7 @@ class Product(Influence):
         self.of_theta = [a / rho0.to(a.device) + b / rho1.to(a.device) for a, b in zip(self.of_theta, new, strict=True)]
 
     def pull(self, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """(c · s̃) θ̃, rows whose cotangent is zero left out."""
+        """(c · s̃) θ̃, without the rows whose cotangent is zero."""
         assert self.rows is not None
         assert self.of_state is not None
         c = self.rows.gather([None if x is None else x[None] for x in cotangents], 1)[0]
@@ -154,7 +154,7 @@ class Product(Influence):
 
     @property
     def nbytes(self) -> int:
-        """s̃ and θ̃, as they were and as they become."""
+        """s̃ and θ̃, as they were and as they will be."""
         state = 0 if self.rows is None else self.rows.count * self.rows.size * self.rows.dtype.itemsize
         return 2 * (state + sum(part.nbytes for part in self.of_theta))
 
@@ -184,7 +184,7 @@ class Product(Influence):
 
 
 def _norm(parts: list[Tensor]) -> Tensor:
-    """Of all parts together."""
+    """The norm over all parts together."""
     if not parts:
         return torch.zeros(())
     norms = [part.norm() for part in parts]
@@ -192,7 +192,7 @@ def _norm(parts: list[Tensor]) -> Tensor:
 
 
 def _agree(signs: Tensor, moved: Tensor, pulled: Tensor, old: Tensor) -> bool:
-    """Whether ν · (D s̃) = (ν D) · s̃, to rounding; what isn't finite is told elsewhere."""
+    """Whether ν · (D s̃) = (ν D) · s̃ up to rounding; what isn't finite is reported elsewhere."""
     one, other = (signs * moved).sum(), (pulled * old).sum()
     size = (signs.norm() * moved.norm()).maximum(pulled.norm() * old.norm())
     return not bool((one - other).abs() > 1e-3 * size)
