@@ -36,7 +36,7 @@ def told_apart(model: Any, inputs: Tree, carried: Tree, time_dim: int) -> None:
 
 
 def _holds_another_order(model: Any, time_dim: int) -> bool:
-    """Whether a layer inside has its batch first (time_dim=0), or there are layers and none of them has (time_dim=1)."""
+    """Whether a layer inside has its batch first (time_dim=0), or there are layers and none has it so (time_dim=1)."""
     if not isinstance(model, nn.Module):
         return False
     said = {layer.batch_first for layer in model.modules() if isinstance(getattr(layer, "batch_first", None), bool)}

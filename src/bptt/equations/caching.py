@@ -1,19 +1,19 @@
-"""What the two ways to the gradient compute, keep and read again, as data."""
+"""What each of the two ways to the gradient computes, keeps and reads again, as data."""
 
 from dataclasses import dataclass
 
 from bptt.equations.network import Network
 
 BYTES = 8
-"""Of a float64 number."""
+"""The bytes of a float64 number."""
 
 
 @dataclass(frozen=True)
 class Cached:
     """A value that is kept for the backward pass.
 
-    symbol: its name in the equations. shape: of what is kept. reads: how often the backward pass reads one step's
-    value, counted over all steps and terms.
+    symbol: its name in the equations. shape: that of the kept array. reads: how often the backward pass reads one
+    step's value, counted over all steps and terms.
     """
 
     symbol: str
@@ -33,8 +33,8 @@ class Cached:
 class Cost:
     """What one way to the gradient costs.
 
-    method: the function's name. products: products of Wᵀ and a vector in the backward pass. outer_products: of W's
-    gradient. cached: the values kept, one `Cached` each.
+    method: the function's name. products: products of Wᵀ and a vector in the backward pass. outer_products: those of
+    W's gradient. cached: the values kept, one `Cached` each.
     """
 
     method: str
@@ -44,20 +44,20 @@ class Cost:
 
     @property
     def bytes(self) -> int:
-        """Of all cached values."""
+        """The bytes of all cached values."""
         return sum(value.bytes for value in self.cached)
 
 
 def costs(network: Network, steps: int) -> tuple[Cost, Cost]:
-    """The naive double sum against the recursion: T²/2 products against T, for one more cached vector.
+    """Compare the naive double sum with the recursion: T²/2 products against T, for one more cached vector.
 
         double sum:  Σ_t t = T(T-1)/2 products of Wᵀ, Σ_t (t+1) = T(T+1)/2 outer products    (1)
         recursion:   T-1 products of Wᵀ, T outer products                                  (2)
 
-    Both keep the forward pass: x_t, h_{t-1}, f'(a_t), e_t. The double sum takes each e_t back to every step by itself
-    and reads the values of step k for each of the T - k losses that follow. The recursion adds the losses' cotangents
-    where they meet, in c_{t+1}, the one value that passes from step to step, and reads every other value once (h_t
-    twice: for V at its own step, for W at the next).
+    Both keep values of the forward pass: x_t, h_{t-1}, f'(a_t), e_t. The double sum takes each e_t back to every step
+    separately and reads the values of step k for each of the T - k losses from there on. The recursion adds the losses'
+    cotangents where they meet, in c_{t+1}, the one value that passes from step to step, and reads every other value
+    once (h_t twice: for V at its own step, for W at the next).
 
     network: gives the sizes I, H, O. steps: T, >= 1.
     Returns the costs of `gradient_by_double_sum` and `gradient_by_recursion`. Raises ValueError for T = 0.

@@ -10,7 +10,7 @@ from bptt.equations.steps import Trace, jacobian
 
 
 class Gradient(NamedTuple):
-    """One array per parameter, in its shape, or with leading axes that say which part; None where there is no bias."""
+    """One array per parameter, in its shape, or with leading axes for the parts; None if there is no bias."""
 
     U: Tensor
     W: Tensor
@@ -20,7 +20,7 @@ class Gradient(NamedTuple):
 
 
 def state_cotangents(trace: Trace) -> Tensor:
-    """How each loss depends on each state: what the sums are made of.
+    """How each loss depends on each state; the sums are made of this.
 
         ∂l_t/∂h_k = (∂h_t/∂h_k)ᵀ Vᵀ e_t,  by  ∂l_t/∂h_{k-1} = Wᵀ D_k ∂l_t/∂h_k,  k = t .. 1    (1)
 
@@ -70,7 +70,7 @@ def gradient_by_double_sum(trace: Trace, weights: Tensor | None = None) -> Gradi
         V += weights[t, t] * torch.outer(e, trace.h[t])  # (1)
         c += weights[t, t] * e
         cotangent = trace.network.V.T @ e  # ∂l_t/∂h_t
-        first = next((k for k in range(t) if weights[t, k] != 0), t)  # below, terms may overflow unasked
+        first = next((k for k in range(t) if weights[t, k] != 0), t)  # terms below could overflow needlessly
         for k in range(t, first - 1, -1):
             delta = trace.slopes[k] * cotangent
             W += weights[t, k] * torch.outer(delta, trace.h_before[k])  # (2)
@@ -82,14 +82,15 @@ def gradient_by_double_sum(trace: Trace, weights: Tensor | None = None) -> Gradi
 
 
 def gradient_by_recursion(trace: Trace, boundaries: Tensor | None = None) -> Gradient:
-    """The gradient by one walk back in time, which shares what the terms of the double sum have in common.
+    """The gradient by one walk back in time, which computes only once what terms of the double sum have in common.
 
         c_t = Vᵀ e_t + w_{t+1} Wᵀ D_{t+1} c_{t+1},  c_{T-1} = Vᵀ e_{T-1}                   (1)
         dL/dW = Σ_t D_t c_t h_{t-1}ᵀ,  dL/dU = Σ_t D_t c_t x_tᵀ,  dL/db = Σ_t D_t c_t       (2)
         dL/dV = Σ_t e_t h_tᵀ,  dL/dc = Σ_t e_t                                            (3)
 
     boundaries: w, (T,): w_t multiplies what step t sends back to step t - 1; w_0 isn't used. 0 is a cut, 1 changes
-        nothing; None is 1 everywhere, the full gradient. See `subsequence_boundaries` and `ARTBPPattern.boundaries`.
+        nothing; None is 1 everywhere, which gives the full gradient. See `subsequence_boundaries`,
+        `ARTBPPattern.boundaries`.
 
     Returns a `Gradient`, equal to the double sum with `pair_weights(boundaries)`. Raises ValueError for boundaries of
     another shape. Cost: T-1 products of Wᵀ and a vector, T outer products; memory for one vector beyond the trace.
@@ -105,7 +106,7 @@ def gradient_by_recursion(trace: Trace, boundaries: Tensor | None = None) -> Gra
     if boundaries is None:
         boundaries = trace.h.new_ones(trace.steps)
     if boundaries.shape != (trace.steps,):
-        raise ValueError(f"boundaries have shape {tuple(boundaries.shape)}; it must be ({trace.steps},), one per step.")
+        raise ValueError(f"boundaries have shape {tuple(boundaries.shape)}, but need ({trace.steps},), one per step.")
     U, W, V, b, c = _zeros(trace)
     from_later = trace.h.new_zeros(trace.h.shape[1])  # w_{t+1} Wᵀ D_{t+1} c_{t+1}
     for t in reversed(range(trace.steps)):
@@ -123,7 +124,7 @@ def gradient_by_recursion(trace: Trace, boundaries: Tensor | None = None) -> Gra
 
 
 def pair_term(trace: Trace, t: int, k: int) -> Gradient:
-    """What the loss at step t owes to the use of the parameters at step k, written out.
+    """The gradient of the loss at step t with respect to the parameters as used at step k, written out.
 
         dL/dW [t, k] = (D_k (∂h_t/∂h_k)ᵀ Vᵀ e_t) h_{k-1}ᵀ,  dL/dU [t, k] the same with x_kᵀ, dL/db without   (1)
         dL/dV [t, t] = e_t h_tᵀ,  dL/dc [t, t] = e_t,  and zero for k < t: no later loss sees o_k            (2)
@@ -180,7 +181,7 @@ def pair_terms(trace: Trace) -> Gradient:
 
 
 def lag_term(trace: Trace, lag: int) -> Gradient:
-    """What all losses owe to the parameters' use `lag` steps before.
+    """The gradient of all losses with respect to the parameters as used `lag` steps before each.
 
         dL/dθ [lag] = Σ_{t >= lag} terms[t, t - lag]                                      (1)
 

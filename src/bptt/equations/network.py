@@ -27,13 +27,13 @@ def squared_error(o: Tensor, y: Tensor) -> Tensor:
 
         l_t = ½ Σ_i (o_ti - y_ti)²,  so that e_t = ∂l_t/∂o_t = o_t - y_t                   (1)
 
-    o, y: (..., O), any floating dtype. Returns (...), one loss per step: it serves `bptt.backward` as it is.
+    o, y: (..., O), any floating dtype. Returns (...), one loss per step, so it can be passed to `bptt.backward`.
 
     >>> import torch
     >>> squared_error(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.0]]))
     tensor([2.5000])
 
-    Deviation from `torch.nn.MSELoss`: a factor ½, and a sum over components where that has their mean.
+    Deviation from `torch.nn.MSELoss`: a factor ½, and a sum over components instead of their mean.
     """
     return 0.5 * (o - y).square().sum(-1)
 
@@ -43,7 +43,7 @@ def softmax_cross_entropy(o: Tensor, y: Tensor) -> Tensor:
 
         l_t = -log p_t[y_t] = log Σ_i exp(o_ti) - o_t[y_t],  e_t = p_t - onehot(y_t)       (1)
 
-    o: (..., O), floating. y: (...), int64 in 0 .. O-1. Returns (...): it serves `bptt.backward` as it is.
+    o: (..., O), floating. y: (...), int64 in 0 .. O-1. Returns (...), so it can be passed to `bptt.backward`.
 
     >>> import torch
     >>> softmax_cross_entropy(torch.zeros(1, 4), torch.tensor([3])).exp()
@@ -83,7 +83,7 @@ class Network:
     nonlinearity: f: "identity", "tanh", "relu" or "sigmoid". loss: l: "squared_error" or "softmax_cross_entropy".
 
     Raises ValueError for shapes that don't fit, naming them all, and for an unknown nonlinearity or loss; TypeError
-    for what is no floating tensor.
+    for anything but a floating tensor.
 
     >>> import torch
     >>> Network(U=torch.ones(2, 1), W=0.5 * torch.eye(2), V=torch.ones(1, 2)).W.dtype
@@ -123,7 +123,7 @@ class Network:
 
     @classmethod
     def of(cls, model: Any, loss: str = "squared_error") -> "Network":
-        """The network that a `bptt.nn.SimpleRNN` is now: a copy of its U, W, V, b, c, and its nonlinearity.
+        """The network that a `bptt.nn.SimpleRNN` currently is: a copy of its U, W, V, b, c, and its nonlinearity.
 
         >>> import bptt.nn
         >>> Network.of(bptt.nn.SimpleRNN(2, 3, 1, "tanh")).nonlinearity
@@ -139,7 +139,7 @@ class Network:
 
 
 def double(value: Any, name: str) -> Tensor:
-    """A copy in float64 that carries no graph and follows no later change of the original."""
+    """A copy in float64, without a graph and independent of later changes of the original."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} must be a tensor of floating numbers, not {kind}.")
@@ -147,7 +147,7 @@ def double(value: Any, name: str) -> Tensor:
 
 
 def known(value: Any, table: dict[str, Any], name: str) -> None:
-    """A key of `table`."""
+    """Raise unless it is a key of `table`."""
     if value not in table:
         names = ", ".join(f'"{key}"' for key in table)
         raise ValueError(f"{name}={value!r} is unknown: use one of {names}.")

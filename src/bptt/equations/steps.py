@@ -1,4 +1,4 @@
-"""The forward pass with every symbol kept as an array, and what a single step says about its neighbours."""
+"""The forward pass with every symbol kept as an array, and the Jacobians between states."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +11,7 @@ from bptt.equations.network import ACTIVATIONS, LOSSES, Network, double
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """A forward pass, every symbol an array whose row t belongs to step t = 0 .. T-1. Made by `forward`.
+    """A forward pass, made by `forward`: every symbol is an array whose row t belongs to step t = 0 .. T-1.
 
     network, x (T, I), y (T, O) or (T,): what was given.
     a (T, H), h (T, H), o (T, O), l (T,): a_t, h_t, o_t, l_t.
@@ -60,7 +60,7 @@ def forward(network: Network, x: Tensor, y: Tensor, h0: Tensor | None = None) ->
     cross-entropy. h0: (H,), the state before the first step; None is zeros.
 
     Returns a `Trace`, float64. Raises ValueError for T = 0, shapes that don't fit, and classes outside 0 .. O-1;
-    TypeError for wrong dtypes. Cost: one product with each matrix a step.
+    TypeError for wrong dtypes. Cost: one product with each matrix per step.
 
     >>> import torch
     >>> network = Network(U=torch.ones(1, 1), W=torch.full((1, 1), 0.5), V=torch.ones(1, 1))
@@ -93,7 +93,7 @@ def forward(network: Network, x: Tensor, y: Tensor, h0: Tensor | None = None) ->
 
 
 def step_jacobian(trace: Trace, t: int) -> Tensor:
-    """How the state of one step depends on the state before.
+    """How the state of one step depends on the state before it.
 
         ∂h_t/∂h_{t-1} = D_t W,  D_t = diag f'(a_t)                                         (1)
 
@@ -138,7 +138,7 @@ def jacobian(trace: Trace, t: int, k: int) -> Tensor:
 
 def _step(trace: Trace, t: int) -> None:
     if not 0 <= t < trace.steps:
-        raise ValueError(f"t={t} is no step of a sequence of T={trace.steps}: steps are 0 .. {trace.steps - 1}.")
+        raise ValueError(f"t={t} isn't a step of a sequence of T={trace.steps}: steps are 0 .. {trace.steps - 1}.")
 
 
 def _targets(network: Network, y: Tensor, steps: int) -> Tensor:

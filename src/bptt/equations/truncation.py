@@ -75,7 +75,7 @@ def subsequence_weights(steps: int, length: int) -> Tensor:
 
 
 def pair_weights(boundaries: Tensor) -> Tensor:
-    """The weights of the terms that follow from those of the boundaries which a term crosses.
+    """The weights of the terms: each is the product of the weights of the boundaries that the term crosses.
 
         ω_tk = Π_{j=k+1..t} w_j                                                           (1)
 
@@ -106,7 +106,7 @@ class ARTBPPattern:
     steps: T, >= 1. cuts: the boundaries that were cut, each in 1 .. T-1; boundary t lies between steps t - 1 and t.
     law: the hazard law(k), in [0, 1), of a cut after the k-th step since the last one: a `bptt.PolynomialLaw`, a
         `bptt.ConstantLaw`, or any function of k = 1, 2, ...
-    every: draws are made at the boundaries that are multiples of it; 1 is the source's, where p_t = law(k).
+    every: draws are made at the boundaries that are multiples of it; 1 is the source's choice, where p_t = law(k).
 
     Raises ValueError for cuts where no draw is made, and for a law outside [0, 1).
 
@@ -132,7 +132,7 @@ class ARTBPPattern:
             if not 1 <= cut < self.steps or cut % self.every:
                 where = f"1 .. {self.steps - 1}" + (f", in multiples of {self.every}" if self.every > 1 else "")
                 raise ValueError(f"cuts={self.cuts}: no draw is made at boundary {cut}, only at {where}.")
-        _ = self.hazards  # asks the law, which may be at fault
+        _ = self.hazards  # calls the law, which may be invalid
 
     @cached_property
     def hazards(self) -> tuple[float, ...]:
@@ -157,7 +157,7 @@ class ARTBPPattern:
 
     @cached_property
     def probability(self) -> float:
-        """The chance of just these cuts: Π p_t over the cuts times Π (1 - p_t) over the boundaries left."""
+        """The probability of exactly these cuts: Π p_t over the cuts times Π (1 - p_t) over the other boundaries."""
         return math.prod(p if t in self.cuts else 1 - p for t, p in enumerate(self.hazards))
 
     def _law(self, k: int) -> float:
@@ -184,7 +184,7 @@ def truncated_gradient(trace: Trace, tau: int) -> Gradient:
 
 
 def subsequence_gradient(trace: Trace, length: int) -> Gradient:
-    """The gradient where nothing crosses from one subsequence to another: that of `TruncatedBPTT(length, length)`.
+    """The gradient if nothing crosses from one subsequence to the next: that of `TruncatedBPTT(length, length)`.
 
         c_t = Vᵀ e_t + w_{t+1} Wᵀ D_{t+1} c_{t+1},  w = 0 at multiples of length, else 1   (1)
 
@@ -201,7 +201,7 @@ def subsequence_gradient(trace: Trace, length: int) -> Gradient:
 
 
 def artbp_gradient(trace: Trace, pattern: ARTBPPattern) -> Gradient:
-    """The gradient that ARTBP computes if its draws fall out as `pattern`; its mean over all patterns is the full one.
+    """The gradient that ARTBP computes if its draws give `pattern`; its mean over all patterns is the full gradient.
 
         c_t = Vᵀ e_t + w_{t+1} Wᵀ D_{t+1} c_{t+1},  w as in `ARTBPPattern`                 (1)
         Σ_patterns probability · gradient = dL/dθ                                         (2)

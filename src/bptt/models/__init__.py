@@ -1,4 +1,4 @@
-"""Models that are no neural networks, as recurrences: trained by the same calls as any other."""
+"""Models that aren't neural networks, as recurrences: trained by the same calls as any other."""
 
 from bptt.models.flow import Flow
 from bptt.models.fuzzy import TakagiSugeno

@@ -16,22 +16,23 @@ class Flow(nn.Module):
         f(x) = Σ_m a_m cos(k_m·x) + b_m sin(k_m·x)                                        (2)
 
     It is a recurrence: the state is the spectrum of w, complex, as `torch.fft.fft2` gives it. Grids are indexed
-    [i, j] with x = 2πi/n, y = 2πj/n; `grid`, `spectrum`, `vorticity` and `observe` lead from one to the other.
+    [i, j] with x = 2πi/n, y = 2πj/n; `grid`, `spectrum`, `vorticity` and `observe` convert between them.
 
     size: n, the points per side, >= 4. Wavenumbers with both |components| < n/3 are kept (the 2/3 rule).
-    viscosity: ν > 0, a float. modes: the (k_x, k_y) of (2), whole numbers; none is zero, cut off by the 2/3 rule, or
-    given twice, be it as its opposite. coefficients: first values (a_m, b_m), (M, 2); default zeros.
-    dt: the time step, > 0. mean: ū, the velocity (ū_x, ū_y) that the whole box moves with. device, dtype: of the
-    parameters, as in torch.nn; the state's dtype is the complex one of it.
+    viscosity: ν > 0, a float. modes: the (k_x, k_y) of (2), whole numbers; none may be zero, cut off by the 2/3 rule,
+    or given twice, even as its opposite. coefficients: first values (a_m, b_m), (M, 2); default zeros.
+    dt: the time step, > 0. mean: ū, the velocity (ū_x, ū_y) of the whole box. device, dtype: of the parameters, as in
+    torch.nn; the state has the corresponding complex dtype.
 
     Parameters: log_viscosity (), coefficients (M, 2).
-    Call: (inputs, state) -> (outputs, state). inputs (T, ...): any tensor, its length counts the steps. state
+    Call: (inputs, state) -> (outputs, state). inputs (T, ...): any tensor; only its length matters. state
     (..., n, n): the spectrum of a real field, so its entries at k and -k are conjugates; leading axes are independent
     flows. outputs (T, ..., n, n): the state after each step.
 
     Raises ValueError or TypeError, in one line, for arguments and states that don't fit.
-    Cost: 8 complex transforms per step of each flow; autograd saves 8 complex grids per step. A dt too long for the
-    grid, dt · n/3 · the largest |ū_x + u_x| + |ū_y + u_y| beyond about 2.8, blows up: NonFiniteLossError by the engine.
+    Cost: 8 complex transforms per step of each flow; autograd saves 8 complex grids per step. If dt is too long for the
+    grid (dt · n/3 · the largest |ū_x + u_x| + |ū_y + u_y| above about 2.8), the flow blows up and the engine raises
+    NonFiniteLossError.
 
     >>> import torch
     >>> from bptt.models import Flow
@@ -95,11 +96,11 @@ class Flow(nn.Module):
         return x.to(self.log_viscosity), y.to(self.log_viscosity)
 
     def spectrum(self, vorticity: Tensor) -> Tensor:
-        """The state of a vorticity (..., n, n) on the grid: its mean and what the 2/3 rule cuts off are dropped."""
+        """The state for a vorticity (..., n, n) on the grid; its mean and what the 2/3 rule cuts off are dropped."""
         return fft2(vorticity) * self.kept
 
     def vorticity(self, spectrum: Tensor) -> Tensor:
-        """States (..., n, n) on the grid, (..., n, n)."""
+        """The vorticity on the grid, (..., n, n), of states (..., n, n)."""
         return ifft2(spectrum).real
 
     def observe(self, spectrum: Tensor, points: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ class Flow(nn.Module):
     def random_state(self, largest: float = 4.0, rms: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """A random state (n, n): white noise in the wavenumbers 0 < |k| <= largest, >= 1, of that rms vorticity."""
         if not largest >= 1:
-            raise ValueError(f"random_state(largest={largest!r}): no wavenumber but 0 is below 1: take at least 1.")
+            raise ValueError(f"random_state(largest={largest!r}): only the wavenumber 0 is below 1: take at least 1.")
         noise = torch.randn(self.size, self.size, generator=generator, dtype=torch.float64).to(self.square)
         state = self.spectrum(noise) * (self.square <= largest**2)
         return state * (rms / self.vorticity(state).square().mean().sqrt())
@@ -144,13 +145,13 @@ class Flow(nn.Module):
         return torch.add(mixed / 3, terms.rate(c), alpha=dt / 6)
 
     def _half_force(self) -> Tensor:
-        """Of f's spectrum, n²/2 (a_m - i b_m) at k_m, the entries at k_m alone; those at -k_m are the conjugates."""
+        """Half of f's spectrum: the entries n²/2 (a_m - i b_m) at k_m; those at -k_m are their conjugates."""
         n = self.size
         values = torch.view_as_complex(self.coefficients).conj() * (n * n / 2)
         return values.new_zeros(n * n).index_put((self.places,), values).view(n, n)
 
     def _constants(self) -> None:
-        """What depends on the grid alone, as buffers; complex ones as pairs, which the module's conversions keep."""
+        """What depends on the grid alone, as buffers; complex ones as pairs, which survive the module's conversions."""
         n, dtype = self.size, self.log_viscosity.dtype
         k = torch.fft.fftfreq(n, 1 / n, dtype=torch.float64)
         kx, ky = torch.meshgrid(k, k, indexing="ij")
@@ -205,8 +206,8 @@ class _Terms(NamedTuple):
     """What the steps of a call share.
 
     With the complex velocity z = u_x + i u_y, z² holds both products that the equation needs. half: E of (3). velocity:
-    w's spectrum times this is z's. mean: that of ū. products: P of `rate`. force: `_half_force`. opposite: where in a
-    flattened spectrum -k stands for k.
+    w's spectrum times this is z's. mean: the same for ū. products: P of `rate`. force: `_half_force`. opposite: for
+    each k of a flattened spectrum, where -k is.
     """
 
     half: Tensor
@@ -231,11 +232,11 @@ def _checked_modes(modes: Sequence[tuple[int, int]], size: int) -> tuple[tuple[i
     found: set[tuple[int, int]] = set()
     for mode in modes:
         if len(mode) != 2 or any(isinstance(k, bool) or not isinstance(k, int) for k in mode):
-            raise ValueError(f"Flow(modes=...): {mode!r} is no pair of whole numbers (k_x, k_y).")
+            raise ValueError(f"Flow(modes=...): {mode!r} isn't a pair of whole numbers (k_x, k_y).")
         kx, ky = mode
         if (kx, ky) == (0, 0) or max(abs(kx), abs(ky)) >= size / 3:
             raise ValueError(
-                f"Flow(modes=...): {mode} is not held by {size} points per side: both components must lie "
+                f"Flow(modes=...): {size} points per side can't represent {mode}: both components must lie "
                 f"below {size}/3, and not both be 0."
             )
         if (kx, ky) in found or (-kx, -ky) in found:

@@ -14,8 +14,8 @@ class TakagiSugeno(nn.Module):
         φ_r(s) = Π_j μ_r(j)(s_j) / Σ_q Π_j μ_q(j)(s_j),    s = (y, y1, ...), L values     (2)
         y⁺ = Σ_r φ_r(s) (v_r + A_r (s - p_r) + B_r u),    p_r = (c_r(1), ..., c_r(L))     (3)
 
-    There is a rule r for every choice of a set for every lag, M^L in all; its prototype p_r is the point of the sets'
-    centres, and v_r what it says there without an input. The output is fed back: the next s is (y⁺, y, ...). The sets
+    There is a rule r for every choice of a set for each lag, M^L in all; its prototype p_r is the point at the sets'
+    centres, and v_r is its output there without an input. The output is fed back: the next s is (y⁺, y, ...). The sets
     mean the same for every lag, since every lag is the same quantity.
 
     low, high: the centres of the first and the last set, fixed, low < high; choose quantiles of the data.
@@ -25,7 +25,7 @@ class TakagiSugeno(nn.Module):
     device, dtype: of the parameters, as in torch.nn.
 
     Parameters: consequents (M^L, L + U + 1): A_r, B_r, v_r, all 0 at first (see `set_affine`); gaps (M - 1,), whose
-    softmax divides the range among the centres, evenly at first; spread (), whose sigmoid is σ's place in `widths`,
+    softmax divides the range among the centres, evenly at first; spread (), whose sigmoid places σ within `widths`, in
     the middle at first. So the centres stay ordered whatever the optimiser does.
     Call: (inputs, state) -> (outputs, state): inputs (T, ..., U), state s (..., L), the last output first; outputs
     (T, ...). Rows, if any, are on axis 0 of the state.
@@ -44,7 +44,7 @@ class TakagiSugeno(nn.Module):
 
     Source: Takagi & Sugeno 1985, "Fuzzy identification of systems and its applications to modeling and control", IEEE
     Transactions on Systems, Man, and Cybernetics 15(1): rules with affine consequents. Deviations: memberships are
-    Gaussian, AND is the product, consequents are written about the rule's prototype, and the output is fed back.
+    Gaussian, AND is the product, consequents are expanded around the rule's prototype, and the output is fed back.
     """
 
     state_batch_dim = 0
@@ -85,7 +85,7 @@ class TakagiSugeno(nn.Module):
         self.spread = nn.Parameter(torch.zeros((), **kind))
         self.consequents = nn.Parameter(torch.zeros(m**lags, lags + inputs + 1, **kind))
         choices = torch.cartesian_prod(*[torch.arange(m, device=device)] * lags).reshape(-1, lags)
-        self.choices: Tensor  # (M^L, L): the set that a rule asks of each lag
+        self.choices: Tensor  # (M^L, L): the set that a rule requires for each lag
         self.register_buffer("choices", choices, False)
 
     def centres(self) -> Tensor:
@@ -121,7 +121,7 @@ class TakagiSugeno(nn.Module):
             self.consequents[:, -1] += self.prototypes() @ self.consequents[0, : self.lags]
 
     def labels(self, values: Tensor) -> list[str]:
-        """The name of the set that each of values (N,) belongs to most."""
+        """For each of values (N,) the name of the set that it belongs to most."""
         return [self.sets[i] for i in self.memberships(values).argmax(-1).tolist()]
 
     def rules(self, digits: int = 2) -> list[str]:
@@ -139,7 +139,7 @@ class TakagiSugeno(nn.Module):
         return found
 
     def forward(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """len(inputs) steps from `state`: the outputs, and the last L of them."""
+        """Run len(inputs) steps from `state`; returns the outputs, and the last L of them."""
         self._check(inputs, state)
         weight, bias = self._scores()
         slopes, gains, values = self.consequents.split([self.lags, self.inputs, 1], 1)
@@ -154,7 +154,7 @@ class TakagiSugeno(nn.Module):
         return torch.stack(outputs), state
 
     def _scores(self) -> tuple[Tensor, Tensor]:
-        """(2) is a softmax of -|s - p_r|²/2σ²; less what all rules share, -|s|²/2σ², it is linear in s: W s + b."""
+        """(2) is a softmax of -|s - p_r|²/2σ²; without -|s|²/2σ², which all rules share, it is linear in s: W s + b."""
         prototypes, square = self.prototypes(), self.width() ** 2
         return prototypes / square, -0.5 * prototypes.square().sum(1) / square
 

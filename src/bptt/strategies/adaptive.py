@@ -14,9 +14,9 @@ from bptt.strategies.decay import Decay, Decision
 from bptt.strategies.windows import Probe, Window
 
 LOSSES = 8
-"""Losses of a probe, the last ones of its steps."""
+"""How many losses a probe has, the last ones of its steps."""
 AVERAGED = 5
-"""Estimates whose mean is K."""
+"""How many estimates K is the mean of."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,19 @@ class AdaptiveTruncatedBPTT(Strategy):
         K = the smallest with δ(K) < tolerance, δ as in `bptt.strategies.decay`            (2)
 
     tolerance: the relative bias to allow, > 0; below 1 the truncated gradient still points downhill.
-    k_min, k_max: bounds on K, in steps; k_max is also taken where credit doesn't fade.
+    k_min, k_max: bounds on K, in steps; k_max is also taken if credit doesn't fade.
     probe_every: updates between two probes. window: lags that a probe measures, at least 3.
 
     A probe runs the next window + 7 steps one by one without training on them, and pulls its last 8 losses back;
-    buffers, noise and `.grad` are left alone. K is the mean of the last 5 estimates, and holds from the update after a
-    probe. A probe with too few steps ahead or without credit is left out; before any, K is k_max. Where K grows to more
-    than double, one window reaches back only as far as states are kept. `Update.decision` records what was decided.
+    buffers, noise and `.grad` are left alone. K is the mean of the last 5 estimates, and applies from the update after
+    a probe. Probes with too few steps ahead or without credit are ignored; before the first one, K is k_max. If K more
+    than doubles, one window reaches back only as far as states are kept. `Update.decision` records what was decided.
     One update for each K steps and one for the tail; `reduction="mean"` divides by K.
 
     Raises ValueError for bounds that no K meets, and under a byte budget too small for a probe of one kept state.
-    Cost: (2K - 1) / K forwards and backwards of each step; a probe's two forwards and 8 backwards of its steps, one by
-    one; memory for 2K - 1 steps, or a probe's
-    states and three times the cotangents of 8 losses; `memory=` bounds it. The stream is read ahead by a probe's steps.
+    Cost: (2K - 1) / K forwards and backwards of each step; for a probe two forwards and 8 backwards of its steps, one
+    by one; memory for 2K - 1 steps, or for a probe's states and three times the cotangents of 8 losses, which `memory=`
+    bounds. The stream is read ahead by a probe's steps.
 
     >>> import bptt, torch
     >>> fade = bptt.scan(lambda x, s: (0.9 * s + x, 0.9 * s + x))
@@ -51,8 +51,8 @@ class AdaptiveTruncatedBPTT(Strategy):
 
     Source: Aicher, Foti & Fox 2019, "Adaptively truncating backpropagation through time to control gradient bias",
     https://arxiv.org/abs/1905.07473. Deviations: the cotangent of step t is measured at the state it starts from, since
-    of a black box no other can be seen, which multiplies all lags alike where credit fades evenly; one denominator in
-    δ for all K; several losses per probe.
+    no other state of a black box can be seen; if credit fades evenly, that multiplies all lags alike. There is one
+    denominator in δ for all K, and several losses per probe.
     """
 
     tolerance: float = 0.5
@@ -81,7 +81,7 @@ class AdaptiveTruncatedBPTT(Strategy):
 
     @property
     def lengths_known(self) -> bool:
-        """They follow from what probes find."""
+        """False: lengths follow from what probes find."""
         return False
 
     @property
@@ -91,12 +91,12 @@ class AdaptiveTruncatedBPTT(Strategy):
 
     @property
     def spec(self) -> str | None:
-        """ "adaptive:TOL"; None for other bounds than the default ones."""
+        """ "adaptive:TOL"; None unless the bounds are the defaults."""
         same = self == AdaptiveTruncatedBPTT(self.tolerance)
         return f"adaptive:{plain(self.tolerance)}" if same else None
 
     def windows(self, upto: Upto, draw: Draw, progress: Any = None) -> Generator[Window | Probe, Any, None]:
-        """Windows (1), the state for the next one kept where its K asks for it; a probe before each that is due one."""
+        """Windows (1), keeping the state that the next one needs, and a probe before each window that is due one."""
         a = start = first = 0
         recent: deque[int] = deque(maxlen=AVERAGED)
         decision: Decision | None = None

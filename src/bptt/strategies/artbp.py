@@ -25,19 +25,20 @@ class ARTBP(Strategy):
 
     law: the hazard of a cut after the k-th step since the last one: `PolynomialLaw`, `ConstantLaw`, or any function of
         k = 1, 2, ... with values in [0, 1).
-    every: draw only after steps whose number since the stream's start is a multiple of this; larger values keep whole-
-        sequence calls long, and the mean window grows by about every / 2. Unbiased for any.
-    per_row: each batch row is cut on its own, with k of its own. The variance of independent rows adds up; with shared
+    every: draw only after steps whose number since the stream's start is a multiple of this. Larger values keep calls
+        of the recurrence long, and the mean window grows by about every / 2. Any value is unbiased.
+    per_row: each batch row is cut on its own, with its own k. The variance of independent rows adds up; with shared
         cuts the rows' errors are correlated too. For finite sequences: one update, at the stream's end.
-    compensate: False leaves the factors out, w_t = 1 where nothing is cut: random lengths alone. Biased; it is there
-        to see what the factors are for.
+    compensate: False leaves the factors out (w_t = 1 where nothing is cut), so that only lengths are random. That is
+        biased; it is there to show what the factors are for.
 
     One update after each cut and one at the stream's end; `reduction="mean"` divides by the law's mean_length, a
     constant, since the random length of the window itself would weigh short windows too much.
     Raises ValueError for every < 1, a law outside [0, 1), and for "mean" with a law that has no mean_length.
     Cost: one forward and one backward per step; memory for one window: mean_length steps in expectation, unbounded
-    without `memory=`; per row the whole sequence. A recurrence without native `cotangent_weight` is called between two
-    draws. Unbiased for frozen parameters; with updates in between, states are those of their time.
+    without `memory=`; per row the whole sequence. A recurrence without native `cotangent_weight` is called once per
+    interval between draws. Unbiased for frozen parameters; with updates in between, states were computed with the
+    parameters of their time.
 
     >>> import bptt
     >>> strategy = bptt.ARTBP(law=bptt.ConstantLaw(mean_length=4))
@@ -47,8 +48,8 @@ class ARTBP(Strategy):
     2 3 {}
 
     Source: Tallec & Ollivier 2017, "Unbiasing truncated backpropagation through time", proposition 1,
-    https://arxiv.org/abs/1705.08209. Deviations: the state is carried over a cut; draw and factor use the same k (the
-    authors' code shifts one against the other); `every`, `per_row` and `compensate` are ours.
+    https://arxiv.org/abs/1705.08209. Deviations: the state is carried over a cut; draw and factor use the same k (in
+    the authors' code one is shifted against the other); `every`, `per_row` and `compensate` are ours.
     """
 
     law: Callable[[int], float] = field(default_factory=PolynomialLaw)
@@ -70,17 +71,17 @@ class ARTBP(Strategy):
 
     @property
     def kind(self) -> str:
-        """Unbiased by its factors."""
+        """Unbiased, thanks to the factors."""
         return "unbiased" if self.compensate else "biased"
 
     @property
     def sequences(self) -> bool:
-        """Rows that are cut each on its own are cut within one window."""
+        """Whether rows are cut on their own, which is done within one window."""
         return self.per_row
 
     @property
     def reach(self) -> float | None:
-        """The law's mean_length or `every`, the larger one; per row the whole sequence."""
+        """The larger of the law's mean_length and `every`; per row the whole sequence."""
         mean = getattr(self.law, "mean_length", None)
         return math.inf if self.per_row else None if mean is None else max(mean, self.every)
 
@@ -93,7 +94,7 @@ class ARTBP(Strategy):
         return f"{'artbp' if self.compensate else 'random'}:{plain(length)}"
 
     def windows(self, upto: Upto, draw: Draw, progress: int | None = None) -> Iterator[Window]:
-        """Draw after each step that may end a window, read on, and yield what lies between two cuts."""
+        """Draw after each step that may end a window, read on, and yield the window between two cuts."""
         if self.per_row:
             if progress is None:
                 yield from self._whole(upto, draw)
@@ -116,7 +117,7 @@ class ARTBP(Strategy):
             yield Window(start, start, t, t, weights, progress=t)
 
     def _whole(self, upto: Upto, draw: Draw) -> Iterator[Window]:
-        """One window over the sequence, with weights of each row's own: 0 where it is cut."""
+        """One window over the sequence, with separate weights for each row: 0 where it is cut."""
         stop = upto(math.inf)
         survives = cache(self._survive)
         cut: list[int] = []  # of each row, the last one
@@ -144,7 +145,7 @@ class ARTBP(Strategy):
         value = getattr(self.law, "mean_length", None)
         if value is None:
             raise ValueError(
-                f'reduction="mean" divides by the law\'s mean_length, which {named(self.law)} has not: use '
+                f"reduction=\"mean\" divides by the law's mean_length, which {named(self.law)} doesn't have: use "
                 f'reduction="sum".'
             )
         return value

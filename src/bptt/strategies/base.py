@@ -1,4 +1,4 @@
-"""What a strategy is: a value that yields the windows of a stream, and what it says of itself."""
+"""What a strategy is: a value that yields the windows of a stream, and describes itself."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -17,8 +17,8 @@ Draw = Callable[..., Any]
 class Strategy(Protocol):
     """Which gradient is wanted: a frozen dataclass that yields windows. Inherit from it to have the defaults below.
 
-    Running values are locals of `windows`, never fields, and what it needs to go on after a window is in
-    `Window.progress`. Neither tensors nor the model are seen: a strategy is plain Python.
+    Values that change during a run are local variables of `windows`, never fields, and what it needs to continue after
+    a window is in `Window.progress`. A strategy is plain Python and sees neither tensors nor the model.
 
     >>> import bptt
     >>> from dataclasses import dataclass
@@ -35,12 +35,12 @@ class Strategy(Protocol):
 
     @property
     def kind(self) -> str:
-        """Of the gradient, the parameters standing still: "exact", "unbiased" (in expectation) or "biased"."""
+        """What the gradient is at fixed parameters: "exact", "unbiased" (in expectation) or "biased"."""
         return "biased"
 
     @property
     def words(self) -> str:
-        """What it does, in a phrase; the first line of its docstring if it says nothing else."""
+        """What it does, in a phrase; by default the first line of its docstring."""
         return (type(self).__doc__ or type(self).__name__).strip().splitlines()[0].rstrip(".")
 
     @property
@@ -55,12 +55,12 @@ class Strategy(Protocol):
 
     @property
     def reach(self) -> float | None:
-        """Steps that its longest windows go through, or its mean ones where they are drawn; None where nobody knows."""
+        """The steps of its longest windows, or their mean if windows are drawn; None if unknown."""
         return None
 
     @property
     def spec(self) -> str | None:
-        """The text that `bptt.strategies.parse` makes this value of, such as "tbptt:5:50"; None where there is none."""
+        """The text from which `bptt.strategies.parse` makes this value, such as "tbptt:5:50"; None if there is none."""
         return None
 
     @property
@@ -72,13 +72,13 @@ class Strategy(Protocol):
     def windows(self, upto: Upto, draw: Draw, progress: Any = None) -> Iterator[Window | Probe]:
         """The windows of a stream, one per update, each yielded before more of the stream is read.
 
-        progress: that of the last window of an earlier run, after which to go on; None for the stream's start.
+        progress: that of the last window of an earlier run, to continue after; None for the stream's start.
         A generator may yield a `Probe` that starts where its next window will; it is sent a `Credit` back.
         """
         ...
 
     def divisor(self, window: Window) -> float:
-        """What `reduction="mean"` divides the window's losses by; ValueError where there is no such constant."""
+        """What `reduction="mean"` divides the window's losses by; raises ValueError if there is no such constant."""
         raise ValueError(f'{self!r} has no constant to divide by: use reduction="sum".')
 
 

@@ -16,7 +16,7 @@ class FullBPTT(Strategy):
         c_t = ∂l_t/∂s_t + c_{t+1} · ∂s_{t+1}/∂s_t,  t = T-1 .. 0                          (1)
 
     One update, at the stream's end; `reduction="mean"` divides by the steps of the stream.
-    Cost: one forward and one backward of T steps; memory for T steps, or any `memory=` for a replay.
+    Cost: one forward and one backward of T steps; memory for T steps, or any `memory=`, with replays.
 
     >>> import bptt, torch
     >>> model, loss = torch.nn.RNN(3, 4), bptt.per_step(torch.nn.MSELoss())
@@ -39,7 +39,7 @@ class FullBPTT(Strategy):
 
     @property
     def sequences(self) -> bool:
-        """It takes the whole stream."""
+        """True: it takes the whole stream."""
         return True
 
     @property

@@ -41,7 +41,7 @@ class PolynomialLaw:
 
         p(k) = alpha / ((alpha - 1) T0 + k)                                               (1)
 
-    mean_length: T0, the mean window in steps, > 1, exactly.
+    mean_length: T0, exactly the mean window in steps, > 1.
     alpha: the exponent of the tail, > 1. The weight of a term of lag k has a second moment that grows as k^alpha:
         a small alpha keeps the variance low, at the price of a few very long windows.
 

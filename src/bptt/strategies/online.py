@@ -1,4 +1,4 @@
-"""Carry across a window's edge what truncation cuts off; exactly: RTRL."""
+"""Carry across a window's edge what truncation cuts off, exactly: RTRL."""
 
 from dataclasses import dataclass
 
@@ -14,17 +14,17 @@ class RTRL(Online):
         J_b = D_w J_a + I_w,  D_w = ∂s_b/∂s_a,  I_w = ∂s_b/∂θ,  w from a to b             (2)
 
     k1: steps between updates, >= 1. With frozen parameters every k1 gives the gradient of `FullBPTT`; k1 = 1 is the
-    textbook's real-time recurrent learning. With updates in between, J is that of the parameters of their time.
+    textbook's real-time recurrent learning. With updates in between, J comes from the parameters of each step's time.
 
-    J covers every parameter that the state depends on, those of an embedding of the inputs too, and leaves out those
-    that no state depends on, such as a readout's. At the stream's start and in rows that reset it is the Jacobian of
-    the initial state, which is zero unless that is learned.
-    One update for each k1 steps and one for the tail; `reduction="mean"` divides by k1. Drops nothing.
+    J covers every parameter that the state depends on, including those of an embedding of the inputs, and leaves out
+    those that no state depends on, such as a readout's. At the stream's start and in rows that reset it is the Jacobian
+    of the initial state, which is zero unless that state is learned.
+    One update for each k1 steps and one for the tail; `reduction="mean"` divides by k1. Nothing is dropped.
     Raises ValueError for k1 < 1; in a run for a plain function without `params=`, for `clip_cotangent`, for inputs
-    that ask for a gradient, for rows of a batch that aren't independent, and for parameters that are exchanged;
-    BudgetError where `memory=` can't hold J.
-    Cost: n vjps of the window for each batch row, n being the numbers in a row's state, and n² P / k1 multiplications a
-    step; memory for k1 steps, and for n P numbers per row.
+    that require a gradient, for batch rows that aren't independent, and for parameters that are replaced; BudgetError
+    if `memory=` can't hold J.
+    Cost: n vjps of the window for each batch row, where n is how many numbers a row's state has, and n² P / k1
+    multiplications per step; memory for k1 steps, and for n P numbers per row.
 
     >>> import bptt, torch
     >>> model, loss = torch.nn.RNN(3, 4), bptt.per_step(torch.nn.MSELoss())

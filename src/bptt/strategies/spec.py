@@ -24,7 +24,7 @@ NUMBERS = {
     "rtrl": (0, 1), "uoro": (0, 1), "snap": (1, 2),
 }  # fmt: skip
 WHOLE = {"full": FullBPTT, "tbptt": TruncatedBPTT, "rtrl": RTRL, "uoro": UORO, "snap": SnAp}
-"""Strategies whose numbers are all whole."""
+"""Strategies all of whose numbers are whole."""
 N = TypeVar("N", int, float)
 
 
@@ -34,13 +34,13 @@ def parse(spec: str) -> Strategy:
     full                the exact gradient
     tbptt:K1[:K2[:N]]   truncated: an update every K1 steps, through the last K2, after a burn-in of N steps
     artbp:L             cut at random, L steps apart on average, with the factors that make it unbiased
-    random:L            cut so, without the factors: biased
+    random:L            cut in the same way, without the factors: biased
     adaptive:TOL        truncated where the relative error is estimated to stay below TOL
     rtrl[:K1]           an update every K1 steps (1), the influence of what came before carried on exactly
     uoro[:K1]           the same, carried on as a random product of two vectors: unbiased
     snap:ORDER[:K1]     the same, carried on as far as it reaches within ORDER steps: biased
 
-    Raises ValueError, which names the grammar where the text is none of these.
+    Raises ValueError, which shows the grammar, if the text is none of these.
 
     >>> from bptt.strategies import parse
     >>> parse("tbptt:5:50")

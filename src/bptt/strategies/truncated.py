@@ -10,25 +10,24 @@ from bptt.strategies.windows import Window
 
 @dataclass(frozen=True)
 class TruncatedBPTT(Strategy):
-    """Every k1 steps, the losses of the last k1 through a graph of at most k2 steps.
+    """Every k1 steps, differentiate the losses of the last k1 steps through a graph of at most k2 steps.
 
         c_t = ∂l_t/∂s_t + w_{t+1} · c_{t+1} · ∂s_{t+1}/∂s_t,  w = 0 at the window's start (1)
         losses [a, a + k1) through the graph of [s, a + k1),  s = max(0, a - (k2 - k1)),  a = 0, k1, 2 k1, ...
         the state before s from that before max(0, s - burn_in), without a graph
 
-    k1: steps between updates, >= 1. k2: steps a graph holds, >= k1; None means k1.
+    k1: steps between updates, >= 1. k2: steps that a graph holds, >= k1; None means k1.
     k1 = k2 cuts fixed subsequences; k1 = 1 keeps k2 terms of each sum; k2 >= T + k1 - 1 is the full gradient. For
-    k1 < k2 a window starts again from the state that the window before it computed, so that the optimiser may step
-    in between; states are those of the parameters of their time. A short last block reaches back equally far. A model
-    that draws random numbers draws new ones each time a step runs: k2 >= T + k1 - 1 is then the full gradient in
-    expectation only.
-    burn_in: steps before s whose states are computed anew, with the parameters of now and without a graph, from the
-        state before them: for states that have become stale, as those stored by a replay buffer or by a long run.
+    k1 < k2 a window starts again from the state that the window before it computed, with the parameters it had at the
+    time, so that the optimiser may step in between. A short last block reaches back equally far. A model that draws
+    random numbers draws new ones each time a step runs: k2 >= T + k1 - 1 is then the full gradient in expectation only.
+    burn_in: steps before s whose states are computed anew, with the current parameters and without a graph, from the
+        state before them: for states that have become stale, such as those of a replay buffer or a long run.
 
     One update for each k1 steps and one for the tail; `reduction="mean"` divides by k1.
-    Raises ValueError for k1 < 1, k2 < k1, burn_in < 0. Biased: what a loss owes to steps before its window is dropped.
+    Raises ValueError for k1 < 1, k2 < k1, burn_in < 0. Biased: a loss's gradient at steps before its window is dropped.
     Cost: k2 / k1 forwards and backwards of each step, and burn_in / k1 forwards; memory for k2 steps. Buffers that
-    count what they see, as batch norm's, see the steps of a burn-in once more.
+    track their inputs, such as batch norm's, see the steps of a burn-in once more.
 
     >>> import bptt
     >>> [w.start for w in bptt.TruncatedBPTT(k1=2, k2=5).windows(lambda t: min(t, 7), draw=lambda: 0.0)]
@@ -89,7 +88,7 @@ class TruncatedBPTT(Strategy):
         return f"tbptt:{self.k1}" + (f":{self.k2}" if self.k2 not in (None, self.k1) else "")
 
     def windows(self, upto: Upto, draw: Draw, progress: int | None = None) -> Iterator[Window]:
-        """The blocks of k1 losses, each with its reach back."""
+        """The blocks of k1 losses, each with its graph."""
         reach = 0 if self.k2 is None else self.k2 - self.k1
         a = progress or 0
         while (b := upto(a + self.k1)) > a:

@@ -8,7 +8,7 @@ from bptt.strategies.windows import Carry
 
 @dataclass(frozen=True)
 class UORO(Online):
-    """An unbiased and noisy gradient in windows of k1 steps: the influence carried as a product of two vectors.
+    """An unbiased but noisy gradient in windows of k1 steps: the influence is carried as a product of two vectors.
 
         g_w = (the gradient inside window w) + (c_a · s̃) θ̃                                (1)
         s̃ ← ρ0 D_w s̃ + ρ1 ν,  θ̃ ← θ̃ / ρ0 + νᵀ I_w / ρ1,  ν of independent random signs     (2)
@@ -16,13 +16,13 @@ class UORO(Online):
 
     D_w and I_w as in `RTRL`. With frozen parameters the mean over all ν is the gradient of `FullBPTT`. ν has a sign for
     each number of the state of all rows together, drawn from `generator` once per window.
-    k1: steps between updates, >= 1; inside of a window nothing is approximated, so longer ones are less noisy.
+    k1: steps between updates, >= 1; nothing is approximated inside a window, so longer windows are less noisy.
     epsilon: ε of (3), > 0.
 
-    One update for each k1 steps and one for the tail; `reduction="mean"` divides by k1. Drops nothing on average.
-    Raises ValueError for k1 < 1 or epsilon <= 0; in a run as `RTRL` does, but for rows that aren't independent.
-    Cost: beside the window's own forward and backward a forward-mode derivative and a vjp of it (where an operator has
-    no forward mode, a vjp of a vjp); memory for k1 steps, n B + P numbers.
+    One update for each k1 steps and one for the tail; `reduction="mean"` divides by k1. Nothing is dropped on average.
+    Raises ValueError for k1 < 1 or epsilon <= 0; in a run as `RTRL` does, except that rows may depend on each other.
+    Cost: beside the window's own forward and backward, a forward-mode derivative and a vjp of it (if an operator has no
+    forward mode, a vjp of a vjp); memory for k1 steps, and n B + P numbers.
 
     >>> import bptt
     >>> bptt.strategies.parse("uoro:5"), bptt.UORO().kind

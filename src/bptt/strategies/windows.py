@@ -1,4 +1,4 @@
-"""What a strategy yields, as plain data: windows, each the stretch of time of one update's gradient, and probes."""
+"""What a strategy yields, as plain data: windows, each the stretch of time behind one update's gradient, and probes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,13 +11,13 @@ class Window:
 
     start: the graph starts from the state before this step.
     first, stop: the losses of steps [first, stop) are differentiated, start <= first < stop.
-    keep: the state before this step is where the next window goes on from, start - burn_in <= keep <= stop.
-    weights: w of equation (1) by boundary, the weight at t multiplying the cotangent that goes from step t back to
-        step t - 1; 1 where absent. A number, or a tensor (B,) of one weight a batch row.
+    keep: the next window continues from the state before this step, start - burn_in <= keep <= stop.
+    weights: w of equation (1) by boundary: the weight at t multiplies the cotangent that goes back from step t to step
+        t - 1; it is 1 where absent. A number, or a tensor (B,) of one weight per batch row.
     burn_in: steps before `start` that are run first, without a graph, from the state that is known before them.
-    decision: why the window is as long as it is, for the update's record; None for lengths that nothing decided.
-    progress: where the strategy goes on after this window, as numbers, strings, lists and dicts that survive JSON: what
-        `Strategy.windows` takes to give the windows that follow. None where it can't go on.
+    decision: why the window is as long as it is, for the update's record; None if nothing was decided.
+    progress: where the strategy stands after this window, made of numbers, strings, lists and dicts that can be stored
+        as JSON: `Strategy.windows` takes it to give the windows that follow. None if the run can't be continued there.
 
     >>> Window(start=0, first=2, stop=4, keep=2).steps
     2
@@ -38,7 +38,7 @@ class Window:
         return self.stop - self.first
 
     def __eq__(self, other: object) -> bool:
-        """Whether they are the same but for their progress; tensors of weights are compared by their values."""
+        """Whether they are the same apart from their progress; tensors of weights are compared by their values."""
         return isinstance(other, Window) and self._plain() == other._plain()
 
     def _plain(self) -> tuple[Any, ...]:
@@ -47,10 +47,10 @@ class Window:
 
 
 class Carry(NamedTuple):
-    """What a strategy carries across a window's edge of the influence J = ∂s/∂θ, instead of cutting it off.
+    """How a strategy carries the influence J = ∂s/∂θ across a window's edge, instead of cutting it off.
 
-    kind: "exact", J itself; "masked", its entries within `order` steps; "product", a random one of two vectors.
-    epsilon: against division by zero in a product.
+    kind: "exact", J itself; "masked", its entries within `order` steps; "product", a random product of two vectors.
+    epsilon: prevents division by zero in a product.
     """
 
     kind: str
@@ -59,9 +59,9 @@ class Carry(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """A question instead of a window: how the credit of the last `losses` of the steps [start, stop) fades with lag.
+    """A question in place of a window: how the credit of the last `losses` of the steps [start, stop) fades with lag.
 
-    start is that of the window to come. The answer, a `Credit`, is sent back into the generator of windows.
+    start is that of the next window. The answer, a `Credit`, is sent back into the generator of windows.
     """
 
     start: int
@@ -75,9 +75,9 @@ class Probe(NamedTuple):
 
 
 class Credit(NamedTuple):
-    """What a probe found, lag by lag; lag k of loss l_s belongs to step s - k, seen at the state it starts from.
+    """What a probe found, lag by lag; lag k of loss l_s belongs to step s - k, measured at the state it starts from.
 
-    norms[k]: φ_k, the norm of ∂l_s/∂s_{s-k-1}, its mean over losses and batch rows.
+    norms[k]: φ_k, the mean over losses and batch rows of the norm of ∂l_s/∂s_{s-k-1}.
     sums[k]: the norm of the mean over losses and rows of Σ_{j<=k} ∂l_s/∂s_{s-j-1}.
     """
 
