@@ -44,7 +44,7 @@ def refused(path, match, error=ValueError, **keywords):
         ("a,b\n1,2\n3,-inf\n", "row 3 of column b is infinite"),
         ("a,b\n1,2\n3,1e999\n", "row 3 of column b is infinite"),
         ("a,b\n1,true\n3,Infinity\n", "row 3 of column b is infinite"),
-        ("a;b\n1,5;2\n3;1.234\n", "'1,5' and '1.234' stand in one file"),
+        ("a;b\n1,5;2\n3;1.234\n", "'1,5' and '1.234' are in one file"),
         ("a,b\n1,2\n3,\0\n", "byte 10 is zero"),
         ("a,b\n1,2\né,3\n".encode("latin-1"), "not a UTF-8 text .*Convert it to UTF-8"),
         ("a,b\n1,2\n".encode("utf-16"), "not a UTF-8 text"),
@@ -179,7 +179,7 @@ def test_wav(tmp_path):
     soundfile.write(path, np.zeros((100, 1)), 8000)
     whole = path.read_bytes()
     path.write_bytes(whole[:-40])
-    refused(path, "the file is cut off: it names 244 bytes and has 204")
+    refused(path, "the file is cut off: it declares 244 bytes and has 204")
     path.write_bytes(whole[:4] + struct.pack("<I", 0xFFFFFFFF) + whole[8:])  # as a recorder writes that can't go back
     assert len(load_series(path).values) == 100
 
@@ -188,7 +188,7 @@ def test_a_wav_file_that_shrinks_while_it_is_read(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros((10_000, 1)), 8000)
     values = load_series(tmp_path / "a.wav").values
     os.truncate(tmp_path / "a.wav", 1044)
-    with pytest.raises(ValueError, match=r"a\.wav: ends at sample 500, of 10000 that it names"):
+    with pytest.raises(ValueError, match=r"a\.wav: ends at sample 500, of 10000 that it declares"):
         values[100:9000]
     with pytest.raises(ValueError, match="not in steps of 2"):
         values[::2]

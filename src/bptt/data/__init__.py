@@ -1,4 +1,4 @@
-"""Text and series as streams: lanes side by side, cut into chunks with the state carried; and tasks."""
+"""Text and series as streams: lanes side by side, cut into chunks, with the state carried; and tasks."""
 
 from bptt.data import tasks
 from bptt.data.lanes import chunks, continuous, lanes

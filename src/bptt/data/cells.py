@@ -1,4 +1,4 @@
-"""Columns of a table, text or typed, as numbers and time stamps; what is neither is named with its row."""
+"""Columns of a table, text or typed, as numbers and time stamps; errors name the row of any other cell."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ COARSE = 1e-4  # of a column's spread, the most that rounding may move a value
 
 
 def is_missing(text: str) -> bool:
-    """Whether a cell stands for no value."""
+    """Whether a cell stands for a missing value."""
     return text.strip().lower() in MISSING
 
 
 class Column:
-    """One column, read in stretches: its numbers as float64, and what was met on the way.
+    """One column, read in stretches: its numbers as float64, and what was found on the way.
 
-    name: for errors. points: None where a comma can't be decimal; else filled with a cell that has a comma, under ",",
-    and one that has a point, under ".".
+    name: for errors. points: None if a comma can't be decimal; else it is filled with a cell that has a comma, under
+    ",", and one that has a point, under ".".
     """
 
     def __init__(self, name: str, points: dict[str, str] | None) -> None:
@@ -33,11 +33,11 @@ class Column:
 
     @property
     def coarse(self) -> bool:
-        """Whether float32 would round away what the column says: its spread is small beside its numbers."""
+        """Whether float32 would round away the column's differences, since its spread is small beside its numbers."""
         return self._off > COARSE * (self._high - self._low) > 0
 
     def numbers(self, cells: Any, row: int) -> Any:
-        """The next cells, an Arrow array whose first stands in `row`, as float64, NaN where there is none."""
+        """The next cells, an Arrow array whose first is in `row`, as float64, with NaN where a value is missing."""
         np, types = needed("numpy", "a table"), needed("pyarrow.types", "a table")
         kind = cells.type
         if types.is_dictionary(kind):
@@ -56,7 +56,7 @@ class Column:
         return values
 
     def _look(self, np: Any, values: Any, row: int) -> None:
-        """Keep the range and the number of missing values; ValueError for infinite ones."""
+        """Track the range and the number of missing values; raises ValueError for infinite ones."""
         endless = np.isinf(values)
         if endless.any():
             raise ValueError(
@@ -125,7 +125,7 @@ def holds_dates(cells: Any) -> bool:
 
 
 def stamps(cells: Any, name: str, row: int) -> Any:
-    """Dates and time stamps as microseconds since 1970, those with an offset in UTC; ValueError for any other cell."""
+    """Dates and time stamps as microseconds since 1970, in UTC if they have an offset; ValueError for other cells."""
     compute, types = needed("pyarrow.compute", "a table"), needed("pyarrow.types", "a table")
     if types.is_string(cells.type) or types.is_large_string(cells.type):
         cells = compute.utf8_trim_whitespace(cells)
@@ -147,7 +147,7 @@ def _joined(compute: Any, cells: Any) -> Any:
 
 
 def _parsed(cells: Any, name: str, row: int) -> Any:
-    """Texts of the form of a date as time stamps; one that is none, such as 30 February, is named."""
+    """Texts of the form of a date as time stamps; an error names one that isn't a date, such as 30 February."""
     arrow = needed("pyarrow", "a table")
     offset = cells[0].as_py()[10:].endswith("Z") or re.search("[+-]", cells[0].as_py()[10:]) is not None
     kind = arrow.timestamp("us", tz="UTC" if offset else None)
@@ -166,7 +166,7 @@ def _parsed(cells: Any, name: str, row: int) -> Any:
 
 
 def _no_stamp(text: str | None, name: str, row: int) -> ValueError:
-    """For a cell of the time column that is no time stamp."""
+    """The error for a cell of the time column that isn't a time stamp."""
     shown = "is empty" if text is None or is_missing(text) else f"is {text[:40]!r}"
     return ValueError(
         f"row {row} of column {name} {shown}: the time takes a date or a time stamp in every row, as 2016-02-15 or "

@@ -47,7 +47,7 @@ class Clock:
         self._months = [dates, dates]  # still at one day of the month, or always on its last one
 
     def add(self, stamps: Any) -> None:
-        """The stamps of the next rows; ValueError where one isn't later than the one before."""
+        """Add the stamps of the next rows; raises ValueError if one isn't later than the one before."""
         np = needed("numpy", "a table")
         joined = stamps if self._last is None else np.concatenate([[self._last], stamps])
         (late,) = np.nonzero(~(joined[1:] > joined[:-1]))
@@ -90,7 +90,7 @@ class Clock:
         return Times(first, last, ONCE.get(spacing, f"every {spacing}")), gaps
 
     def _axis(self, stamps: Any, monthly: bool) -> Any:
-        """Where stamps lie: counted in months where these are what is equal."""
+        """The places of the stamps, counted in months if it is the months that are equally spaced."""
         return stamps.astype("M8[us]").astype("M8[M]").astype("int64") if monthly else stamps
 
     def _unequal(self, stamps: Any, at: int, usual: Any, monthly: bool) -> ValueError:
@@ -123,7 +123,7 @@ def _counted(number: int, unit: str) -> str:
 
 
 def _by_month(np: Any, stamps: Any) -> tuple[bool, bool]:
-    """Whether all lie at one place of their months; whether all lie on the last day, at one time of it."""
+    """Whether all are at the same place in their months; whether all are on the last day, at the same time."""
     moments = stamps.astype("M8[us]")
     days = moments.astype("M8[D]")
     place = moments - moments.astype("M8[M]").astype("M8[us]")
@@ -134,7 +134,7 @@ def _by_month(np: Any, stamps: Any) -> tuple[bool, bool]:
 
 
 def _usual(np: Any, stamps: Any) -> Any:
-    """The spacing that most stamps have; of numbers, which are rounded, the (lower) median."""
+    """The spacing that most stamps have; for numbers, which are rounded, the (lower) median."""
     spaces = np.diff(stamps)
     if spaces.dtype.kind == "f":
         return np.sort(spaces)[(len(spaces) - 1) // 2]

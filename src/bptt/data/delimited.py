@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 from bptt.data.cells import DATE, NUMBER, is_missing
 from bptt.data.spool import needed
 
-HEAD = 1 << 20  # bytes that the form of a file is told by
+HEAD = 1 << 20  # bytes from which the form of a file is found
 
 
 class Form(NamedTuple):
     """How a file is written: its delimiter, the names of its columns, and whether its first row holds them.
 
-    unnamed: whether that row begins with an empty cell, as above an index.
+    unnamed: whether that row begins with an empty cell, as it does above an index.
     """
 
     delimiter: str
@@ -30,7 +30,7 @@ class Form(NamedTuple):
 
 
 def form(path: Path) -> Form:
-    """The form of a CSV file, by its first rows; ValueError for one that is empty or no text in UTF-8."""
+    """The form of a CSV file, by its first rows; ValueError for a file that is empty or isn't UTF-8 text."""
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
         head = file.read(HEAD)
     if not head.strip():
@@ -62,7 +62,7 @@ def _rows(text: str, delimiter: str, count: int) -> list[list[str]]:
 
 
 def _delimiter(text: str) -> str:
-    """The mark that cuts the first rows into equally many cells, more than one; a comma where none does."""
+    """The mark that cuts the first rows into equally many cells, more than one; a comma if none does."""
     for mark in "\t;,":
         counts = {len(row) for row in _rows(text, mark, 10)}
         if counts != {1} and len(counts) == 1:
@@ -81,7 +81,7 @@ def _plain(cell: str, delimiter: str) -> bool:
 def batches(path: Path, told: Form) -> Iterator[list[Any]]:
     """The columns of a file as Arrow arrays of text, some thousand rows at a time.
 
-    Empty lines are skipped, but in a file of one column they are empty cells.
+    Empty lines are skipped, except in a file of one column, where they are empty cells.
     """
     arrow, reader = needed("pyarrow", "a .csv file"), needed("pyarrow.csv", "a .csv file")
     names = [str(i) for i in range(len(told.names))]

@@ -11,11 +11,11 @@ from bptt.data.clock import Clock, Times
 from bptt.data.spool import Spool, needed, stretches
 
 TIME = {"date", "time", "timestamp", "datetime", "__index_level_0__"}
-"""Names of a column that is the time, whatever its place; the last is how pandas names an index that has none."""
+"""Names of a column that is the time, whatever its place; the last is pandas' name for an index without one."""
 
 
 class Source(NamedTuple):
-    """A file of columns: their names, its batches from the start, and how its rows and cells are written."""
+    """A file of columns: their names, the batches from the start, and how rows and cells are written."""
 
     names: list[str]
     batches: Callable[[], Iterator[list[Any]]]
@@ -35,7 +35,7 @@ class Frame(NamedTuple):
 
 
 def framed(source: Source, columns: list[str] | None) -> Frame:
-    """All rows of a file as float32, or float64 where a column needs it; ValueError for what is no series."""
+    """All rows of a file as float32, or float64 if a column needs it; ValueError for anything but a series."""
     check_names(source.names, columns)
     time = _time(source, columns)
     chosen = [name for i, name in enumerate(source.names) if i != time] if columns is None else columns
@@ -66,7 +66,7 @@ def framed(source: Source, columns: list[str] | None) -> Frame:
 
 
 def check_names(names: list[str], columns: list[str] | None) -> None:
-    """ValueError for a name that stands twice, or that is asked for and isn't there."""
+    """Raise ValueError for a name that occurs twice, or that is asked for and isn't there."""
     for some, what in ((names, "the file has"), (columns or [], "columns= names")):
         twice = next((name for i, name in enumerate(some) if name in some[:i]), None)
         if twice is not None:
@@ -80,7 +80,7 @@ def check_names(names: list[str], columns: list[str] | None) -> None:
 
 
 def _time(source: Source, columns: list[str] | None) -> int | None:
-    """The place of the time column."""
+    """The index of the time column."""
     first = next(source.batches(), None)
     if first is None:
         raise ValueError("holds no rows.")
@@ -107,7 +107,7 @@ def _time(source: Source, columns: list[str] | None) -> int | None:
 def _read(
     source: Source, chosen: list[str], time: int | None, dtype: str
 ) -> tuple[Any, list[Column], Clock | None, dict[str, str]]:
-    """The chosen columns, side by side in a file; what was met in each; and the stamps."""
+    """The chosen columns, side by side in a file; what was found in each; and the stamps."""
     np = needed("numpy", "a table")
     points: dict[str, str] = {}
     read = [Column(name, points if source.comma else None) for name in chosen]
@@ -126,7 +126,7 @@ def _read(
         values = [column.numbers(batch[at], row) for column, at in zip(read, places, strict=True)]
         if len(points) > 1:
             raise ValueError(
-                f"{points[',']!r} and {points['.']!r} stand in one file, so that it can't be told whether a comma or a "
+                f"{points[',']!r} and {points['.']!r} are in one file, so it isn't clear whether a comma or a "
                 f"point is decimal. Write all numbers in one way, without marks between thousands."
             )
         with np.errstate(over="ignore"):  # then the column is coarse
@@ -136,7 +136,7 @@ def _read(
 
 
 def _are_dates(cells: Any) -> bool:
-    """Whether a time column must hold dates: where it doesn't begin with a number."""
+    """Whether a time column must hold dates, since it doesn't begin with a number."""
     try:
         return holds_dates(cells) or not math.isfinite(Column("", None).numbers(cells[:1], 0)[0])
     except ValueError:
@@ -144,18 +144,18 @@ def _are_dates(cells: Any) -> bool:
 
 
 def _numbers(cells: Any, name: str, row: int) -> Any:
-    """A time of numbers; ValueError where one is missing."""
+    """A time column of numbers; raises ValueError if one is missing."""
     values = Column(name, None).numbers(cells, row)
     absent = values != values
     if absent.any():
         raise ValueError(
-            f"row {row + int(absent.argmax())} of column {name} is empty: the time takes one in every row."
+            f"row {row + int(absent.argmax())} of column {name} is empty: the time needs a number in every row."
         )
     return values
 
 
 def _spread(values: Any, gaps: list[tuple[int, int]]) -> Any:
-    """The rows with NaN between them where some are missing."""
+    """The rows, with NaN in place of missing rows."""
     np = needed("numpy", "a table")
     spool, start = Spool(str(values.dtype), values.shape[1]), 0
     for after, count in [*gaps, (len(values) - 1, 0)]:

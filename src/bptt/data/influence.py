@@ -1,4 +1,4 @@
-"""Influence balancing: one parameter whose near effect has the opposite sign of the far one."""
+"""Influence balancing: one parameter whose near effect has the opposite sign of its far effect."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bptt import Chunk
 from bptt.data.task import at_least
 
 BLOCK = 256
-"""Steps of `Influence` whose powers of A are computed beforehand."""
+"""How many powers of A, one per step, `Influence` computes in advance."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class InfluenceBalancing:
         s_t = A s_{t-1} + θ v,  A_ii = A_{i,i+1} = 1/2,  v_i = 1 for i < positive, else -1   (1)
         l_t = ½ (s_t[0] - 1)²,  θ* = 1 / (2 (2 positive - size))                             (2)
 
-    size, positive: n and p; there are more -1 than +1, so θ moves s[0] up within p steps and further down later.
+    size, positive: n and p; as there are more -1 than +1, θ moves s[0] up within p steps, and later further down.
 
     The model is part of the task: train `model()` from `start()` on `stream(...)` with `loss`, `reduction="sum"`, SGD
     with `learning_rate`, one step per update, for `steps` steps. It has no batch rows and draws nothing.
@@ -47,7 +47,7 @@ class InfluenceBalancing:
         if 2 * self.positive >= self.size:
             raise ValueError(
                 f"InfluenceBalancing(size={self.size}, positive={self.positive}): the -1 must outnumber the +1, or the "
-                f"near and the far effect agree. Use positive={(self.size - 1) // 2} or less, or a larger size."
+                f"near and the far effect have one sign. Use positive={(self.size - 1) // 2} or less, or a larger size."
             )
 
     @property
@@ -96,12 +96,12 @@ class InfluenceBalancing:
 
 
 class Influence(nn.Module):
-    """Equation (1), a call of m steps at once, by powers of A that are computed beforehand.
+    """Equation (1), a call of m steps at once, by powers of A that are computed in advance.
 
         s_m = A^m s_0 + θ V_m,  V_m = Σ_{j<m} A^j v
 
-    What is differentiated is the call's outputs and last state with respect to θ and the state before the call, so
-    cutting, carrying and weighting the state mean what they always mean.
+    The call's outputs and last state are differentiated with respect to θ and the state before the call, so cutting,
+    carrying and weighting the state mean what they always mean.
     """
 
     def __init__(self, matrix: Tensor, effect: Tensor) -> None:

@@ -17,14 +17,14 @@ def lanes(series: Any, batch: int) -> torch.Tensor:
 
     Arguments:
         series: (N,) or (N, features...), any dtype: ids of a text or numbers in order, as a tensor, a NumPy array or a
-            memmap. All of it is copied into memory; `Lanes` reads what is larger piece by piece.
+            memmap. All of it is copied into memory; `Lanes` reads larger series piece by piece.
         batch: number of lanes.
 
     Returns: (T, batch) or (T, batch, features...), T = N // batch, where column b is `series[b*T : (b+1)*T]`. The last
         N % batch steps are left out.
 
-    Raises: ValueError if `batch` is less than 1 or a lane would hold fewer than two steps (one and the next), or there
-        is no time axis; TypeError for what is no array of numbers. One line says what to pass.
+    Raises: ValueError if `batch` is less than 1, a lane would hold fewer than two steps (one and the next), or there is
+        no time axis; TypeError for anything but an array of numbers. One line says what to pass.
 
     >>> lanes(torch.arange(7), batch=2)
     tensor([[0, 3],
@@ -69,16 +69,16 @@ def chunks(lanes: torch.Tensor, length: int, epochs: int | None = 1) -> Reading:
 
 
 def continuous(stream: Iterable[Chunk]) -> Iterator[Chunk]:
-    """Pass a next-step stream on, and stop at the first chunk that doesn't go on where the one before it ended.
+    """Pass a next-step stream on, and raise at the first chunk that doesn't continue where the one before it ended.
 
-    State carried over a jump in the data (a shuffled loader, lanes cut as rows) trains on nonsense without any error.
-    Where targets are the next inputs, continuity can be seen: a chunk's first inputs must be the targets that ended
-    the chunk before it, in every row that `is_start` doesn't reset there.
+    Carrying the state over a jump in the data (a shuffled loader, lanes cut as rows) trains on nonsense without any
+    error. If targets are the next inputs, jumps can be seen: a chunk's first inputs must be the targets that ended the
+    chunk before it, in every row that `is_start` doesn't reset there.
 
     Arguments:
         stream: chunks whose inputs and targets are tensors (T, B, ...) of one dtype.
 
-    Returns: the same chunks. On an accelerator each costs a synchronisation, so check before moving them there.
+    Returns: the same chunks. On an accelerator each chunk costs a synchronisation, so check before moving them there.
 
     Raises: ValueError that names the chunk and the row.
 
@@ -98,7 +98,7 @@ don't shuffle, or mark the jump in is_start.
             first = chunk.inputs[0]
             if first.shape != ended.shape:
                 raise ValueError(f"chunk {number}: has {len(first)} rows, but chunk {number - 1} had {len(ended)}.")
-            jumps = (first != ended) & ~((first != first) & (ended != ended))  # a missing value goes on as one
+            jumps = (first != ended) & ~((first != first) & (ended != ended))  # NaN may follow NaN
             jumps = jumps.reshape(len(jumps), -1).any(1)
             if chunk.is_start is not None:
                 jumps = jumps & ~chunk.is_start[0]

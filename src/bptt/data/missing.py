@@ -7,15 +7,15 @@ from torch import Tensor
 
 
 def observed(targets: Tensor) -> Tensor:
-    """The mask of a series of targets in which NaN stands for what was not measured.
+    """The mask for a series of targets in which NaN stands for what was not measured.
 
     Arguments:
         targets: (T,), (T, B) or (T, B, features...), any dtype.
 
-    Returns: bool (T,) or (T, B): False where any value of the step is NaN, so that its loss counts for nothing. To use
-        the features that are there, write a loss that leaves the others out, and count the steps that have any.
+    Returns: bool (T,) or (T, B): False where any value of the step is NaN, so that its loss doesn't count. To use the
+        features that are there, write a loss that leaves the others out, and count the steps that have any.
 
-    Raises: TypeError for what is no tensor, ValueError for one without a time axis.
+    Raises: TypeError for anything but a tensor, ValueError for a tensor without a time axis.
 
     >>> observed(torch.tensor([[1.0, float("nan")], [2.0, 3.0]]))
     tensor([[ True, False],

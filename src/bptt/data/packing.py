@@ -1,4 +1,4 @@
-"""Sequences of different lengths side by side: packed into lanes with resets, or padded, one row each."""
+"""Sequences of different lengths side by side: packed into lanes with resets, or padded in one row each."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from bptt.data.series import Series
 
 
 def pack(inputs: Sequence[Any], targets: Sequence[Any], batch: int | None = None) -> Chunk:
-    """Documents or episodes of different lengths as one chunk: end to end in `batch` lanes, or padded, one row each.
+    """Documents or episodes of different lengths as one chunk: end to end in `batch` lanes, or padded in one row each.
 
-    The longest goes first, each into the lane that is shortest so far, so that little is padded. Where one begins its
-    row is reset, so gradients are those of each sequence run alone from the initial state: under the full gradient and
-    `reduction="sum"`, `batch` times the chunk's gradient is their sum.
+    The longest goes first, each into the lane that is shortest so far, so that little is padded. Where a sequence
+    begins, its row is reset, so gradients are those of each sequence run alone from the initial state: under the full
+    gradient and `reduction="sum"`, `batch` times the chunk's gradient is their sum.
 
     Arguments:
         inputs: a list of tensors or arrays (T_i,) or (T_i, features...), T_i >= 1, one per sequence, of one dtype.
@@ -68,19 +68,19 @@ def _sequences(parts: Any, name: str) -> list[Tensor]:
 
 
 def _lengths(inputs: list[Tensor], targets: list[Tensor]) -> list[int]:
-    """The steps of each sequence, as many in its targets, and at least one."""
+    """The steps of each sequence; raises unless its targets have as many, and there is at least one."""
     if len(targets) != len(inputs):
         raise ValueError(f"targets holds {len(targets)} sequences and inputs {len(inputs)}: pass one for each.")
     for i, (x, y) in enumerate(zip(inputs, targets, strict=True)):
         if len(y) != len(x):
             raise ValueError(f"targets[{i}] has {len(y)} steps and inputs[{i}] {len(x)}: every step needs its own.")
         if len(x) == 0:
-            raise ValueError(f"inputs[{i}] is a sequence without a step: leave it out.")
+            raise ValueError(f"inputs[{i}] is a sequence without any steps: leave it out.")
     return [len(x) for x in inputs]
 
 
 def _longest_first(lengths: list[int], batch: int) -> list[list[int]]:
-    """The sequences of each lane, in order; of equally long ones, and lanes, the first comes first."""
+    """The sequences of each lane, in order; among equally long sequences or lanes the first comes first."""
     rows: list[list[int]] = [[] for _ in range(batch)]
     filled = [(0, b) for b in range(batch)]
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

@@ -13,7 +13,7 @@ from bptt import Chunk
 
 
 class _Read(NamedTuple):
-    """What the thread passes on: a chunk, or what ended the stream; and the stream's state after it."""
+    """What the thread passes on: a chunk, or what ended the stream, and the stream's state after it."""
 
     chunk: Any
     end: BaseException | None
@@ -23,18 +23,18 @@ class _Read(NamedTuple):
 class Prefetch(Iterator[Chunk]):
     """The chunks of a stream in their order, read by a thread while the model computes.
 
-    `state_dict` is the stream's state after the chunk handed out last, wherever the thread is by then, so that a run
-    goes on to the bit; for a stream without one it is None, and the stream is read again from its start. An error of
-    the stream is raised where its chunk would have come. The thread ends with the stream, or once this object is no
-    longer used. It is the only one to touch the stream, and has torch's thread-local settings (`no_grad`, autocast)
-    at their defaults.
+    `state_dict` is the stream's state after the chunk handed out last, wherever the thread is by then, so that a
+    resumed run has the same bits; for a stream without a state it is None, and the stream is read again from its start.
+    An error in the stream is raised where its chunk would have come. The thread ends with the stream, or once this
+    object is no longer used. Only the thread touches the stream, with torch's thread-local settings (`no_grad`,
+    autocast) at their defaults.
 
     Arguments:
         stream: an iterable of chunks that doesn't depend on what the model does; one with `state_dict` and
             `load_state_dict`, such as `Lanes`, keeps its place.
-        ahead: the most chunks that lie ready: so much more memory.
+        ahead: the most chunks that are read in advance, which take memory.
 
-    Raises: ValueError for ahead below 1; TypeError for what is no iterable.
+    Raises: ValueError for ahead below 1; TypeError for anything but an iterable.
 
     >>> import torch
     >>> from bptt.data import Lanes
@@ -65,7 +65,7 @@ class Prefetch(Iterator[Chunk]):
         raise self._end
 
     def _begin(self) -> None:
-        """Start the thread, which knows nothing of this object: it would keep it in use for ever."""
+        """Start the thread, which doesn't refer to this object: it would otherwise keep it in use for ever."""
         self._ready: SimpleQueue[_Read] = SimpleQueue()
         self._room, left = threading.Semaphore(self._ahead), threading.Event()
         self._leave = weakref.finalize(self, _leave, self._room, left)
@@ -78,8 +78,8 @@ class Prefetch(Iterator[Chunk]):
         return copy.deepcopy(self._state)
 
     def load_state_dict(self, state: Any) -> None:
-        """Go to a place that `state_dict` gave, once the thread has read the chunk it is at; ValueError where the
-        stream has none."""
+        """Go to a place that `state_dict` gave, once the thread has finished its chunk; ValueError if the stream has
+        no state."""
         if not hasattr(self._stream, "load_state_dict"):
             raise ValueError(
                 f"load_state_dict: a {type(self._stream).__name__} keeps no place: pass Prefetch a stream with "
@@ -99,13 +99,13 @@ def _state(stream: Any) -> Any:
 
 
 def _leave(room: threading.Semaphore, left: threading.Event) -> None:
-    """Tell the thread that nobody waits for it."""
+    """Tell the thread that nobody is waiting for it."""
     left.set()
     room.release()
 
 
 def _read(stream: Any, ready: SimpleQueue[_Read], room: threading.Semaphore, left: threading.Event) -> None:
-    """What the thread does: a chunk for each place that is free, until the stream ends, fails or is left."""
+    """What the thread does: read a chunk for each free place, until the stream ends, fails or is abandoned."""
     try:
         chunks = iter(stream)
         while True:
@@ -119,5 +119,5 @@ def _read(stream: Any, ready: SimpleQueue[_Read], room: threading.Semaphore, lef
                 return
             ready.put(_Read(chunk, None, _state(stream)))
             del chunk  # it is the consumer's now
-    except BaseException as error:  # whatever it is, someone waits for it
+    except BaseException as error:  # whatever it is, someone is waiting for it
         ready.put(_Read(None, error, None))

@@ -14,10 +14,10 @@ WANTED = "pass a tensor or an array (N,) or (N, features...), time on the first 
 
 
 class Series:
-    """Arrays end to end along their first axis, as one. None of their data is read before `read`.
+    """Arrays end to end along their first axis, as one. Their data aren't read before `read`.
 
-    parts: one array or several, in order: tensors, NumPy's arrays and memmaps, and whatever gives such when sliced.
-    name: how errors name them.
+    parts: one array or several, in order: tensors, NumPy arrays and memmaps, and anything that gives these when sliced.
+    name: what errors call them.
     """
 
     def __init__(self, parts: Any, name: str) -> None:
@@ -30,8 +30,8 @@ class Series:
         for at, kind in zip(names, kinds, strict=True):
             if kind != kinds[0]:
                 raise ValueError(
-                    f"{at} holds {_told(kind)} a step, {names[0]} {_told(kinds[0])}: the arrays of one series go on "
-                    f"from one another, so give them the same features, dtype and device."
+                    f"{at} holds {_told(kind)} per step, {names[0]} {_told(kinds[0])}: the arrays of one series "
+                    f"continue one another, so give them the same features, dtype and device."
                 )
         self.shape, self.dtype, self.device = kinds[0]
         self._stops = list(accumulate(len(part) for part in self._parts))
@@ -53,9 +53,9 @@ class Series:
         return [_tensor(part) for part in self._parts]
 
     def forget(self) -> None:
-        """Hand back the pages of memmaps that were read: the file still has them, and this process needs them no more.
+        """Hand back the pages of memmaps that were read: the file still has them, and the process no longer needs them.
 
-        Otherwise a pass over a file would count the whole of it as memory of the process.
+        Otherwise a pass over a file would count the whole file as memory of the process.
         """
         for part in self._parts:
             if getattr(part, "mode", None) == "r":  # pages that were written to must stay
@@ -78,14 +78,14 @@ def lane_steps(series: Series, batch: int, called: str) -> int:
 
 
 def _maps(array: Any) -> Iterable[mmap.mmap]:
-    """The file that a memmap, or a slice of one, lies in; none where the system can't hand pages back."""
+    """The file behind a memmap, or a slice of one; None if the system can't hand pages back."""
     while array is not None and not isinstance(array, mmap.mmap):
         array = getattr(array, "base", None)
     return [array] if array is not None and hasattr(mmap, "MADV_DONTNEED") else []
 
 
 def _kind(part: Any, name: str) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
-    """(shape of a step, dtype, device) of an array, from a slice without a step."""
+    """(shape of a step, dtype, device) of an array, from an empty slice."""
     if isinstance(part, str):
         raise TypeError(f"{name} is a str: encode a text first, bptt.data.Vocabulary.of(text).encode(text).")
     if not hasattr(part, "shape") or not hasattr(part, "dtype"):
@@ -105,11 +105,13 @@ def _told(kind: tuple[tuple[int, ...], torch.dtype, torch.device]) -> str:
 
 
 def _tensor(part: Any, name: str = "series") -> Tensor:
-    """A tensor as it is; an array as a writable copy in the machine's byte order, and in a dtype with operators."""
+    """A tensor as it is; an array as a writable copy in the machine's byte order, in a dtype that has operators."""
     if isinstance(part, Tensor):
         return part
     if hasattr(part, "mask"):
-        raise TypeError(f"{name} is a masked array, whose mask would be lost: fill it, with NaN where values miss.")
+        raise TypeError(
+            f"{name} is a masked array, whose mask would be lost: fill it, with NaN where values are missing."
+        )
     if not hasattr(part, "__array_interface__"):
         raise TypeError(
             f"{name} is a {type(part).__module__}.{type(part).__name__}: {WANTED}, such as its NumPy array."

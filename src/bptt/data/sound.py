@@ -1,4 +1,4 @@
-"""A WAV file as an array of which a slice is read when it is asked for."""
+"""A WAV file as an array whose slices are read when they are asked for."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from bptt.data.spool import needed
 
 EXACT = {"PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
-"""Ways to write samples in which each stands for itself, so that reading may begin anywhere."""
+"""Encodings in which each sample stands alone, so that reading may begin anywhere."""
 
 
 class Sound:
     """Samples of a WAV file, (N, channels) in float32, whole numbers scaled to [-1, 1).
 
-    path: the file, which stays open. `rate` is its samples a second.
+    path: the file, which stays open. `rate` is its number of samples per second.
     """
 
     def __init__(self, path: Path) -> None:
@@ -23,7 +23,7 @@ class Sound:
         try:
             self._file: Any = soundfile.SoundFile(os.fspath(path))
         except soundfile.LibsndfileError as error:
-            raise ValueError(f"this is no WAV file that can be read ({error.error_string}).") from None
+            raise ValueError(f"this isn't a WAV file that can be read ({error.error_string}).") from None
         sound = self._file
         if sound.format not in ("WAV", "WAVEX", "RF64", "W64") or sound.subtype not in EXACT:
             raise ValueError(
@@ -32,8 +32,8 @@ class Sound:
             )
         with path.open("rb") as file:
             kind, size = file.read(4), int.from_bytes(file.read(4), "little") + 8
-        if kind == b"RIFF" and path.stat().st_size < size < 0xFFFFFF00:  # above: written by what didn't know it
-            raise ValueError(f"the file is cut off: it names {size:,} bytes and has {path.stat().st_size:,}.")
+        if kind == b"RIFF" and path.stat().st_size < size < 0xFFFFFF00:  # above: the writer didn't know the size
+            raise ValueError(f"the file is cut off: it declares {size:,} bytes and has {path.stat().st_size:,}.")
         self._path, self.rate = path, int(sound.samplerate)
         self.shape, self.dtype = (sound.frames, sound.channels), needed("numpy", "a .wav file").dtype("float32")
 
@@ -48,5 +48,5 @@ class Sound:
         self._file.seek(start)
         samples = self._file.read(max(stop - start, 0), dtype="float32", always_2d=True)
         if len(samples) != max(stop - start, 0):
-            raise ValueError(f"{self._path}: ends at sample {start + len(samples)}, of {len(self)} that it names.")
+            raise ValueError(f"{self._path}: ends at sample {start + len(samples)}, of {len(self)} that it declares.")
         return samples

@@ -1,4 +1,4 @@
-"""Arrays that grow on disk: what is read in stretches, kept in a nameless file, and mapped read-only."""
+"""Arrays that grow on disk: rows are appended in stretches to an unnamed file, which is mapped read-only."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 ROWS = 1 << 16
-"""Steps that are looked at at a time."""
+"""How many steps are looked at at a time."""
 
 
 def needed(module: str, what: str) -> Any:
-    """A module of the extra `data`, or how to get it."""
+    """A module of the extra `data`, or an error that says how to get it."""
     try:
         return importlib.import_module(module)
     except (ImportError, OSError) as error:  # OSError: a library that the module loads isn't there
@@ -22,9 +22,9 @@ def needed(module: str, what: str) -> Any:
 
 
 class Spool:
-    """Rows of one dtype, appended to a file that has no name and is gone with the last one who maps it.
+    """Rows of one dtype, appended to an unnamed file that disappears with its last map.
 
-    columns: values of a row; None for rows that are plain numbers.
+    columns: values per row; None for rows that are plain numbers.
     """
 
     def __init__(self, dtype: str, columns: int | None = None) -> None:
@@ -45,6 +45,6 @@ class Spool:
 
 
 def stretches(rows: int, overlap: int = 0) -> Iterator[slice]:
-    """Slices of at most `ROWS` rows that cover them all, each beginning `overlap` rows before the end of the last."""
+    """Slices of at most `ROWS` rows that cover all rows, each beginning `overlap` rows before the end of the last."""
     for start in range(0, max(rows - overlap, 1), ROWS):
         yield slice(start, min(start + ROWS + overlap, rows))

@@ -1,4 +1,4 @@
-"""A stream that reads lanes chunk by chunk and knows its place: of a table in memory, or of arrays of any size."""
+"""A stream that reads lanes chunk by chunk and knows its place: from a table in memory, or arrays of any size."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from bptt.data.missing import observed
 from bptt.data.series import Series, lane_steps
 
 HELD_CHUNKS, HELD_BYTES = 32, 2**24
-"""Chunks, and bytes of them, after which a memmap's pages are handed back: each time costs half a millisecond."""
+"""How many chunks, and bytes, are read before a memmap's pages are handed back, which takes half a millisecond."""
 
 
 class Reading(Iterator[Chunk]):
-    """What `chunks` returns: an iterator of chunks with the two methods by which a run is saved and goes on.
+    """What `chunks` returns: an iterator of chunks with the two methods by which a run is saved and resumed.
 
-    state_dict() is plain numbers: how many epochs are read, and how many steps of this one. load_state_dict(state) goes
-    there, in a stream over lanes of as many steps, which may cut them into chunks of another length. Raises ValueError
-    for a state of another stream.
+    state_dict() is plain numbers: how many epochs were read, and how many steps of this one. load_state_dict(state)
+    goes there, in a stream over lanes of as many steps, which may cut them into chunks of a different length. Raises
+    ValueError for a state of a different stream.
     """
 
     _missing = False
@@ -50,7 +50,7 @@ class Reading(Iterator[Chunk]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to a place that `state_dict` gave."""
         if not isinstance(state, dict) or state.keys() != {"epoch", "step", "steps"}:
-            raise ValueError("load_state_dict: this is no state of a stream of lanes; pass what its state_dict() gave.")
+            raise ValueError("load_state_dict: this isn't a state of a stream of lanes; pass what state_dict() gave.")
         if state["steps"] != self._steps:
             raise ValueError(
                 f"load_state_dict: the saved stream had lanes of {state['steps']} steps, this one has {self._steps}: "
@@ -60,7 +60,7 @@ class Reading(Iterator[Chunk]):
 
 
 def check_counts(called: str, length: int, epochs: int | None) -> None:
-    """At least one step a chunk, and one epoch."""
+    """Raise unless there are at least one step per chunk and one epoch."""
     if length < 1:
         raise ValueError(f"{called}(length={length}): must be at least 1.")
     if epochs is not None and epochs < 1:
@@ -72,28 +72,28 @@ class Lanes(Reading):
 
     Lane b is steps [b*T, (b+1)*T), T = N // batch, as `lanes` cuts them; with the defaults the chunks are those of
     `chunks(lanes(inputs, batch), length, epochs)`. The first step of an epoch is marked in `is_start`. It is an
-    iterator, read once, and `unroll` saves its place: a run goes on to the bit, without reading what lies before.
+    iterator, read once, and `unroll` saves its place: a resumed run has the same bits, and skips what lies before.
 
     Arguments:
         inputs: (N,) or (N, features...): a tensor, an array, or a memmap such as `np.load(path, mmap_mode="r")`; or a
-            list of such, one series in order, whose lanes may begin and end within any of them.
+            list of these, one series in order, whose lanes may begin and end within any of them.
         batch: number of lanes.
         length: steps per chunk; the last one of an epoch holds what is left.
         targets: arrays of N steps in all, as inputs; None for the inputs themselves.
-        horizon: how many steps ahead of its input a target lies: that of step t is `targets[t + horizon]`, of the same
+        horizon: how many steps ahead of its input a target lies: that of step t is `targets[t + horizon]`, in the same
             lane, and the last `horizon` steps of a lane have none. None is 1 for the inputs themselves, else 0. Or
-            several, such as range(1, 13): a step then has a target for each, and the longest says which have none.
+            several, such as range(1, 13): a step then has a target for each, and the longest decides which steps have
+            none.
         epochs: how often the lanes are read; None reads them for ever.
         missing: True masks the steps whose targets hold NaN, by `observed`; otherwise their losses are an error.
 
     Yields `bptt.Chunk(inputs, targets, is_start, mask)`: inputs (length, batch, ...) and targets as copies, in the
         arrays' dtype, uint16 and uint32 as int64 since torch has few operators for them; is_start (length,) in the
-        first chunk of an epoch, else None; mask (length, batch) where targets are missing, else None. With several
-        horizons targets are (length, batch, horizons, ...), in the order given, and a step of which one is missing is
-        masked.
+        first chunk of an epoch, else None; mask (length, batch) if targets are missing, else None. With several
+        horizons targets are (length, batch, horizons, ...), in the order given, and a step is masked if one is missing.
 
-    Cost: memory of one chunk, longer by the longest horizon, whatever N is; pages of a read-only memmap are handed back
-        after some of them.
+    Cost: the memory of one chunk, longer by the longest horizon, whatever N is; pages of a read-only memmap are handed
+        back after a few chunks.
 
     Raises: ValueError or TypeError, at the call: for numbers below 1, arrays that don't go together, or lanes too short
         for two steps and the horizon.
@@ -123,7 +123,7 @@ class Lanes(Reading):
         wanted = given if targets is None else Series(targets, "targets")
         if len(wanted) != len(given):
             raise ValueError(
-                f"targets has {len(wanted)} steps and inputs {len(given)}: every step needs its own; horizon= shifts "
+                f"targets has {len(wanted)} steps and inputs {len(given)}: every step needs a target; horizon= shifts "
                 f"targets that come later."
             )
         steps = lane_steps(given, batch, f"Lanes(batch={batch})")
@@ -150,7 +150,7 @@ class Lanes(Reading):
 
 
 def _ahead(horizons: tuple[int, ...], least: int, steps: int, given: Any) -> tuple[int, ...]:
-    """The horizons, each a whole number that leaves a lane a step; ValueError that names what was `given`."""
+    """The horizons, whole numbers that leave a lane at least one step; ValueError, which names what was `given`."""
     if not all(isinstance(h, int) and not isinstance(h, bool) and least <= h < steps for h in horizons):
         raise ValueError(f"Lanes(horizon={given}): must be from {least} to {steps - 1}: a lane has {steps} steps.")
     if not horizons or len(set(horizons)) < len(horizons):

@@ -1,4 +1,4 @@
-"""A numeric series out of a file: CSV, Parquet, NumPy's own or sound, checked, and of any size."""
+"""A numeric series read from a file of any size: CSV, Parquet, NumPy's own format or sound, with checks."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from bptt.data.sound import Sound
 from bptt.data.spool import ROWS, needed, stretches
 
 WEATHER = Path(__file__).with_name("weather.csv")
-"""The path of a series that comes along: the weather at Kennedy airport, New York, every hour of 2013.
+"""The path of a series that comes with the package: the weather at Kennedy airport, New York, every hour of 2013.
 
-Temperature and dew point in degrees Fahrenheit and wind speed in miles per hour, against UTC, from 1 January 6:00 to 30
+Temperature and dew point in degrees Fahrenheit and wind speed in miles per hour, in UTC, from 1 January 6:00 to 30
 December 23:00. 8,706 hours were measured; 24, in 14 gaps, and three wind speeds were not. A day is 24 steps. One
 temperature, 13.1 degrees on 9 May, is plainly an error of the record, and was left.
 
@@ -37,10 +37,10 @@ class Table:
     """Columns of numbers over time, as `load_series` reads them.
 
     Arguments:
-        values: (N, F), an array or what gives one when sliced, as `Lanes` takes it; NaN where a value is missing.
-        columns: the F names; "1", "2", ... by place where the file has none, and for the channels of a sound.
+        values: (N, F), an array or something that gives one when sliced, as `Lanes` takes; NaN if a value is missing.
+        columns: the F names; "1", "2", ... by place if the file has none, and for the channels of a sound.
         times: the first time stamp, the last one, and the spacing, as text; None without a time column.
-        notes: a sentence for each thing that was found and treated: the time, gaps, empty cells, and so on.
+        notes: one sentence for everything that was found and treated: the time, gaps, empty cells, and so on.
 
     >>> import numpy as np
     >>> table = Table(np.zeros((3, 1), np.float32), ("level",))
@@ -65,17 +65,17 @@ class Table:
 
 
 def load_series(path: str | Path, *, columns: Sequence[str] | None = None) -> Table:
-    """A series of numbers out of a file, one step a row, whatever its size.
+    """Read a series of numbers of any size from a file, one step per row.
 
-    The kind is told by the file's name. `.csv` and `.tsv` (or these with `.gz`) are read as UTF-8; delimiter (comma,
-    semicolon, tab), header and decimal comma (not where the comma delimits) are found. `.parquet` likewise. Both are
-    copied once, a stretch at a time, to a nameless file in the folder for temporary files, which is mapped: as
-    float32, or as float64 where float32 would round a column by more than 1e-4 of its spread. `.npy` is mapped as it
-    is; `.wav` is read where it is sliced. Their values are not looked at here.
+    The file's name decides its kind. `.csv` and `.tsv` (or these with `.gz`) are read as UTF-8; delimiter (comma,
+    semicolon, tab), header and decimal comma (unless the comma delimits) are detected. `.csv` and `.parquet` files are
+    copied once, a stretch at a time, to an unnamed file in the folder for temporary files, which is mapped: as
+    float32, or as float64 if float32 would round a column by more than 1e-4 of its spread. `.npy` is mapped as it is;
+    `.wav` is read where it is sliced. The values of these two are not checked here.
 
-    Of a CSV or Parquet file, the time is the first column if it holds dates, or the one that is named date, time,
-    datetime or timestamp (or, in front, has no name): ISO 8601, or numbers. It is no value; it must rise by equal
-    steps, months and years among them. Whole rows that miss in between stand as NaN, as empty cells do, and NA, NaN
+    In a CSV or Parquet file, the time is the first column if it holds dates, or the column that is named date, time,
+    datetime or timestamp (or is the first and has no name): ISO 8601, or numbers. It isn't one of the values; it must
+    rise by equal steps, which may be months or years. Missing rows in between become NaN, as do empty cells, NA, NaN
     and null. Truth values are 0 and 1.
 
     Arguments:
@@ -83,13 +83,13 @@ def load_series(path: str | Path, *, columns: Sequence[str] | None = None) -> Ta
         columns: names of the columns to take, in this order; "1", "2", ... by place where there is no header. None
             takes all but the time.
 
-    Returns: a `Table`, whose `notes` say what was treated.
+    Returns: a `Table`, whose `notes` say what was treated, and how.
 
-    Raises: ValueError, one line that names the file, the row (the header counts as one) and the column: for what can't
-        be read, columns that aren't numbers, infinite values, names twice, rows of another length, stamps that fall,
-        repeat or are unequally spaced; ModuleNotFoundError without `pip install 'bptt[data]'`.
+    Raises: ValueError, one line that names the file, the row (the header counts as one) and the column: for files that
+        can't be read, columns that aren't numbers, infinite values, duplicate names, rows of different lengths, and
+        stamps that fall, repeat or are unequally spaced; ModuleNotFoundError without `pip install 'bptt[data]'`.
 
-    Cost: one pass over a CSV or Parquet file, whose numbers then lie on disk once more.
+    Cost: one pass over a CSV or Parquet file, whose numbers then take space on disk once more.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "tide.csv"
@@ -152,7 +152,7 @@ def _npy(path: Path, columns: list[str] | None) -> Table:
     try:
         values = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, EOFError):
-        raise ValueError("this is no whole array of plain numbers, as numpy.save writes it.") from None
+        raise ValueError("this isn't a complete array of plain numbers, as numpy.save writes it.") from None
     if values.dtype.kind not in "iuf" or values.dtype.itemsize > 8:
         raise ValueError(f"holds an array of {values.dtype}: save real numbers, such as array.astype('float32').")
     if values.ndim not in (1, 2) or not values.size:

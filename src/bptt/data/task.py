@@ -1,4 +1,4 @@
-"""What a task is, and how its draws become chunks."""
+"""What a task is, and how what it draws becomes chunks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bptt import Chunk, per_step
 
 
 class Piece(NamedTuple):
-    """Some steps as a task draws them: inputs (n, B, I), targets (n, B, ...), and by step, (n,), starts and mask."""
+    """Some steps as a task draws them: inputs (n, B, I), targets (n, B, ...), and starts and mask, (n,)."""
 
     inputs: Tensor
     targets: Tensor
@@ -23,7 +23,7 @@ class Piece(NamedTuple):
 
 
 class Task(ABC):
-    """What the tasks have in common: what is known of them, and how their data comes."""
+    """What the tasks have in common: what is known about them, and how their data are streamed."""
 
     @property
     @abstractmethod
@@ -38,21 +38,21 @@ class Task(ABC):
     @property
     @abstractmethod
     def lag(self) -> int:
-        """The most steps from an input to a target that depends on it: a graph of lag + 1 steps sees all there is."""
+        """The most steps from an input to a target that depends on it: a graph of lag + 1 steps sees them all."""
 
     @property
     @abstractmethod
     def baseline(self) -> float:
-        """The least mean loss without memory: of predictions that know which step it is, and no input."""
+        """The smallest mean loss without memory: that of predictions that know which step it is, but no input."""
 
     @property
     def floor(self) -> float:
-        """The least mean loss of predictions that know every input so far."""
+        """The smallest mean loss of predictions that know every input so far."""
         return 0.0
 
     @property
     def sequence(self) -> int | None:
-        """Steps of one sequence; None where there is no end."""
+        """Steps of one sequence; None if it has no end."""
         return None
 
     @property
@@ -61,7 +61,7 @@ class Task(ABC):
         return per_step(nn.CrossEntropyLoss())
 
     def stream(self, batch: int, length: int, steps: int | None = None, seed: int = 0) -> Iterator[Chunk]:
-        """The data as chunks in order: the same whatever their length, and however many steps are asked for.
+        """The data as chunks in order: the same data whatever the chunks' length, and however many steps are asked for.
 
         Arguments:
             batch: rows, drawn independently.
@@ -81,11 +81,11 @@ class Task(ABC):
 
     @abstractmethod
     def _pieces(self, batch: int, generator: Generator) -> Iterator[Piece]:
-        """For ever: inputs, targets, is_start and mask of some steps, as many as the task likes."""
+        """Endlessly: inputs, targets, is_start and mask of some steps, as many at a time as suits the task."""
 
 
 def _chunks(pieces: Iterator[Piece], length: int, steps: int | None) -> Iterator[Chunk]:
-    """The pieces cut anew."""
+    """The pieces, cut into chunks."""
     held = next(pieces)
     for start in itertools.count(0, length) if steps is None else range(0, steps, length):
         n = length if steps is None else min(length, steps - start)
@@ -100,7 +100,7 @@ def _chunks(pieces: Iterator[Piece], length: int, steps: int | None) -> Iterator
 
 
 def check(task: Task, **least: int) -> None:
-    """The fields named are whole numbers of at least that."""
+    """Raise unless the named fields are whole numbers of at least that."""
     for name, bound in least.items():
         at_least(bound, f"{type(task).__name__}({name}=", getattr(task, name))
 

@@ -1,7 +1,7 @@
 """Tasks with a known dependency length, drawn from a seed, for any recurrence to be trained on.
 
-`CopyMemory` and `Adding` are finite sequences, one after another, each start marked in `is_start`. `DelayedCopy` and
-`BernoulliAdd` never end. `InfluenceBalancing` has no data but a model of its own.
+`CopyMemory` and `Adding` are finite sequences, one after another, with each start marked in `is_start`. `DelayedCopy`
+and `BernoulliAdd` never end. `InfluenceBalancing` has no data, but a model of its own.
 
 >>> for task in (CopyMemory(delay=30), Adding(length=50), DelayedCopy(delay=10), BernoulliAdd(5, 3)):
 ...     print(task.inputs, task.outputs, task.lag, task.sequence, round(task.baseline, 3), round(task.floor, 3))
@@ -29,19 +29,19 @@ from bptt.data.task import Piece, Task, check
 __all__ = ["Adding", "BernoulliAdd", "CopyMemory", "DelayedCopy", "Influence", "InfluenceBalancing", "Task"]
 
 SPAN = 256
-"""Steps that a task without end draws at once, whatever the length of the chunks."""
+"""How many steps an endless task draws at once, whatever the length of the chunks."""
 
 
 @dataclass(frozen=True)
 class CopyMemory(Task):
-    """Say again, after a delay, the symbols that began the sequence.
+    """Repeat, after a delay, the symbols that began the sequence.
 
         x = a_1 .. a_m, delay - 1 blanks, m + 1 markers;   y = delay + m blanks, a_1 .. a_m       (1)
         baseline = m ln(symbols) / (delay + 2 m)                                                  (2)
 
-    delay: T, >= 1. length: m, >= 1. symbols: that the a_i are drawn from, >= 2.
+    delay: T, >= 1. length: m, >= 1. symbols: how many the a_i are drawn from, >= 2.
 
-    Finite sequences of delay + 2 m steps; lag = delay + m. Inputs are one-hot over the symbols, blank, marker; targets
+    Finite sequences of delay + 2 m steps; lag = delay + m. Inputs are one-hot over symbols, blank and marker; targets
     are the symbols' numbers, or `symbols` for a blank.
     Raises ValueError for smaller numbers.
 
@@ -160,10 +160,11 @@ class DelayedCopy(Task):
         x = 1, a_2 .. a_m, m times 0, 1, ...,  a_i ~ U{2 .. symbols + 1},  y_t = x_{t-m}       (1)
         baseline = (m - 1) ln(symbols) / (2 m)                                                 (2)
 
-    delay: m, >= 2. symbols: that the a_i are drawn from, >= 2.
+    delay: m, >= 2. symbols: how many the a_i are drawn from, >= 2.
 
-    Without end; lag = m. Each row begins anywhere in a word or a pause; the losses of the first m steps, whose inputs
-    nobody saw, don't count. Inputs are one-hot of 0 (blank), 1 (start) and the symbols.
+    It never ends; lag = m. Each row begins anywhere in a word or a pause; the losses of the first m steps, whose
+    targets are inputs from before the first step, don't count. Inputs are one-hot over 0 (blank), 1 (start) and the
+    symbols.
     Raises ValueError for smaller numbers.
 
     >>> chunk = next(DelayedCopy(delay=3).stream(batch=1, length=12))
@@ -218,8 +219,8 @@ class BernoulliAdd(Task):
 
     t1, t2: steps back, >= 0 and different. H(p) is the entropy of a coin, in nats.
 
-    Without end; lag = max(t1, t2), and the losses of the first `lag` steps don't count. The inputs are (x, 1 - x), the
-    targets y. Raises ValueError for equal or smaller numbers.
+    It never ends; lag = max(t1, t2), and the losses of the first `lag` steps don't count. The inputs are (x, 1 - x),
+    the targets y. Raises ValueError for equal or smaller numbers.
 
     >>> task = BernoulliAdd(t1=3, t2=1)
     >>> round(task.baseline, 4), round(task.floor, 4)
@@ -271,5 +272,5 @@ class BernoulliAdd(Task):
 
 
 def _entropy(p: float) -> float:
-    """Of a coin that shows 1 with probability p, in nats."""
+    """The entropy of a coin that shows 1 with probability p, in nats."""
     return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)

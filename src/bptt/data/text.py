@@ -24,8 +24,8 @@ def load_text(source: str | Path) -> str:
 
     Returns: the text, with every line end as one newline and without a byte order mark.
 
-    Raises: ValueError, one line, for a file that is missing, a directory, no regular file (such as a pipe, which may
-        never end), unreadable, larger than memory, not UTF-8, empty, or made of one character only.
+    Raises: ValueError, one line, for a file that is missing, a directory, not a regular file (such as a pipe, which may
+        never end), unreadable, larger than memory, not UTF-8, empty, or made of a single character.
 
     >>> text = load_text("python-docs")
     >>> "assert" in text, len(text) > 100_000
@@ -73,7 +73,7 @@ class Vocabulary:
     """The distinct characters of a text; a character's id is its place among them.
 
     Arguments:
-        characters: the characters, sorted, none twice.
+        characters: the characters, sorted, without duplicates.
 
     Raises: ValueError if a character occurs twice or none is given.
 
