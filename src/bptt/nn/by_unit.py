@@ -1,4 +1,4 @@
-"""A layer's call unit by unit: from what the kernels keep of it."""
+"""A layer's call described unit by unit, from what the kernels keep of it."""
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ def units_of(q: Sequence) -> Units:
 
 
 def _before(q: Sequence, states: Tensor, initial: Maybe, anew: Maybe) -> Tensor:
-    """A state before each step, (N, H), rows that start anew set."""
+    """A state before each step, (N, H), with rows that start anew set to their start."""
     first = states.new_zeros(1, q.plan.rows, q.units) if initial is None else initial
     values = torch.cat([first, states.reshape(q.plan.steps, q.plan.rows, -1)[:-1]])
     if q.plan.start is not None:

@@ -5,15 +5,15 @@ from torch import Tensor, nn
 
 
 class Dale(nn.Module):
-    """Dale's law: all weights that lead away from a unit have its sign. A parametrisation of a matrix W.
+    """Dale's law as a parametrisation of a matrix W: all weights that lead away from a unit have its sign.
 
         W = max(V, 0) D,  D = diag(signs)                                                 (1)
 
     signs: (n,), 1 for excitatory and -1 for inhibitory units, as many as W has columns.
 
-    Register it with `torch.nn.utils.parametrize.register_parametrization(layer, "weight_hh", Dale(signs))`: V is the
-    parameter then, and starts as |W|, so that the size of each weight stays. Where V <= 0 its gradient is 0, which is
-    the exact one: such a weight is 0 and stays so until something else moves it.
+    Register it with `torch.nn.utils.parametrize.register_parametrization(layer, "weight_hh", Dale(signs))`: V is then
+    the parameter, and starts as |W|, so that the size of each weight stays. Where V <= 0 its gradient is 0, which is
+    exact: such a weight is 0 and stays so until something else moves it.
     Raises ValueError for signs other than 1 and -1. Cost: one multiplication for each weight.
 
     >>> import bptt.nn, torch
@@ -50,14 +50,14 @@ class Dale(nn.Module):
 
 
 class Masked(nn.Module):
-    """Connectivity: weights that aren't there stay 0. A parametrisation of a matrix W.
+    """Connectivity as a parametrisation of a matrix W: weights that don't exist stay 0.
 
         W = M ∘ V                                                                         (1)
 
     mask: M, of the shape of W: booleans or 0 and 1; other numbers scale their weight.
 
-    Register it as `Dale`, after it where both hold: V is the parameter, whose gradient is 0 where M is.
-    Raises ValueError for a mask that isn't a finite tensor, and at registration for one of another shape than W.
+    Register it like `Dale`, and after it if both apply: V is the parameter, whose gradient is 0 where M is 0.
+    Raises ValueError for a mask that isn't a finite tensor, and at registration for one whose shape isn't W's.
     Cost: one multiplication for each weight.
 
     >>> import bptt.nn, torch
@@ -86,5 +86,5 @@ class Masked(nn.Module):
     def right_inverse(self, W: Tensor) -> Tensor:
         """The V to start from: W itself."""
         if W.shape != self.mask.shape:
-            raise ValueError(f"Masked: a mask {tuple(self.mask.shape)} for weights {tuple(W.shape)}: make them alike.")
+            raise ValueError(f"Masked: a mask {tuple(self.mask.shape)} for weights {tuple(W.shape)}: make them equal.")
         return W

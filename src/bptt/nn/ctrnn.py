@@ -29,12 +29,12 @@ class CTRNN(nn.Module):
 
     input_size, hidden_size: I and H, >= 1.
     alpha: α, in (0, 1]: a number, or a tensor (H,) of one for each unit.
-    sigma: σ >= 0, a number. The attribute of that name may be changed, to 0 for a run without noise. `state_dict` holds
-        α but not σ.
+    sigma: σ >= 0, a number. The attribute of that name may be changed, for example to 0 for a run without noise.
+        `state_dict` holds α but not σ.
     nonlinearity: f: "tanh", "relu", "softplus", "sigmoid" or "identity". form: "rate" or "voltage".
     bias: whether there is b.
-    learn_alpha: α is learned, in (0, 1), by its logit, from `alpha` < 1 on.
-    learn_initial: the state that a sequence starts from is learned, from zeros on, instead of being zeros.
+    learn_alpha: whether α is learned, in (0, 1), as its logit, starting from `alpha` < 1.
+    learn_initial: whether the state that a sequence starts from is learned, starting from zeros; else it is zeros.
     device, dtype: of the parameters. generator: the source of their first values; None is torch's default one.
 
     Parameters: weight_ih U (H, I), weight_hh W (H, H), bias b (H,) or None, alpha_logit, () or (H,), or None, and
@@ -42,13 +42,13 @@ class CTRNN(nn.Module):
     Call: `(inputs, state=None, is_start=None, cotangent_weight=None, embedding=None)` -> (outputs, state). Inputs are
     (T, B, I) or (T, I), outputs h_1, ..., h_T, (T, B, H) or (T, H).
     state: h, (1, B, H) or (1, H), and with noise (h, clock, key): `clock` counts the steps, `key` is drawn from torch's
-        default generator where the state is None, both 0-d and int64. ξ is a function of key, clock, row and unit, so
-        that neither the cutting of a sequence nor a replay changes it. None starts afresh.
-    is_start, cotangent_weight, embedding: as of `RNN`; rows start anew from the initial state, clock and key go on.
+        default generator if the state is None; both are 0-d and int64. ξ is a function of key, clock, row and unit, so
+        that neither cutting a sequence nor replaying it changes the noise. None starts afresh.
+    is_start, cotangent_weight, embedding: as in `RNN`; rows start anew from the initial state, clock and key continue.
 
-    Float32 on the CPU runs on the kernels, other dtypes, devices and autocast in torch's operators, with the same ξ.
+    Float32 on the CPU runs on the kernels, other dtypes and devices and autocast on torch's operators, with the same ξ.
     Raises ValueError or TypeError for arguments, inputs or states that don't fit.
-    Cost: as `RNN`; saved for the backward pass are 2 numbers (rate) or 3 (voltage) a unit, row and step, and no ξ.
+    Cost: as `RNN`; 2 numbers (rate) or 3 (voltage) per unit, row and step are saved for the backward pass, and no ξ.
 
     >>> import bptt.nn, torch
     >>> layer = bptt.nn.CTRNN(3, 50, alpha=0.2, sigma=0.05, nonlinearity="relu", form="voltage")
@@ -107,7 +107,7 @@ class CTRNN(nn.Module):
 
     @property
     def alpha(self) -> Tensor:
-        """α, (H,), or () where one is learned for all units."""
+        """α, (H,), or () if one is learned for all units."""
         if self.alpha_logit is not None:
             return self.alpha_logit.sigmoid()
         assert self.leak is not None
@@ -146,7 +146,7 @@ class CTRNN(nn.Module):
                 "CTRNN takes no PackedSequence: pass padded inputs, and is_start= or a mask where rows end."
             )
         if isinstance(input, Tensor) and input.is_floating_point() and torch.is_autocast_enabled(input.device.type):
-            input = input.to(self.weight_hh.dtype)  # what a layer before this one gives, rounded already
+            input = input.to(self.weight_hh.dtype)  # what a layer before this one gives, already rounded
         shown = input if embedding is None else layer.embedded(self, input, embedding)
         self._check(shown)
         fits.keywords(self, shown, is_start=is_start, cotangent_weight=cotangent_weight)
@@ -187,7 +187,7 @@ class CTRNN(nn.Module):
         return y, last[0]
 
     def _both(self, h: Maybe) -> tuple[Maybe, Maybe]:
-        """The states of the cell, of which the second is f(h) where the recurrent weights multiply that."""
+        """The states of the cell; the second is f(h) if that is what the recurrent weights multiply."""
         return h, activated(self.nonlinearity, h) if h is not None and self.form == "voltage" else None
 
     def _by_unit(self, x: Tensor) -> Tensor:
@@ -201,12 +201,12 @@ class CTRNN(nn.Module):
         return torch.stack([leak[0], leak[1] * self._sigma]) if self._sigma else leak
 
     def _initial(self, x: Tensor, rows: int) -> Tensor:
-        """What a sequence starts from, (1, B, H)."""
+        """The state that a sequence starts from, (1, B, H)."""
         initial = x.new_zeros(self.hidden_size) if self.initial is None else self.initial.to(x.dtype)
         return initial.expand(1, rows, -1)
 
     def _state(self, state: Any, x: Tensor) -> tuple[Maybe, tuple[Tensor, Tensor] | None]:
-        """h as it was given, or None, and (clock, key) where there is noise."""
+        """h as it was given, or None, and (clock, key) if there is noise."""
         if state is None:
             if not self.sigma:
                 return None, None

@@ -17,7 +17,7 @@ PLAIN, FLOAT = frozenset(fits.PLAIN), torch.float32
 
 
 def call(layer: nn.RNNBase, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
-    """Outputs and the last state of one layer and direction; None for a call that isn't the plainest."""
+    """Outputs and the last state of one layer and direction; None for any but the plainest calls."""
     native = kernels.chosen
     if native is None or not fits.served(x) or x.dtype is not FLOAT or x.dim() != 3:
         return None
@@ -47,7 +47,7 @@ def call(layer: nn.RNNBase, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
 
 
 def _few(native: Native, mode: str, x: Tensor, h: Any, c: Any, given: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Outputs (T, B, H) and the last states of few steps and rows, nothing else being kept."""
+    """Outputs (T, B, H) and the last states for few steps and rows; nothing else is kept."""
     (T, B, inputs), H, cell = x.shape, given[1].shape[1], CELLS[mode]
     hn: Any = x.new_empty((1, B, H)) if h is None else torch.empty_like(h)
     cn: Any = torch.empty_like(hn) if mode == "LSTM" else None
@@ -61,16 +61,16 @@ def _few(native: Native, mode: str, x: Tensor, h: Any, c: Any, given: Any) -> tu
 
 
 def places(given: Any) -> list[int]:
-    """Where tensors lie; 0 for each that there is not."""
+    """The addresses of tensors; 0 for each that is None."""
     return [0 if x is None else x.data_ptr() for x in given]
 
 
 def weights(layer: nn.RNNBase, number: int) -> list[Maybe] | None:
-    """The four parameters of the layer of that number; None unless all are as the kernels need them."""
+    """The four parameters of the layer with that number; None unless all are as the kernels need them."""
     known, H = _torch.parameters(layer), layer.hidden_size
     found: list[Maybe] = []
     for name, shape in _shapes(number, CELLS[layer.mode].gates * H, H if number else layer.input_size, H, layer.bias):
-        w: Any = known.get(name)  # None where it is parametrised
+        w: Any = known.get(name)  # None if it is parametrised
         if type(w) not in PLAIN or w.dtype is not FLOAT or w.shape != shape or not w.is_cpu or not w.is_contiguous():
             return None
         found.append(w)

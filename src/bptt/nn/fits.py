@@ -15,7 +15,7 @@ PLAIN = (Tensor, nn.Parameter)
 
 
 def fused(layer: nn.RNNBase, input: Any, hx: Any, asked: bool) -> bool:
-    """Whether the kernels serve this call. False for all that torch.nn refuses, so that torch.nn says so.
+    """Whether the kernels serve this call. False for everything that torch.nn refuses, so that torch.nn says so.
 
     asked: whether it has keywords that torch.nn's layers don't have.
     """
@@ -64,7 +64,7 @@ def served(x: Any) -> bool:
 
 
 def _sizes_fit(sizes: Tensor, rows: int) -> bool:
-    """Whether the rows of a packed sequence's steps fall and are those of its data."""
+    """Whether the rows of a packed sequence's steps decrease and add up to those of its data."""
     fit = sizes.dtype == torch.int64 and len(sizes) > 0 and bool((sizes[1:] <= sizes[:-1]).all())
     return fit and int(sizes[-1]) > 0 and int(sizes.sum()) == rows
 
@@ -86,7 +86,7 @@ def _weights_fit(layer: nn.RNNBase, x: Tensor) -> bool:
 
 
 def _pays(layer: nn.RNNBase, input: Any, packed: bool) -> bool:
-    """Whether the kernels are the faster ones."""
+    """Whether the kernels are faster than torch.nn."""
     if packed:
         return True
     steps, rows = input.shape[:2] if input.dim() == 3 else (len(input), 1)
@@ -96,7 +96,7 @@ def _pays(layer: nn.RNNBase, input: Any, packed: bool) -> bool:
 
 
 def keywords(layer: nn.Module, input: Any, **given: Maybe) -> None:
-    """Raise for keywords whose numbers aren't there to be looked at, and for inputs of no steps."""
+    """Raise for keywords whose numbers can't be seen, and for inputs without steps."""
     name = type(layer).__name__
     for keyword, value in given.items():
         if value is not None and torch.compiler.is_exporting():
@@ -107,16 +107,16 @@ def keywords(layer: nn.Module, input: Any, **given: Maybe) -> None:
             )
     time = 1 if layer.batch_first is True and isinstance(input, Tensor) and input.dim() == 3 else 0
     if isinstance(input, Tensor) and input.dim() > 1 and input.shape[time] == 0:
-        raise ValueError(f"{name}: inputs {tuple(input.shape)} have no steps: a call needs one at least.")
+        raise ValueError(f"{name}: inputs {tuple(input.shape)} have no steps: a call needs at least one.")
 
 
 def few(embedding: Tensor, input: Any) -> bool:
-    """Whether the input's part of the gates costs less for each row of the embedding than for each row of the input."""
+    """Whether the input's part of the gates costs less when computed for the embedding's rows than for the input's."""
     return len(embedding) < (input.data if isinstance(input, PackedSequence) else input).numel()
 
 
 def checked(layer: nn.RNNBase, x: Tensor, states: Any, sizes: Maybe) -> tuple[Tensor, ...]:
-    """The states, zeros if there are none, after torch.nn's checks. x: (T, B, I), or packed (N, I)."""
+    """The states after torch.nn's checks, zeros if none are given. x: (T, B, I), or packed (N, I)."""
     layers = layer.num_layers * (1 + layer.bidirectional)
     rows = x.shape[1] if sizes is None else int(sizes[0])
     if states is None:

@@ -11,7 +11,7 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0, *, generator: torch.Generator
 
         W = gain · Q,  Qᵀ Q = 1,  so that |W h| = gain · |h|                                (1)
 
-    tensor: (n, m), floating. Where n < m it is the rows that are orthonormal.
+    tensor: (n, m), floating. If n < m, the rows are orthonormal.
     gain: factor, a finite number. generator: the source of randomness; None is torch's default one.
 
     Returns `tensor`. Raises ValueError or TypeError for anything but a floating matrix.
@@ -38,7 +38,7 @@ def identity_(tensor: Tensor, gain: float = 1.0) -> Tensor:
 
         W_ij = gain if i = j, else 0                                                      (1)
 
-    tensor: (n, m), floating. gain: factor, a finite number; the source uses 1, and 0.01 where memory should be short.
+    tensor: (n, m), floating. gain: factor, a finite number; the source uses 1, or 0.01 if memory should be short.
 
     Returns `tensor`. Raises ValueError or TypeError for anything but a floating matrix. Cost: n m.
 
@@ -56,7 +56,7 @@ def identity_(tensor: Tensor, gain: float = 1.0) -> Tensor:
 
 
 def spectral_radius_(tensor: Tensor, radius: float, *, generator: torch.Generator | None = None) -> Tensor:
-    """Fill a square matrix with a random one whose largest eigenvalue has the modulus `radius`.
+    """Fill a square matrix with a random one whose largest eigenvalue has modulus `radius`.
 
         W = radius / ρ(G) · G,  G_ij ~ N(0, 1),  ρ(G) = max_i |λ_i(G)|                      (1)
 
@@ -89,7 +89,7 @@ def spectral_radius_(tensor: Tensor, radius: float, *, generator: torch.Generato
 
 
 def glorot_(tensor: Tensor, gain: float = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
-    """Fill a matrix with uniform numbers whose variance suits the signal both ways: `torch.nn.init.xavier_uniform_`.
+    """Fill a matrix with uniform numbers whose variance suits both directions: `torch.nn.init.xavier_uniform_`.
 
         U_ij ~ uniform(-r, r),  r = gain · sqrt(6 / (n + m))                              (1)
 
@@ -115,7 +115,7 @@ def _matrix(tensor: Tensor, name: str) -> None:
         kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name} fills a tensor of floating numbers in place, not {kind}.")
     if tensor.dim() != 2 or tensor.numel() == 0:
-        raise ValueError(f"{name}: a tensor of shape {_shape(tensor)} is no matrix: pass one with two axes, not empty.")
+        raise ValueError(f"{name}: a tensor of shape {_shape(tensor)} isn't a matrix: pass two axes, not empty.")
 
 
 def _finite(value: float, name: str, keyword: str) -> float:

@@ -1,12 +1,12 @@
-"""One direction of a recurrent layer as one node of autograd: weight gradients are formed once, over all steps.
+"""One direction of a recurrent layer as one autograd node: weight gradients are formed once, over all steps.
 
 gates = x W_ih^T + b                          all steps in one product                (1)
 s_t = cell(gates_t, s_{t-1} W_hh^T)           step by step                            (2)
 dgates_t                                      step by step, backward                  (3)
 dW_ih = dgates^T x,  dW_hh = dgates^T h_{t-1},  dx = dgates W_ih   all steps at once  (4)
 
-Where x_t is a row of an embedding, (1) is taken once of each row of it, and the input's part of (4) of the sums of
-dgates over the steps that have one row.
+If x_t is a row of an embedding, (1) is computed once for each row of the embedding, and the input's part of (4) from
+the sums of dgates over the steps that use a row.
 """
 
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ from bptt.nn.uncompiled import uncompiled
 
 _NOTHING = torch.empty(0, device="cpu")
 _PLAIN = 7
-"""How many of `Tensors` a cell of torch.nn's has."""
+"""How many of `Tensors` torch.nn's cells have."""
 _BY_ROW = ("start_h", "start_c", "by_unit")
 
 
@@ -45,7 +45,7 @@ def evaluate(plan: Plan, *tensors: Maybe) -> Sequence:
 
 
 class Layer(torch.autograd.Function):
-    """`Tensors` -> outputs (T, B, H) or (N, H), hn (1, B, H), and of a cell with two states cn."""
+    """`Tensors` -> outputs (T, B, H) or (N, H), hn (1, B, H), and cn for a cell with two states."""
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -56,7 +56,9 @@ class Layer(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.version = _version_of(q.outputs)
         ctx.unchanged = _torch.version(ctx.version)
-        outputs = q.outputs.data  # the same memory, which the caller may change in place: not autograd's to refuse
+        outputs = (
+            q.outputs.data
+        )  # the same memory, which the caller may change in place, so autograd must not refuse it
         gates = None if q.gates is q.outputs else q.gates
         ctx.save_for_backward(*given, outputs, gates, q.cells, plan.ids, plan.start, plan.weight)
         return q.results
@@ -66,7 +68,7 @@ class Layer(torch.autograd.Function):
     def backward(ctx: Any, d_outputs: Maybe, d_hn: Maybe, d_cn: Maybe = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Equations (3) and (4)."""
         plan: Plan = ctx.plan
-        *tensors, outputs, gates, cells, _, _, _ = ctx.saved_tensors  # of the plan too: so a change in place is seen
+        *tensors, outputs, gates, cells, _, _, _ = ctx.saved_tensors  # the plan's too: so changes in place are seen
         needed = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled() or any(map(_torch.is_wrapped, (d_outputs, d_hn, d_cn))):  # create_graph=True, vmap
             return None, *_differentiable(plan, Tensors(*tensors), needed, (d_outputs, d_hn, d_cn))
@@ -87,7 +89,7 @@ class Layer(torch.autograd.Function):
 
 
 def on_kernels(plan: Plan, given: tuple[Maybe, ...]) -> tuple[Tensor, plain.State]:
-    """Outputs and the last states of `Tensors`, which may end before by_unit; with a graph where one is wanted."""
+    """Outputs and the last states from `Tensors`, which may end before by_unit; with a graph if one is wanted."""
     if torch.is_grad_enabled():
         y, *last = _torch.apply(Layer, plan, *given)
         return y, tuple(last)
@@ -99,7 +101,7 @@ def on_kernels(plan: Plan, given: tuple[Maybe, ...]) -> tuple[Tensor, plain.Stat
 
 
 def _by_row(plan: Plan, wanted: Wanted) -> Wanted:
-    """The same, with zeros for the sums that the kernels take row by row."""
+    """The same tensors, with zeros for the sums that the kernels take row by row."""
     rows = {
         name: x.new_zeros(plan.rows, *x.shape)
         for name, x in wanted._asdict().items()
@@ -109,13 +111,13 @@ def _by_row(plan: Plan, wanted: Wanted) -> Wanted:
 
 
 def _summed(into: Wanted) -> Wanted:
-    """The sums over the rows of what `_by_row` made."""
+    """The sums over rows of what `_by_row` made."""
     sums = {name: x.sum(0) for name, x in into._asdict().items() if x is not None and name in _BY_ROW}
     return into._replace(**sums)
 
 
 def _version_of(x: Tensor) -> Tensor:
-    """A tensor without memory that counts the changes in place of x, and of all that share its memory, as x does."""
+    """A tensor without memory that counts changes in place as x does, and all that share the memory of x."""
     counter = x.detach()
     counter.data = _NOTHING
     return counter
@@ -129,7 +131,7 @@ def contiguous(tensors: Iterable[Maybe]) -> Tensors:
 def _differentiable(plan: Plan, given: Tensors, needed: Any, cotangents: tuple[Any, ...]) -> list[Any]:
     """The same vjp in operators that can be differentiated and vectorised: forward once more, then torch.autograd.grad.
 
-    A graph where one is asked for. The views are so that a weight given twice has two gradients.
+    It has a graph if one is asked for. The views give a weight that is passed twice two gradients.
     """
     again = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -152,7 +154,7 @@ def _differentiable(plan: Plan, given: Tensors, needed: Any, cotangents: tuple[A
 
 
 def sequence_keywords(layer: Any, input: Any, start: Maybe, weight: Maybe) -> tuple[Maybe, Maybe]:
-    """`is_start` as bool (T, B) and `cotangent_weight` as (T,) or (T, B) of a recurrent layer's call."""
+    """For a recurrent layer's call, `is_start` as bool (T, B) and `cotangent_weight` as (T,) or (T, B)."""
     name = type(layer).__name__
     if not isinstance(input, Tensor) or layer.bidirectional:
         what = "a bidirectional layer" if isinstance(input, Tensor) else "a PackedSequence"
@@ -168,7 +170,7 @@ def sequence_keywords(layer: Any, input: Any, start: Maybe, weight: Maybe) -> tu
         if value is not None and (not isinstance(value, Tensor) or tuple(value.shape) not in fitting):
             got = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
             raise ValueError(
-                f"{name}: {keyword} is {got}, inputs of {T} steps need a tensor {fitting[0]} or {fitting[1]}."
+                f"{name}: {keyword} is {got}; inputs of {T} steps need a tensor {fitting[0]} or {fitting[1]}."
             )
     if start is not None:
         start = start.to(input.device, torch.bool).reshape(T, start[0].numel()).expand(T, B).contiguous()
@@ -178,7 +180,7 @@ def sequence_keywords(layer: Any, input: Any, start: Maybe, weight: Maybe) -> tu
 
 
 def embedded(layer: Any, input: Any, embedding: Any) -> Any:
-    """What a recurrent layer's ids (...) are after the lookup in `embedding` (V, I); the values undefined."""
+    """What a recurrent layer's ids (...) become by the lookup in `embedding` (V, I), with undefined values."""
     name, width = type(layer).__name__, layer.input_size
     if not isinstance(embedding, Tensor) or embedding.dim() != 2 or embedding.shape[1] != width or not len(embedding):
         got = tuple(embedding.shape) if isinstance(embedding, Tensor) else repr(embedding)

@@ -1,4 +1,4 @@
-"""The linear recurrent unit: complex numbers that no other one acts on."""
+"""The linear recurrent unit: complex numbers that don't act on one another."""
 
 import math
 
@@ -17,12 +17,12 @@ class LRU(nn.Module):
         h_t = λ ∘ h_{t-1} + γ ∘ (B x_t),  λ = exp(-exp ν + i exp θ),  γ = exp(γ_log)       (1)
         y_t = Re(C h_t) + D x_t                                                           (2)
 
-    No unit acts on another one, so that what each parameter does to its own unit is the whole of ∂h/∂θ: `RTRL` of one
-    layer is exact with as many numbers as twice its parameters, for each batch row, however long the stream. In a stack
-    `RTRL` takes the general way.
+    No unit acts on another, so what each parameter does to its own unit is all of ∂h/∂θ: for one layer `RTRL` is exact
+    with twice as many numbers as it has parameters, for each batch row, however long the stream. For a stack `RTRL`
+    works in the general way.
 
     input_size, hidden_size, output_size: I, H, O, >= 1.
-    r_min, r_max: |λ| is drawn from the ring between them, evenly by area; 0 <= r_min < r_max < 1.
+    r_min, r_max: λ is drawn from the ring between these radii, evenly by area; 0 <= r_min < r_max < 1.
     max_phase: exp θ is drawn from [0, max_phase), in radians per step.
     device, dtype: of the parameters, which are real. generator: the source of their first values; None is torch's
         default one.

@@ -18,7 +18,7 @@ _COSINE = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
 
 
 def normals(key: int, clock: int, steps: int, rows: int, units: int, like: Tensor) -> Tensor:
-    """(T, B, H), in the dtype and on the device of `like`: what steps clock, clock + 1, ... draw."""
+    """The numbers (T, B, H) that steps clock, clock + 1, ... draw, in the dtype and on the device of `like`."""
     length = _length(steps, rows, units)
     return torch.cat(
         [_block(key, clock + t, min(length, steps - t), rows, units, like) for t in range(0, steps, length)]
@@ -26,7 +26,7 @@ def normals(key: int, clock: int, steps: int, rows: int, units: int, like: Tenso
 
 
 def by_step(noise: tuple[int, int], steps: int, rows: int, units: int, like: Tensor) -> Callable[[int], Tensor]:
-    """The numbers (B, H) of a step, made for some steps at once. noise: key and clock."""
+    """The numbers (B, H) of a step, made for several steps at once. noise: key and clock."""
     length = _length(steps, rows, units)
     made: dict[int, Tensor] = {}
 
@@ -41,14 +41,14 @@ def by_step(noise: tuple[int, int], steps: int, rows: int, units: int, like: Ten
 
 
 def _length(steps: int, rows: int, units: int) -> int:
-    """How many steps at once: what is made on the way is several times as large."""
+    """How many steps at once; the intermediate arrays are several times as large as the result."""
     return max(1, min(steps, _BLOCK // (rows * units)))
 
 
 def _block(key: int, clock: int, steps: int, rows: int, units: int, like: Tensor) -> Tensor:
-    """Threefry-2x32 with 20 rounds, keyed for a step by key and clock, counts the row and half the unit.
+    """Threefry-2x32 with 20 rounds: a step's key comes from key and clock, the counter is the row and half the unit.
 
-    The Box-Muller transform makes of its two words the numbers of two units next to each other.
+    The Box-Muller transform turns its two words into the numbers of two neighbouring units.
 
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; Box & Muller 1958; the approximations of
     Cephes.
@@ -65,7 +65,7 @@ def _block(key: int, clock: int, steps: int, rows: int, units: int, like: Tensor
 
 
 def threefry(a: Tensor, b: Tensor, key0: Tensor | int, key1: Tensor | int) -> tuple[Tensor, Tensor]:
-    """Two words of 32 bits, in int64, of a counter of two and a key of two."""
+    """Two words of 32 bits, in int64, from a counter of two words and a key of two words."""
     keys = (key0, key1, key0 ^ key1 ^ 0x1BD11BDA)
     a, b = (a + keys[0]) & _WORD, (b + keys[1]) & _WORD
     for group in range(5):

@@ -19,11 +19,11 @@ State = tuple[Tensor, ...]
 def run(
     plan: Plan, x: Tensor, state: State, weights: Sequence[Tensor], starts: State = (), by_unit: Tensor | None = None
 ) -> tuple[Tensor, State]:
-    """Outputs (T, B, H) and the last state of one layer, as the plan has it but for its ids.
+    """Outputs (T, B, H) and the last state of one layer, as in the plan except for its ids.
 
     x: (T, B, I); with plan.sizes packed, (N, I). state: (h0,) or (h0, c0), (1, B, H), as the last state.
-    weights: w_ih, w_hh, then the biases and the projection where there are.
-    starts: (start_h,) or (start_h, start_c), (H,), none for zeros. by_unit: (P, H), of a cell that has such.
+    weights: w_ih, w_hh, then the biases and the projection, if there are any.
+    starts: (start_h,) or (start_h, start_c), (H,), none for zeros. by_unit: (P, H), for a cell that has them.
     """
     noise = None
     if plan.noise is not None:

@@ -1,4 +1,4 @@
-"""The readout with its loss: cross entropy of a linear layer's scores, which are never there for all rows at once."""
+"""The readout with its loss: cross entropy of a linear layer's scores, which are never held for all rows at once."""
 
 from typing import Any
 
@@ -14,22 +14,22 @@ from bptt.nn.uncompiled import uncompiled
 
 Maybe = Tensor | None
 ELEMENTS = 2**21
-"""Scores at a time without the kernels."""
+"""How many scores are computed at a time without the kernels."""
 
 
 class LinearCrossEntropyLoss(nn.Module):
-    """torch.nn.LinearCrossEntropyLoss, linear layer and cross entropy in one, faster on a CPU and in little memory.
+    """torch.nn.LinearCrossEntropyLoss, a linear layer with cross entropy, but faster on a CPU and in little memory.
 
         z = W x + b,  loss = -log softmax(z)[target]                                      (1)
         ∂loss/∂z = softmax(z) - onehot(target)                                            (2)
 
     in_features, num_classes: I and V. bias: whether there is b. device, dtype: of the parameters.
-    reduction: "mean" over the targets that aren't ignored, "sum", or "none", the one for a loss of `unroll`.
+    reduction: "mean" over the targets that aren't ignored, "sum", or "none", which `unroll` needs.
     weight: (V,), a weight for each class, or None. ignore_index: the target of rows without a loss; None is -100.
     label_smoothing: in [0, 1].
 
-    Parameters: linear.weight W (V, I) and linear.bias b (V,), as in torch.nn, whose `out_features` and `options` aren't
-    there. `linear` may be exchanged for another torch.nn.Linear, to share its weights.
+    Parameters: linear.weight W (V, I) and linear.bias b (V,), as in torch.nn; its `out_features` and `options` aren't
+    available. `linear` may be replaced by another torch.nn.Linear, to share its weights.
     Call: `(inputs, targets)`: inputs (..., I), targets int64 (...), or probabilities (..., V) -> (...) or a number.
 
     Scores are computed in blocks, of 1,024 classes at most, and again for the gradient where there are more classes
@@ -37,8 +37,8 @@ class LinearCrossEntropyLoss(nn.Module):
     cotangents differ. Class weights, label smoothing, probabilities, autocast and `torch.func` are left to torch, which
     holds all scores; other dtypes and devices are computed in torch's operators, in blocks of rows. The backward pass
     can be differentiated again, with all scores in memory.
-    Raises ValueError for sizes and options that can't be, and inputs and targets that don't fit; IndexError for a
-    target that is no class.
+    Raises ValueError for sizes and options that aren't valid, and inputs and targets that don't fit; IndexError for a
+    target that isn't a class.
     Cost: 3 N I V multiplications and additions up to 1,024 classes, else 4 N I V, and of N rows 4 N min(V, 1024) bytes.
 
     >>> import bptt, torch
@@ -132,7 +132,7 @@ class LinearCrossEntropyLoss(nn.Module):
 
 
 def _served(x: Tensor, w: Tensor, b: Maybe) -> bool:
-    """Whether the node of autograd below is for such a call; else torch computes it."""
+    """Whether the autograd node below serves such a call; else torch computes it."""
     given = [t for t in (x, w, b) if t is not None]
     return (
         all(type(t) in fits.PLAIN and t.dtype == x.dtype and t.device == x.device for t in given)
@@ -146,7 +146,7 @@ def _served(x: Tensor, w: Tensor, b: Maybe) -> bool:
 
 
 class Readout(torch.autograd.Function):
-    """(N, I), (V, I), (V,) or None, targets (N,), the one ignored -> losses (N,)."""
+    """(N, I), (V, I), (V,) or None, targets (N,), the ignored target -> losses (N,)."""
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -164,7 +164,7 @@ class Readout(torch.autograd.Function):
     @staticmethod
     @uncompiled
     def backward(ctx: Any, d: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Equation (2), pulled back: what the forward pass has found already where all losses count alike."""
+        """Equation (2), pulled back; already found in the forward pass if all losses count alike."""
         x, w, b, targets, norms, *grads = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled() or _torch.is_wrapped(d):
@@ -190,13 +190,13 @@ def _given(x: Tensor, w: Tensor, b: Maybe, targets: Tensor) -> Given:
 
 
 def _like(given: Given, needed: Any) -> Grads:
-    """Where the gradients of x, w and b go that are needed."""
+    """Tensors for those gradients of x, w and b that are needed."""
     x, w, b = (empty_like(t) if need and t is not None else None for t, need in zip(given[:3], needed, strict=False))
     return x, w, b
 
 
 def _compute(given: Given, ignored: int, d: Maybe, losses: Maybe, norms: Tensor, grads: Grads) -> None:
-    """Fill losses and norms, log Σ exp of each row's scores, or take the norms; and the gradients, for d or 1."""
+    """Fill losses and norms (log Σ exp of each row's scores), or use known norms; fill the gradients, for d or 1."""
     native, V = _native(given[0]), len(given[1])
     right = (
         native.readout(given, ignored, d, losses, norms, grads)
@@ -204,11 +204,13 @@ def _compute(given: Given, ignored: int, d: Maybe, losses: Maybe, norms: Tensor,
         else _in_torch(given, ignored, d, losses, norms, grads)
     )
     if not right:
-        raise IndexError(f"LinearCrossEntropyLoss: a target is no class from 0 to {V - 1} and not ignored, {ignored}.")
+        raise IndexError(
+            f"LinearCrossEntropyLoss: a target is neither a class from 0 to {V - 1} nor the ignored one, {ignored}."
+        )
 
 
 def _in_torch(given: Given, ignored: int, d: Maybe, losses: Maybe, norms: Tensor, grads: Grads) -> bool:
-    """`Native.readout` in torch's operators, some rows at a time; False where a target is no class."""
+    """`Native.readout` in torch's operators, some rows at a time; False if a target isn't a class."""
     x, w, b, targets = given
     d_x, d_w, d_b = grads
     known = targets != ignored
@@ -239,7 +241,7 @@ def _in_torch(given: Given, ignored: int, d: Maybe, losses: Maybe, norms: Tensor
 
 
 def _differentiable(given: tuple[Any, ...], targets: Tensor, ignored: int, d: Tensor, needed: Any) -> list[Maybe]:
-    """The same gradients by torch, with a graph where one is asked for; holds all scores."""
+    """The same gradients by torch, with a graph if one is asked for; this holds all scores."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         x, w, b = (None if t is None else t.view_as(t) for t in given)

@@ -24,7 +24,7 @@ _M = TypeVar("_M", bound=nn.Module)
 
 
 class _Fused(Rewritten, nn.RNNBase):
-    """What the three have in common: a node of autograd for each layer and direction, or torch.nn's own forward."""
+    """What the three have in common: one autograd node for each layer and direction, or torch.nn's own forward."""
 
     @uncompiled
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -38,9 +38,11 @@ class _Fused(Rewritten, nn.RNNBase):
         """Outputs and the last state, as torch.nn's layer returns them.
 
         is_start: bool (T, B) or (T,): rows whose state is set to zeros before that step.
-        cotangent_weight: (T,) or (T, B): entry t, w_{t+1} of equation (1), multiplies the cotangent that comes to
-            the state after step t from step t+1, the last entry that of the returned state, never that of the outputs.
-        embedding: (V, I): `input` holds numbers of its rows, integers (T, B), and each step's input is that row.
+        cotangent_weight: (T,) or (T, B): entry t, w_{t+1} of equation (1), multiplies the cotangent that reaches the
+            state after step t from step t+1, for the last entry that of the returned state, but never that of the
+            outputs.
+        embedding: (V, I): `input` then holds the indices of its rows, integers (T, B), and each step's input is that
+            row.
         """
         if isinstance(input, Proxy):
             more = {"is_start": is_start, "cotangent_weight": cotangent_weight, "embedding": embedding}
@@ -64,13 +66,13 @@ class _Fused(Rewritten, nn.RNNBase):
         return _run(self, input, hx, is_start, cotangent_weight, embedding, fused)
 
     def stepper(self, batch: int | None = None) -> Stepper:
-        """The layer for live use: `stepper(inputs)` -> outputs, one step per call, no gradients, the state kept inside.
+        """The layer for live use: `stepper(inputs)` -> outputs, one step per call, no gradients, the state inside.
 
-        batch: B, then inputs are (B, I) and outputs (B, H); None: (I,) and (H,).
+        batch: B for inputs (B, I) and outputs (B, H); None for (I,) and (H,).
 
-        `stepper.state` is a copy of the state and may be assigned, None for the zeros that it starts from. Parameters
-        are read at every step, so that whatever changes them is seen. The numbers are those of the whole sequence up
-        to rounding.
+        `stepper.state` is a copy of the state and may be assigned; None stands for the zeros that it starts from.
+        Parameters are read at every step, so that any change to them is seen. The numbers are those of a call with the
+        whole sequence, up to rounding.
         Raises ValueError for a bidirectional layer, and for inputs or states of another shape.
         Cost: a step of the kernels and some microseconds for B <= 8 in float32 on the CPU; otherwise, and for layers
         with hooks or parametrised weights, a call of the layer.
@@ -87,7 +89,7 @@ class _Fused(Rewritten, nn.RNNBase):
 
 
 def _looked_up(input: Any, embedding: Tensor) -> Any:
-    """The rows of `embedding` that ids stand for."""
+    """The rows of `embedding` that the ids stand for."""
     if isinstance(input, PackedSequence):
         return input._replace(data=functional.embedding(input.data, embedding))
     return functional.embedding(input, embedding)
@@ -129,7 +131,7 @@ def _run(
 def _layers(
     layer: _Fused, plan: Plan, x: Tensor, states: plain.State | None, fused: bool
 ) -> tuple[Tensor, plain.State]:
-    """All layers and directions on x, as the plan has it for the first: outputs, and the last states (layers, B, H)."""
+    """All layers and directions on x, with the plan of the first one: outputs, and the last states (layers, B, H)."""
     directions = 2 if layer.bidirectional else 1
     flat = _torch.flat_weights(layer)
     count = layer.num_layers * directions
@@ -153,7 +155,7 @@ def _layers(
 
 
 def _on_kernels(plan: Plan, x: Tensor, state: plain.State | None, weights: list[Tensor]) -> tuple[Tensor, plain.State]:
-    """`plain.run` on the kernels, for a state that is zeros where it is None; x is an embedding where there are ids."""
+    """`plain.run` on the kernels; a state of None is zeros, and x is an embedding if there are ids."""
     h0, c0 = (None, None) if state is None else state if plan.mode == "LSTM" else (state[0], None)
     return on_kernels(plan, (x, h0, c0, *(weights if len(weights) == 4 else (*weights, None, None))))
 
@@ -167,22 +169,22 @@ class RNN(_Fused, nn.RNN):
     Call: `(inputs, state=None, is_start=None, cotangent_weight=None, embedding=None)`, the first two and the results as
         in torch.nn.
     is_start: bool (T, B) or (T,): rows whose state is set to zeros before that step; no cotangent crosses it.
-    cotangent_weight: (T,) or (T, B): entry t multiplies the cotangent that comes to h_t from step t+1, the last entry
-        that of the returned state, and never that of the outputs: w_{t+1} of
+    cotangent_weight: (T,) or (T, B): entry t multiplies the cotangent that reaches h_t from step t+1, for the last
+        entry that of the returned state, but never that of the outputs; it is w_{t+1} of
         c_t = ∂l_t/∂h_t + w_{t+1} c_{t+1} ∂h_{t+1}/∂h_t.
-    embedding: (V, I), a row for each of V ids; inputs are ids then, int64 or int32, (T, B), unbatched (T,) or packed,
-        and the result that of `layer(torch.nn.functional.embedding(inputs, embedding))`, gradients too. Where V < T B
-        the multiplications by W_ih, forward and backward, are V I H instead of T B I H.
+    embedding: (V, I), a row for each of V ids; inputs are then ids, int64 or int32, (T, B), unbatched (T,) or packed,
+        and the result is that of `layer(torch.nn.functional.embedding(inputs, embedding))`, gradients included. If
+        V < T B, the multiplications by W_ih, forward and backward, are V I H instead of T B I H.
 
     The kernels serve float32 on the CPU, batched or not, packed sequences, all layers and directions. For a few steps
     of more than 8 rows, other devices, autocast, `torch.func`, or `proj_size`, torch.nn's own code runs. The backward
-    pass can be differentiated again, in plain operators then. `bptt doctor` says which kernels run. Where a program
-    takes torch.nn's own types alone (torch.jit.script, quantisation), `bptt.nn.convert(model, back=True)` gives them
-    back.
+    pass can be differentiated again, and then runs in plain operators. `bptt doctor` says which kernels run. For
+    programs that take only torch.nn's own types (torch.jit.script, quantisation), `bptt.nn.convert(model, back=True)`
+    gives them back.
     Raises: what torch.nn.RNN raises; ValueError for keywords of another shape, the first two also with a PackedSequence
-        or bidirectional; TypeError for ids of another dtype; IndexError for an id that is no row.
-    Cost: the multiplications of torch.nn, the input's and those of the weight gradients for all steps at once. Saved
-    for the backward pass: the inputs and 1 (RNN), 5 (GRU) or 6 (LSTM) numbers per unit, row and step.
+        or bidirectional; TypeError for ids of another dtype; IndexError for an id without a row.
+    Cost: the multiplications of torch.nn, with the input's and those of the weight gradients taken over all steps at
+    once. The inputs and 1 (RNN), 5 (GRU) or 6 (LSTM) numbers per unit, row and step are saved for the backward pass.
 
     >>> import bptt.nn, torch
     >>> layer = bptt.nn.RNN(3, 4)
@@ -250,11 +252,11 @@ class LSTM(_Fused, nn.LSTM):
 
 
 def convert(model: _M, back: bool = False) -> _M:
-    """The model with its torch.nn.RNN, GRU and LSTM layers, or itself, made fused ones: `bptt.nn.RNN`, `GRU`, `LSTM`.
+    """Turn a model's torch.nn.RNN, GRU and LSTM layers, or itself, into fused ones: `bptt.nn.RNN`, `GRU`, `LSTM`.
 
     model: any module; subclasses of the layers stay as they are.
-    back: the other way round, fused layers made torch.nn's: for programs that know those alone, as torch.jit.script
-        and dynamic quantisation do, or to compare.
+    back: True turns fused layers into torch.nn's instead: for programs that know only these, such as torch.jit.script
+        and dynamic quantisation, or for comparison.
 
     Returns the same object. The layers are the same objects too, of another class: parameters, hooks, tied weights,
     buffers and modes are untouched, so optimisers made before stay valid.
@@ -281,7 +283,7 @@ def convert(model: _M, back: bool = False) -> _M:
         for name, module in model.named_modules():
             if type(module) is RNN and module.mode == "RNN_IDENTITY":
                 at = f"its {name!r}" if name else "it"
-                raise ValueError(f'convert(back=True): {at} has nonlinearity="identity", which torch.nn has not.')
+                raise ValueError(f'convert(back=True): {at} has nonlinearity="identity", which torch.nn doesn\'t have.')
     for module in model.modules():
         if type(module) in classes:
             module.__class__ = classes[type(module)]

@@ -24,7 +24,7 @@ class SimpleRNN(nn.Module):
         h_t = f(a_t)                                                                      (2)
         o_t = V h_t + c                                                                   (3)
 
-    Unlike `torch.nn.RNN` it contains its output layer and its activation may be the identity, so that its gradients
+    Unlike `torch.nn.RNN` it contains an output layer, and its activation may be the identity, so that its gradients
     are those of `bptt.equations`, symbol by symbol.
 
     input_size, hidden_size, output_size: the lengths I, H, O of x_t, h_t and o_t, >= 1.
@@ -45,7 +45,7 @@ class SimpleRNN(nn.Module):
     >>> outputs.shape, state.shape
     (torch.Size([7, 5, 1]), torch.Size([5, 3]))
 
-    Source: Elman 1990, "Finding structure in time", Cognitive Science 14(2); initial values see `reset_parameters`.
+    Source: Elman 1990, "Finding structure in time", Cognitive Science 14(2); for initial values see `reset_parameters`.
     """
 
     state_batch_dim = 0
@@ -86,7 +86,7 @@ class SimpleRNN(nn.Module):
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the parameters afresh, so that the Jacobian of no step stretches a vector, and it keeps some.
+        """Draw the parameters afresh, so that no step's Jacobian stretches a vector, and each keeps some.
 
             U, V ~ Glorot;  b = c = 0;  W = 1 for relu (IRNN), else W = Q / max f', Q orthogonal  (1)
 

@@ -1,4 +1,4 @@
-"""One step after the other, live: a layer that keeps its state."""
+"""A layer that keeps its state and runs live, one step after another."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from bptt.nn.uncompiled import uncompiled
 
 
 class Stepper:
-    """A layer that is called step by step, without gradients, and keeps its state: what `layer.stepper(batch)` gives.
+    """A layer that is called step by step, without gradients, and keeps its state: `layer.stepper(batch)` returns it.
 
     Call: `stepper(inputs)`: inputs (B, I), or (I,) where batch is None, -> outputs (B, H) or (H,), a fresh tensor.
     """
@@ -32,7 +32,7 @@ class Stepper:
 
     @property
     def state(self) -> Any:
-        """A copy of the state, (layers, B, H), for an LSTM two of them. What is assigned is copied too; None: zeros."""
+        """A copy of the state, (layers, B, H), or two for an LSTM; what is assigned is copied. None: zeros."""
         found = tuple(s.clone() if self.batch else s.squeeze(1).clone() for s in self._states)
         return found if len(found) == 2 else found[0]
 
@@ -68,7 +68,7 @@ class Stepper:
         return self._called(inputs) if y is None else y
 
     def _direct(self, x: Tensor) -> Tensor | None:
-        """The step on the kernels, which write the new state over the old one; None where they don't serve it."""
+        """The step on the kernels, which write the new state over the old one; None if they don't serve it."""
         layer, native = self.layer, kernels.chosen
         if native is None or not fits.served(x) or x.dtype is not torch.float32 or not x.is_contiguous():
             return None

@@ -13,9 +13,9 @@ _R = TypeVar("_R")
 
 
 def uncompiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """The function, never rewritten by torch.compile, nor what it calls; but torch.export, which calls no kernel, may.
+    """Keep torch.compile from rewriting the function and what it calls; torch.export, which calls no kernel, may.
 
-    A rewritten frame lets go of a tensor after the last use that it sees, and the kernels hold addresses alone.
+    A rewritten frame releases a tensor after the last use that it sees, and the kernels hold only addresses.
     (`torch.compiler.disable` does the same, but importing it costs a second, and each call some microseconds.)
     """
 

@@ -1,4 +1,4 @@
-"""The recurrent cells, one file each: what the passes over a sequence know of them, whatever computes."""
+"""The recurrent cells, one file each: what any implementation of the passes over a sequence knows of them."""
 
 from bptt.nn.cells.base import ACTIVATIONS, Cell
 from bptt.nn.cells.gru import GRU

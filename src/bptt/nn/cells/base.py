@@ -13,14 +13,14 @@ from torch.nn import functional
 ACTIVATIONS = ("identity", "tanh", "relu", "sigmoid", "softplus")
 """In the order of their numbers in native/sequence.h."""
 BY_UNIT = 2
-"""P: the parameters by unit of a cell that has such, as in native/sequence.h."""
+"""P: the number of parameters by unit, for a cell that has them, as in native/sequence.h."""
 
 
 class Given(NamedTuple):
     """What a step is given beside its gates and states.
 
     w: (G H, H), the recurrent weights. b: (G H,), their bias, or None.
-    by_unit: (P, H), of a cell that has such. noise: (n, H), the step's normal numbers, None for none.
+    by_unit: (P, H), for a cell that has them. noise: (n, H), the step's normal numbers, None for none.
     d_by_unit: (B, P, H), to which the step's part of its cotangent is added, or None.
     """
 
@@ -38,16 +38,16 @@ class Given(NamedTuple):
 
 
 class Cell:
-    """A cell of H units. Its first state is h, the output; where it has another one, that is called c.
+    """A cell of H units. Its first state is h, the output; a second state, if any, is called c.
 
-    number: of its kernels, see native/sequence.h. activation: what these call it, 0 where the cell has none.
-    gates: G; `w_hh` has so many times H rows.
+    number: of its kernels, see native/sequence.h. activation: its number there, 0 if the cell has none.
+    gates: G; `w_hh` has G H rows.
     saved: S; how many arrays of H numbers `gates` and `d_gates` hold per row.
     states: 1 or 2. operand: the one that the recurrent weights multiply.
-    by_input, by_state: of each gate the array of `d_gates` that is the cotangent of its input's part, and of its
-        recurrent part. Where they differ, the recurrent part has a bias of its own, which `forward` adds.
+    by_input, by_state: for each gate, the array of `d_gates` that is the cotangent of its input's part, and of its
+        recurrent part. If they differ, the recurrent part has a bias of its own, which `forward` adds.
     keeps: whether `gates` holds anything but h; otherwise it is the same tensor as the outputs.
-    torchs: the function of torch that runs a sequence of such steps, "" for none: then there is `step`.
+    torchs: torch's function that runs a sequence of such steps, "" for none: then there is `step`.
     """
 
     number: int
@@ -61,14 +61,14 @@ class Cell:
     def forward(self, gates: Tensor, after: list[Tensor], before: list[Tensor], given: Given) -> None:
         """Fill `gates` (n, S H), whose first G H columns hold the input's part, and the states after the step.
 
-        after, before: of each state (n, H).
+        after, before: (n, H) for each state.
         """
         raise NotImplementedError
 
     def factors(
         self, d: Tensor, gates: Tensor, states: list[Tensor], before: list[Tensor], given: Given
     ) -> Tensor | None:
-        """Of all N rows at once, what doesn't depend on cotangents: into d (N, S H), and (N, H) where there is more."""
+        """For all N rows at once, what doesn't depend on cotangents: into d (N, S H), and (N, H) if there is more."""
         raise NotImplementedError
 
     def backward(
@@ -83,19 +83,20 @@ class Cell:
     def by_unit(
         self, gates: Tensor, states: list[Tensor], before: list[Tensor], given: Given
     ) -> tuple[list[Tensor], list[list[Tensor | None]]]:
-        """Of each number of a unit's state, of all N rows at once, its derivatives at a step.
+        """The derivatives at a step, for each number of a unit's state and for all N rows at once.
 
-        The first by the arrays of `d_gates`, (N, S H); the second by each number of the same unit a step before, (N, H)
-        or (H,), but for what goes through the gates; None for zero. What is a function of another state is none.
+        The first is with respect to the arrays of `d_gates`, (N, S H); the second, (N, H) or (H,), with respect to each
+        number of the same unit one step before, except through the gates; None is zero. A state that is a function of
+        another one isn't counted.
         """
         raise NotImplementedError
 
     def operand_slope(self, before: list[Tensor]) -> Tensor | None:
-        """The derivative (N, H) of what the recurrent weights multiply by the first state; None for 1."""
+        """The derivative (N, H) of what the recurrent weights multiply with respect to the first state; None is 1."""
         return None
 
     def step(self, driven: Tensor, before: list[Tensor], given: Given) -> list[Tensor]:
-        """The states after a step, differentiable, from the input's part of the gates, biases included."""
+        """The states after a step, differentiable, from the input's part of the gates, including biases."""
         raise NotImplementedError
 
 
@@ -105,7 +106,7 @@ def activated(name: str, x: Tensor) -> Tensor:
 
 
 def slope(name: str, y: Tensor, out: Tensor) -> Tensor:
-    """The derivative of one of ACTIVATIONS where its value is y, into `out`."""
+    """The derivative of one of ACTIVATIONS as a function of its value y, into `out`."""
     if name == "tanh":
         return torch.mul(y, y, out=out).neg_().add_(1)
     if name == "sigmoid":
@@ -116,7 +117,7 @@ def slope(name: str, y: Tensor, out: Tensor) -> Tensor:
 
 
 def sloped(name: str, d: Tensor, c: Tensor, y: Tensor) -> Tensor:
-    """d, which holds the slope at y, times c; where a relu is off 0, not 0 · inf."""
+    """Multiply d, which holds the slope at y, by c; where a relu is off the result is 0, not 0 · inf."""
     if name == "relu":
         return torch.ops.aten.threshold_backward.grad_input(c, y, 0, grad_input=d)
     return d.mul_(c)

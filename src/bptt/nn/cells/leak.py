@@ -1,4 +1,4 @@
-"""Leaky units with noise: by unit they have α, the share of a step that is new, and s, the size of the noise."""
+"""Leaky units with noise: each unit has α, the share of a step that is new, and s, the size of the noise."""
 
 import torch
 from torch import Tensor

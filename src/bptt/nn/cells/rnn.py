@@ -8,7 +8,7 @@ from bptt.nn.cells.base import ACTIVATIONS, Cell, Given, activated, slope, slope
 
 
 class RNN(Cell):
-    """The cell of torch.nn.RNN, f being the identity too."""
+    """The cell of torch.nn.RNN, where f may also be the identity."""
 
     number = 0
     keeps = False

@@ -11,7 +11,7 @@ from bptt.nn.cells.leak import leak, leaked, to_units
 class Voltage(Cell):
     """A leaky cell whose state is what f acts on. By unit: α and s. Saved: a.
 
-    The second state is f(h): a function of the first, but what the recurrent weights multiply.
+    The second state is f(h), a function of the first; it is what the recurrent weights multiply.
     """
 
     number = 4

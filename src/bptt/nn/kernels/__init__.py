@@ -10,10 +10,10 @@ from bptt.nn.kernels import eager
 from bptt.nn.kernels.native import Native, load
 
 natives, reason = load([Path(folder) for folder in __path__])
-"""The kernels this machine can run, the best last; and, where there are none, why."""
+"""The kernels that this machine can run, the best last, and why there are none, if so."""
 
 chosen: Native | None = natives[-1] if natives else None
-"""Those that run; None for PyTorch alone. BPTT_KERNELS=generic, avx2, avx512 or none chooses others, to compare."""
+"""The kernels that run; None for PyTorch alone. BPTT_KERNELS=generic, avx2, avx512 or none chooses others."""
 
 if (_asked := os.environ.get("BPTT_KERNELS")) is not None:
     chosen = next((native for native in natives if native.name == _asked), None)
@@ -26,7 +26,7 @@ def implementation(like: Tensor) -> Native | ModuleType:
 
 
 def describe() -> str:
-    """Which kernels run float32 on the CPU, on whose threads, and why no better ones."""
+    """Which kernels run float32 on the CPU, on which threads, and why not better ones."""
     if chosen is None:
         return f"PyTorch alone, slower ({reason})"
     threads = "threads of torch's OpenMP" if chosen.threaded else "one thread, as torch's OpenMP runtime was not found"

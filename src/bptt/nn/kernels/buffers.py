@@ -1,4 +1,4 @@
-"""Large buffers, used again: a fresh one costs a page fault every 4 KiB, a tenth to a quarter of a training step."""
+"""Large buffers, reused: a fresh one costs a page fault every 4 KiB, a tenth to a quarter of a training step."""
 
 import ctypes
 import itertools
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 SMALL = 2**20
-"""Bytes below which torch's own allocator has no page to ask for."""
+"""Bytes below which torch's own allocator needs no new pages."""
 LIMIT = 2**29
-"""Most bytes kept for later use."""
+"""The most bytes kept for later use."""
 
 LOOSE = 4
-"""How many times too large a buffer may be. What it holds too much is not touched."""
+"""How many times too large a buffer may be. The excess isn't touched."""
 
-_free: dict[int, Tensor] = {}  # in the order they came back: the memory of the last one is in the cache still
+_free: dict[int, Tensor] = {}  # in the order they came back: the memory of the last one is still in the cache
 _turn = itertools.count()
 _held = 0
 _lock = threading.RLock()  # a finalizer may run inside
@@ -47,7 +47,7 @@ def empty(shape: Sequence[int], like: Tensor) -> Tensor:
 
 
 def empty_like(tensor: Any) -> Tensor:
-    """A tensor as a contiguous one is, values undefined."""
+    """A tensor like this one but contiguous, with undefined values."""
     return torch.empty_like(tensor) if tensor.nbytes < SMALL else empty(tensor.shape, tensor)
 
 

@@ -12,7 +12,7 @@ from bptt.nn.noise import by_step
 
 name = "pytorch"
 FEW, RUN = 4096, 256
-"""BLAS adds up a product of fewer numbers than FEW in one long sum, which rounds too often; so RUN terms at a time."""
+"""Below FEW numbers BLAS adds up a product in one long sum, which rounds too often; so we sum RUN terms at a time."""
 
 
 def serves(x: Tensor) -> bool:
@@ -21,7 +21,7 @@ def serves(x: Tensor) -> bool:
 
 
 def pays(cell: Cell, steps: int, rows: int, graph: bool) -> bool:
-    """Step by step torch's LSTM is faster, and any cell of torch's without a graph."""
+    """False where torch is faster than step by step: its LSTM, and any of its cells without a graph."""
     return not cell.torchs or (graph and cell.states == 1)
 
 
@@ -70,7 +70,7 @@ def backward(q: Sequence) -> None:
     outputs_at = None if q.d_outputs is None else _by_step(plan, _flat(q.d_outputs))
     arriving = [
         _state(q, end) for end in (q.d_hn, q.d_cn)[: cell.states]
-    ]  # what comes to the states of each row from the step after
+    ]  # what reaches the states of each row from the step after
     for t in reversed(_order(plan)):
         d = d_at[t]
         c = [a[: len(d)] for a in arriving]
@@ -96,7 +96,7 @@ def backward(q: Sequence) -> None:
 
 
 def _bias(q: Sequence) -> Maybe:
-    """What is added to the input's part of the gates: both biases, but for gates whose recurrent part has its own."""
+    """What is added to the input's part of the gates: both biases, except where the recurrent part has its own."""
     if q.given.b_ih is None or q.given.b_hh is None:
         return q.given.b_ih
     cell, H = q.plan.cell, q.units
@@ -127,21 +127,21 @@ def _weights(q: Sequence, before: Tensor) -> None:
 
 
 def _blocks(q: Sequence, arrays: tuple[int, ...], d: Tensor) -> list[tuple[slice, Tensor]]:
-    """Rows of the weights, and the columns of d that are their cotangents, for gates that lie together in both."""
+    """Rows of the weights, and the columns of d that are their cotangents, for gates that are adjacent in both."""
     H, edges = q.units, [0]
     edges += [gate for gate in range(1, len(arrays)) if arrays[gate] != arrays[gate - 1] + 1] + [len(arrays)]
     return [(slice(a * H, b * H), d[:, arrays[a] * H : (arrays[a] + b - a) * H]) for a, b in pairwise(edges)]
 
 
 def _sums(d: Tensor, ids: Tensor, rows: int) -> Tensor:
-    """(rows, ...): of each id the sum of its rows of d; in parts of some RUN rows, as a long sum rounds too often."""
+    """(rows, ...): for each id the sum of its rows of d, in parts of RUN rows, since a long sum rounds too often."""
     parts = max(1, len(d) // (RUN * rows))
     part = torch.arange(len(d), device=d.device) % parts
     return d.new_zeros(parts * rows, d.shape[1]).index_add_(0, ids + rows * part, d).unflatten(0, (parts, rows)).sum(0)
 
 
 def _product(out: Tensor, a: Tensor, b: Tensor, bias: Maybe = None, add: bool = False) -> None:
-    """`out` (m, n) = a b + bias, or `out` and that."""
+    """`out` (m, n) = a b + bias, or that added to `out`."""
     if bias is not None:
         torch.addmm(bias, a, b, out=out)
     elif a.shape[1] > 2 * RUN and out.numel() < FEW:
@@ -171,23 +171,23 @@ def _state(q: Sequence, given: Maybe) -> Tensor:
 
 
 def _noise(q: Sequence) -> Callable[[int], Tensor] | None:
-    """Of a step the numbers (B, H) that the cell draws, or None."""
+    """The numbers (B, H) that the cell draws at a step, or None."""
     plan = q.plan
     return None if plan.noise is None else by_step(plan.noise, plan.steps, plan.rows, q.units, q.outputs)
 
 
 def _anew(state: Tensor, rows: Tensor, start: Maybe) -> Tensor:
-    """The state, rows of it anew from `start`, or from zeros."""
+    """The state, with some rows anew from `start`, or from zeros."""
     return state.masked_fill(rows[:, None], 0) if start is None else torch.where(rows[:, None], start, state)
 
 
 def _with(new: Tensor, state: Tensor) -> Tensor:
-    """The state with its first rows new: the others have ended, or not yet begun."""
+    """The state with its first rows replaced: the other rows have ended, or not yet begun."""
     return new if len(new) == len(state) else torch.cat([new, state[len(new) :]])
 
 
 def _before(q: Sequence, values: Tensor, initial: Maybe, start: Maybe) -> Tensor:
-    """(N, H): for each row of `values` that of the step before it, else its initial one, or its start's."""
+    """(N, H): for each row of `values` the one at the step before, else its initial state, or its start."""
     plan, first = q.plan, _state(q, initial)
     if plan.sizes is None:
         kept = values[plan.rows :] if plan.reverse else values[: -plan.rows]

@@ -31,16 +31,16 @@ _pack_tensors = struct.Struct(f"{_ALL - _BEFORE}q").pack
 _NONE = (None,) * len(_OF_PLAN)
 _AFTER = bytes(8 * (_ALL - _BEFORE - _PLAIN))
 WHOLE = 1024
-"""Classes of a readout up to which all scores of a row are there at once, as in native/losses.cpp."""
+"""Up to this many classes, a readout holds all scores of a row at once, as in native/losses.cpp."""
 FEW = 8
-"""Steps and rows up to which the kernels read the weights where they lie, instead of packing them first."""
+"""Up to this many steps and rows, the kernels read the weights in place, instead of packing them first."""
 
 
 class Native:
     """The kernels of one instruction set, in float32 on the CPU.
 
     library: the loaded library. isa: which of its instruction sets, and its name.
-    threaded: whether it has found threads to share.
+    threaded: whether it has found torch's threads.
     """
 
     def __init__(self, library: ctypes.CDLL, isa: int, name: str, threaded: bool) -> None:
@@ -51,7 +51,7 @@ class Native:
         return x.dtype == torch.float32 and x.device.type == "cpu"
 
     def pays(self, cell: Cell, steps: int, rows: int, graph: bool) -> bool:
-        """As measured: for few rows, whose weights aren't packed at few steps, or steps enough to pay for packing."""
+        """As measured: for few rows, which need no packed weights at few steps, or enough steps to pay for packing."""
         return not cell.torchs or rows <= FEW or steps >= (4 if graph else 8)
 
     def forward(self, q: Sequence) -> None:
@@ -63,20 +63,20 @@ class Native:
         self._call(self.library.bptt_backward, q)
 
     def plain(self, before: bytes, *pointers: int) -> None:
-        """`forward` of few steps and rows, nothing saved.
+        """`forward` for few steps and rows, with nothing saved.
 
-        before: of `plain_call`. pointers: of x, h0, c0, w_ih, w_hh, b_ih, b_hh, start_h, start_c, by_unit, gates,
-        cells, outputs, hn and cn; 0 for none. Nobody wants gates and cells, 0 too but for gates that are the outputs.
+        before: from `plain_call`. pointers: to x, h0, c0, w_ih, w_hh, b_ih, b_hh, start_h, start_c, by_unit, gates,
+        cells, outputs, hn and cn; 0 for none. Gates and cells aren't wanted, and are 0 unless gates are the outputs.
         """
         if self.library.bptt_forward(self.isa, before + _pack_plain(*pointers) + _AFTER):
             raise MemoryError("bptt.nn: no memory for the gates of a few steps.")
 
     def readout(self, given: Any, ignored: int, d: Maybe, losses: Maybe, norms: Tensor, grads: Any) -> bool:
-        """The cross entropy of the scores x W^T + b, row by row; False where a target is no class.
+        """The cross entropy of the scores x W^T + b, row by row; False if a target isn't a class.
 
         given: x (N, I), w (V, I), b (V,) or None, targets (N,). ignored: the target of rows without a loss.
-        losses, norms: (N,), written, or losses None and norms, log Σ exp of each row's scores, known.
-        d: (N,), the cotangents of the losses, None for 1. grads: as x, w, b, None where not wanted.
+        losses, norms: (N,), to be written; or losses is None and norms, log Σ exp of each row's scores, are known.
+        d: (N,), the cotangents of the losses, None for 1. grads: as x, w, b, None if not wanted.
         """
         (N, wide), V = given[0].shape, len(given[1])
         pointers = [0 if t is None else t.data_ptr() for t in (*given, d, losses, norms, *grads)]
@@ -121,14 +121,14 @@ def _packed(q: Sequence) -> bytes:
 
 @functools.lru_cache(256)
 def plain_call(mode: str, steps: int, rows: int, inputs: int, units: int, threads: int) -> bytes:
-    """What `struct Sequence` begins with, of a call with nothing but inputs, weights and states."""
+    """The beginning of `struct Sequence`, for a call with nothing but inputs, weights and states."""
     cell, total = CELLS[mode], steps * rows
     numbers = (cell.number, cell.activation, 0, threads, steps, rows, inputs, units, total, total)
     return struct.pack(f"{_BEFORE}q", *numbers, *[0] * (_BEFORE - len(numbers)))
 
 
 def load(folders: list[Path]) -> tuple[list[Native], str]:
-    """The kernels in the package's folders, one for each instruction set this machine has; and, where none, why."""
+    """The kernels in the package's folders, one for each instruction set of this machine; if none, also why."""
     path = next((folder / "libbptt.so" for folder in folders if (folder / "libbptt.so").exists()), None)
     if path is None:
         return [], "no C++ compiler was found when bptt was installed"
@@ -141,7 +141,7 @@ def load(folders: list[Path]) -> tuple[list[Native], str]:
     try:
         numbers = library.bptt_numbers()
         found = _kernels(library) if numbers == _ALL else []
-    except AttributeError:  # a function that it doesn't have
+    except AttributeError:  # it lacks a function
         numbers, found = None, []
     if numbers != _ALL:
         return [], f"{path.name} is of another version. Install bptt again to build it anew"
@@ -149,7 +149,7 @@ def load(folders: list[Path]) -> tuple[list[Native], str]:
 
 
 def _cut_short(path: Path) -> bool:
-    """Whether an ELF file ends before its table of sections, which comes last: loading such a one kills the process."""
+    """Whether an ELF file ends before its table of sections, which comes last: loading it kills the process."""
     with path.open("rb") as file:
         head = file.read(64)
     if len(head) < 64 or head[:5] != b"\x7fELF\x02":
@@ -159,7 +159,7 @@ def _cut_short(path: Path) -> bool:
 
 
 def _kernels(library: ctypes.CDLL) -> list[Native]:
-    """Those of a library, its functions' types declared. Raises AttributeError where it lacks a function."""
+    """The kernels of a library, with its functions' types declared. Raises AttributeError if it lacks a function."""
     library.bptt_isa.restype = c_char_p
     library.bptt_isa.argtypes = [c_int32]
     library.bptt_use_openmp.argtypes = [c_void_p, c_void_p, c_void_p]
@@ -174,7 +174,7 @@ def _kernels(library: ctypes.CDLL) -> list[Native]:
 
 
 def _share_threads(library: ctypes.CDLL) -> bool:
-    """Take threads from the OpenMP runtime that torch has loaded; a second one would fight it for the cores."""
+    """Take threads from the OpenMP runtime that torch has loaded; a second runtime would compete for the cores."""
     places = [*(Path(torch.__file__).parent / "lib").glob("lib*omp*"), None]
     for place in places:
         try:

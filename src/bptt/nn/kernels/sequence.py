@@ -12,14 +12,14 @@ Maybe = Tensor | None
 
 @dataclass(slots=True)
 class Plan:
-    """What a call is about, apart from the numbers that autograd follows.
+    """What describes a call, apart from the numbers that autograd follows.
 
-    mode: a key of CELLS. steps, rows: T, B. reverse: from the last step to the first.
-    sizes, offsets: int64 (T,): rows of each step, falling, and where they begin among all; None: B in each.
+    mode: a key of CELLS. steps, rows: T, B. reverse: whether it goes from the last step to the first.
+    sizes, offsets: int64 (T,): the rows of each step, decreasing, and where they begin among all; None: B in each.
     start: bool (T, B), rows that start anew, or None. weight: (T,) or (T, B), w of equation (1), or None for 1.
-        Neither with sizes or reverse.
-    ids: int64 (N,), the row of x that is each row's input, or None: x has a row for each.
-    noise: the key, and the number of the first step, of the numbers that the cell draws; None: it draws none.
+        Neither goes with sizes or reverse.
+    ids: int64 (N,), the row of x that is each row's input, or None: x has one row for each.
+    noise: the key and the number of the first step, for the numbers that the cell draws; None: it draws none.
     """
 
     mode: str
@@ -41,11 +41,11 @@ class Plan:
 class Tensors(NamedTuple):
     """What a layer and direction is evaluated on.
 
-    x: (N, I), with ids any number of rows. What is (N, ...) may be (T, B, ...).
+    x: (N, I), or any number of rows with ids. Anything (N, ...) may also be (T, B, ...).
     h0, c0: (1, B, H), the states before the first step, None for zeros.
-    w_ih: (G H, I). w_hh: (G H, H). b_ih, b_hh: (G H,), or None, b_hh alone too.
-    start_h, start_c: (H,), the states of rows that start anew, None for zeros; only beside h0 and c0.
-    by_unit: (P, H), the parameters of a cell that has some for each unit.
+    w_ih: (G H, I). w_hh: (G H, H). b_ih, b_hh: (G H,), or None; b_hh may be None alone.
+    start_h, start_c: (H,), the states of rows that start anew, None for zeros; only together with h0 and c0.
+    by_unit: (P, H), the parameters by unit of a cell that has them.
     """
 
     x: Tensor
@@ -61,9 +61,9 @@ class Tensors(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Of each of `Tensors` where its cotangent goes, None where nowhere.
+    """For each of `Tensors` the tensor that its cotangent goes into, or None.
 
-    start_h, start_c: (B, H) and by_unit: (B, P, H), zeros before, and sums over each row's steps afterwards.
+    start_h, start_c: (B, H) and by_unit: (B, P, H) are zeros before, and sums over each row's steps afterwards.
     """
 
     x: Maybe = None
@@ -85,10 +85,11 @@ NOTHING = Wanted()
 class Sequence:
     """One direction of one layer, forward or, with the cotangents, backward.
 
-    With N the rows of all steps together and G, S of its cell; float tensors have one dtype and are contiguous.
+    N is the number of rows of all steps together, G and S are those of the cell; all float tensors have one dtype and
+    are contiguous.
 
-    gates: (N, S H), written forward: what the cell saves. cells: (N, H), its second state, where it has two.
-    outputs: (N, H), h; the same tensor as gates where a cell saves nothing else.
+    gates: (N, S H), written forward: what the cell saves. cells: (N, H), its second state, if it has two.
+    outputs: (N, H), h; the same tensor as gates if the cell saves nothing else.
     hn, cn: (1, B, H), the states after the last step.
     d_outputs, d_hn, d_cn: the cotangents, None for zeros.
     d_gates: (N, S H), scratch: the cotangents that the cell's by_input and by_state number.
@@ -121,5 +122,5 @@ class Sequence:
 
     @property
     def states(self) -> list[Tensor]:
-        """Of each state its values after all steps, (N, H)."""
+        """The values of each state after every step, (N, H)."""
         return [self.outputs] if self.cells is None else [self.outputs, self.cells]
