@@ -6,7 +6,7 @@
 
 namespace bptt {
 
-// Work below which threads would take longer to wake than to do it: multiplications of the steps, and of a product.
+// Below this many multiplications, of the steps and of a product, threads would take longer to wake than to compute.
 constexpr int64_t FEW_STEPS = 2000000, FEW_PRODUCTS = 1000000, FEW_UNPACKED = 200000;
 
 static int threads_for(const Sequence &q, int64_t work, int64_t few) { return work > few ? int(q.threads) : 1; }
@@ -48,7 +48,7 @@ void forward(const Kernels &kernels, const Sequence &q, const Room &room) {
     kernels.forward(recurrence(kernels, q, room, false));
 }
 
-// Gates next to each other in the weights that are so in d_gates too.
+// Gates that are adjacent both in the weights and in d_gates.
 struct Gates {
     int64_t gate, at, count;  // the first one in the weights and in d_gates, and how many
 };
@@ -62,7 +62,7 @@ static void to_input(const Kernels &kernels, const Sequence &q, const Room &room
     multiply(kernels, q, room, p);
 }
 
-// dW_ih = d_gates^T x and dW_hh = d_gates^T h_before from one reading of d_gates, and its sums, the bias' gradients.
+// dW_ih = d_gates^T x, dW_hh = d_gates^T h_before, and the sums of d_gates for the bias, from one reading of d_gates.
 static void to_weights(const Kernels &kernels, const Sequence &q, const Room &room, Gates gates, bool input, bool state) {
     const int64_t H = q.units, I = q.inputs, row = gates.gate * H;
     float *b_ih = input && q.d_b_ih ? q.d_b_ih + row : nullptr, *b_hh = state && q.d_b_hh ? q.d_b_hh + row : nullptr;

@@ -5,7 +5,7 @@
 
 namespace bptt {
 
-constexpr int64_t WIDE = 1024, ELEMENTS = 1 << 19;  // classes of a block, and numbers
+constexpr int64_t WIDE = 1024, ELEMENTS = 1 << 19;  // the most classes in a block, and numbers
 constexpr int64_t FEW_NUMBERS = 20000, FEW_TERMS = 1000000;  // below which one thread is faster
 
 static int64_t classes_of(const Readout &r) { return std::min(r.classes, WIDE); }
@@ -29,7 +29,7 @@ struct Blocks {
         kernels.product(p);
     }
 
-    // The scores of rows from `row` on for the classes from `first` on.
+    // The scores of the rows from `row` on, for the classes from `first` on.
     Scores scores(int64_t row, int64_t first) const {
         Scores s{};
         s.rows = std::min(rows_of(r), r.rows - row), s.count = std::min(WIDE, r.classes - first), s.row = row, s.first = first;

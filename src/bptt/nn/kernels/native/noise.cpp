@@ -14,7 +14,7 @@ INLINE V root(V x) {
     return y;
 }
 
-// ln u of a normal number u: u = 2^e m with m in [sqrt ½, sqrt 2), a polynomial in m - 1.
+// ln u for a normal number u: u = 2^e m with m in [sqrt ½, sqrt 2), a polynomial in m - 1.
 INLINE V logarithm(V u) {
     const I e = ((I)u - 0x3f3504f3) >> 23;
     const V f = (V)((I)u - (e << 23)) - 1.f, n = __builtin_convertvector(e, V), z = f * f;

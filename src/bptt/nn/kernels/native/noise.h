@@ -1,8 +1,8 @@
 // Normal numbers that are a function of a key and of where they are used: the same for any chunking, threads and machine.
 //
-// Threefry-2x32 with 20 rounds (Salmon et al. 2011), keyed for a step by the state's key and the step's number, counts the
-// row and half the unit; the Box-Muller transform makes of its two words the numbers of two units next to each other.
-// noise.py does the same in torch, to the bit: noise.cpp is compiled without fused multiplications and additions.
+// Threefry-2x32 with 20 rounds (Salmon et al. 2011): a step's key comes from the state's key and the step's number, and
+// the counter is the row and half the unit. The Box-Muller transform turns its two words into the numbers of two
+// neighbouring units. noise.py computes the same bits in torch, so noise.cpp is compiled without fused multiply-adds.
 #pragma once
 #include <cstdint>
 

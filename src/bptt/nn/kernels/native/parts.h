@@ -12,13 +12,13 @@ namespace bptt {
 constexpr int64_t NONE = -1;
 constexpr int64_t FEW = 8;  // steps, and rows, up to which nothing is packed; as in native.py
 
-// What the passes know of a cell. Its states are h, in outputs, and a second one, in cells.
+// What the passes know of a cell. Its states are h, in outputs, and possibly a second one, in cells.
 struct Shape {
     int64_t gates, saved, states;  // G, S, and how many states
     int64_t operand;               // the state that the recurrent weights multiply
-    int64_t carry;                 // the state that has a cotangent past the gates too, or NONE
-    int64_t by_input[4], by_state[4];  // of each gate the array of d_gates that W_ih gets, and W_hh
-    // Whether the gate's recurrent part stands apart from the input's, with a bias of its own.
+    int64_t carry;                 // the state that also has a cotangent that bypasses the gates, or NONE
+    int64_t by_input[4], by_state[4];  // for each gate, the array of d_gates for W_ih, and for W_hh
+    // Whether the gate's recurrent part is separate from the input's, with a bias of its own.
     constexpr bool apart(int64_t gate) const { return by_input[gate] != by_state[gate]; }
 };
 
@@ -43,19 +43,19 @@ struct Steps {
     }
 };
 
-// The steps' work, the input's part of the gates computed already.
+// The work of the steps; the input's part of the gates is already computed.
 struct Recurrence : Steps {
     const float *table;   // (distinct, S H) the input's part of the gates of each id; null: it is in q.gates
     int threads;          // at most so many
     float *packed;        // scratch of `Kernels::packed` floats, on a multiple of 64 bytes
     float *carry;         // (B, H) scratch of the backward pass of cells that carry
     const StepKey *keys;  // (T,) of the noise; null: none, or not needed
-    bool few;             // nothing is packed, and forward the input's part of the gates isn't computed yet
-    // The input's part of the gates of a row of the N.
+    bool few;             // nothing is packed; in the forward pass the input's part of the gates isn't computed yet
+    // The input's part of the gates for one of the N rows.
     INLINE const float *given(int64_t row, int64_t wide) const { return table ? table + q.ids[row] * wide : q.gates + row * wide; }
 };
 
-// C (+)= A B + bias, float32: C (m, n), A (m, k), B (k, n), each with the distance of its rows in memory.
+// C (+)= A B + bias, float32: C (m, n), A (m, k), B (k, n), each with the distance between its rows in memory.
 struct Product {
     int threads = 1;
     bool a_transposed = false, b_transposed = false;  // the array in memory is (k, m), (n, k)
@@ -66,7 +66,7 @@ struct Product {
     float *c = nullptr;
     float *sums = nullptr;        // (m,) gets the sums of A over k; null: not wanted; only with a_transposed
     float *packed = nullptr;      // scratch of `Kernels::product_packed` floats, on a multiple of 64 bytes
-    // More columns of B, for one A read once: C2 (m, n2) (+)= A B2. n2 = 0: none.
+    // More columns of B, so that A is read only once: C2 (m, n2) (+)= A B2. n2 = 0: none.
     int64_t n2 = 0, ldc2 = 0;
     const float *const *b2 = nullptr;  // (k,) the rows of B2; null for one of zeros
     float *c2 = nullptr;
@@ -81,10 +81,10 @@ struct Sums {
     float *c;
 };
 
-// Scores (rows, count) of rows of a readout, for the classes [first, first + count), which become their cotangents.
+// Scores (rows, count) of rows of a readout for the classes [first, first + count); they become their own cotangents.
 struct Scores {
     int threads;
-    bool add, differentiate;  // take them into the sums of exponentials; make them cotangents, by the norms
+    bool add, differentiate;  // add them to the sums of exponentials; turn them into cotangents, by the norms
     int64_t rows, count, row, first, classes, stride, ignored;
     const int64_t *targets;   // this and all below: of all rows
     float *at;                // the scores, with room up to a multiple of LANES

@@ -15,12 +15,12 @@ namespace BPTT_ISA {
 constexpr int WIDTH = 2, WIDE = WIDTH * LANES;
 constexpr int MOST = (BPTT_REGISTERS - WIDTH - 1) / WIDTH > 12 ? 12 : (BPTT_REGISTERS - WIDTH - 1) / WIDTH;
 constexpr int64_t FEW_PANELS = 2;
-constexpr int64_t AHEAD = 12;  // rows of A that are fetched in advance: too far apart for the machine to guess
+constexpr int64_t AHEAD = 12;  // rows of A that are prefetched: they are too far apart for the machine to guess
 constexpr int64_t DEPTH = 256, CHUNK = 8 * MOST, STRIDE = DEPTH + LANES;  // a power of two would crowd one set of the cache
 
 int64_t padded(int64_t n) { return (n + WIDE - 1) / WIDE * WIDE; }
 
-// c[r][j] (+)= Σ_k a[r][k] panel[k][j] + bias[j] for the n columns of a panel.
+// c[r][j] (+)= Σ_k a[r][k] panel[k][j] + bias[j], for the n columns of a panel.
 template <int ROWS, int TRANSPOSED>
 void product_tile(const float *a, int64_t lda, const float *panel, int64_t K, float *c, int64_t ldc, int64_t n, const float *bias, bool add) {
     V sum[ROWS][WIDTH];
@@ -130,7 +130,7 @@ void multiplication(int thread, int threads, void *data) {
     }
 }
 
-// ---- few rows of A or, where A is transposed, of B: nothing is packed, and the large array is gone through once
+// ---- few rows of A or, if A is transposed, of B: nothing is packed, and the large array is read once
 
 // C of a few rows, the columns of one thread: four rows of B at a time.
 void few_rows(int thread, int threads, void *data) {
@@ -156,7 +156,7 @@ void few_rows(int thread, int threads, void *data) {
     }
 }
 
-// Four rows of C = A^T B, a row of B being null for zeros.
+// Four rows of C = A^T B; a row of B that is null stands for zeros.
 INLINE void few_terms(const float (&a)[FEW][4], int64_t K, int64_t rows, const float *const *b, int64_t n, float *c, int64_t ldc, bool add) {
     for (int64_t j = 0; j < n; j += LANES) {
         V sum[4] = {};
@@ -197,7 +197,7 @@ void product(const Product &p) {
     run(p.threads, multiplication, &data);
 }
 
-// What steps.cpp has of this instruction set.
+// Defined in steps.cpp, for this instruction set.
 const Shape &shape(int64_t cell);
 int64_t packed(int64_t cell, int64_t units);
 void forward(const Recurrence &steps);

@@ -8,7 +8,7 @@
 namespace bptt {
 namespace BPTT_ISA {
 
-// e^x of x <= 0; 0 below the smallest normal number.
+// e^x for x <= 0; 0 below the smallest normal number.
 INLINE V exponential(V x) {
     const I none = x < -87.33f;
     x = none ? all(-87.33f) : x;

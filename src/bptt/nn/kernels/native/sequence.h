@@ -1,7 +1,7 @@
 // A recurrent layer over a whole sequence: what the Python side hands over, and nothing else.
 //
 // All arrays are float32, row-major and contiguous. N is the number of rows of all steps together, G the gates of the
-// cell, S the arrays a row of `gates` holds, both in its header of cells/. A pointer may be null where it says so.
+// cell, S how many arrays a row of `gates` holds; both are in its header in cells/. A pointer may be null where noted.
 #pragma once
 #include <cstdint>
 
@@ -11,7 +11,7 @@ extern "C" {
 
 enum Cell : int64_t { RNN = 0, GRU = 1, LSTM = 2, RATE = 3, VOLTAGE = 4 };
 enum Activation : int64_t { IDENTITY = 0, TANH = 1, RELU = 2, SIGMOID = 3, SOFTPLUS = 4 };
-enum { BY_UNIT = 2 };  // P, the parameters by unit of a cell that has such
+enum { BY_UNIT = 2 };  // P, the number of parameters by unit, for a cell that has them
 
 struct Sequence {                                   // 8 bytes each
     int64_t cell, activation;                       // activation: of a cell that has a choice
@@ -60,21 +60,21 @@ struct Readout {                                    // 8 bytes each
 
 typedef void (*Parallel)(void (*body)(void *), void *data, unsigned threads, unsigned flags);
 
-// The OpenMP runtime to take threads from: GOMP_parallel, omp_get_thread_num and omp_get_num_threads of the one that
-// the process has loaded already. Without a call, or with null, everything runs on the calling thread.
+// The OpenMP runtime to take threads from: GOMP_parallel, omp_get_thread_num and omp_get_num_threads of the one that the
+// process has already loaded. Without this call, or with null, everything runs on the calling thread.
 BPTT_API void bptt_use_openmp(Parallel parallel, int (*thread)(), int (*threads)());
 
 // The instruction sets that this machine has kernels for: "generic", "avx2" or "avx512", the i-th; null after the last.
 BPTT_API const char *bptt_isa(int32_t i);
 
-// How many numbers of 8 bytes a Sequence holds: what a caller packs must be that long.
+// How many numbers of 8 bytes a Sequence holds; what a caller packs must be that long.
 BPTT_API int32_t bptt_numbers();
 
 // Fill gates, cells, outputs, hn and cn; d_gates and the gradients that are wanted. 1: there was no memory.
-// 2: an id is no row of x, and nothing was done.
+// 2: an id isn't a row of x, and nothing was done.
 BPTT_API int32_t bptt_forward(int32_t isa, const Sequence *sequence);
 BPTT_API int32_t bptt_backward(int32_t isa, const Sequence *sequence);
 
-// Fill losses and norms, and the gradients that are wanted. 1: there was no memory. 2: a target is no class.
+// Fill losses and norms, and the gradients that are wanted. 1: there was no memory. 2: a target isn't a class.
 BPTT_API int32_t bptt_readout(int32_t isa, const Readout *readout);
 }

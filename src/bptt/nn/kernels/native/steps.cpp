@@ -2,8 +2,8 @@
 //
 //     c_t = ∂l_t/∂s_t + w_{t+1} · c_{t+1} · ∂s_{t+1}/∂s_t                                   (1)
 //
-// Per step only what needs the step before is done here: the product with the recurrent weights and what is elementwise
-// after it. Compiled once for each instruction set.
+// Only what depends on the step before is done here, step by step: the product with the recurrent weights and the
+// elementwise work after it. Compiled once for each instruction set.
 #include <array>
 #include <utility>
 
@@ -106,7 +106,7 @@ template <class CELL, int ROWS> void input_tile(const Recurrence &steps, int64_t
 
 // ---- backward: equation (1)
 
-// Whether a cotangent comes to the state after step s from the step after it, or from the end.
+// Whether a cotangent reaches the state after step s from the next step, or from the end.
 enum From { NEXT, END };
 
 template <class CELL, int ROWS, int FROM, bool FEW> void backward_tile(const Recurrence &steps, int64_t s, int64_t row, int64_t panel) {
@@ -185,7 +185,7 @@ template <class CELL, int FROM, size_t... N> constexpr auto few_backward_tiles(s
     return std::array<Tile, sizeof...(N)>{backward_tile<CELL, 1 << N, FROM, true>...};
 }
 
-// Rows [from, to) of step s in blocks of nearly equal size, over the panels of this part.
+// Rows [from, to) of step s, in blocks of nearly equal size, over the panels of this part.
 template <size_t MOST>
 INLINE void each(const std::array<Tile, MOST> &tiles, const Recurrence &steps, int64_t s, int64_t from, int64_t to, const Part &part) {
     if (to <= from) return;
@@ -206,7 +206,7 @@ INLINE void each_power(const std::array<Tile, POWERS> &tiles, const Recurrence &
         }
 }
 
-// A few steps of a few rows: the weights are read where they lie.
+// A few steps of a few rows: the weights are read in place.
 template <class CELL> void forward_few(const Recurrence &steps, const Part &part) {
     static constexpr auto tiles = few_tiles<CELL>(std::make_index_sequence<POWERS>());
     static constexpr auto inputs = input_tiles<CELL>(std::make_index_sequence<POWERS>());
@@ -252,7 +252,7 @@ template <class CELL> void backward_rows(const Recurrence &steps, const Part &pa
         steps.few ? each_power(unpacked, steps, s, a, b, part) : each(packed, steps, s, a, b, part);
     };
     const Sequence &q = steps.q;
-    const bool begins = q.d_h0 || q.d_c0 || q.d_start_h || q.d_start_c;  // what comes before a row's first step is wanted
+    const bool begins = q.d_h0 || q.d_c0 || q.d_start_h || q.d_start_c;  // wanted: what comes before a row's first step
     for (int64_t s = q.steps - 1; s >= 0; --s) {
         const int64_t here = std::clamp(steps.rows(s), from, to), after = std::clamp(steps.rows(s + 1), from, to);
         next(s, from, std::min(here, after));

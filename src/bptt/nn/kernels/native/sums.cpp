@@ -1,4 +1,4 @@
-// Sums of the rows that belong together: what comes to the gates of one id, over all steps.
+// Sums of the rows that belong together: the cotangents of the gates for each id, over all steps.
 #include "parts.h"
 #include "team.h"
 #include "vectors.h"
@@ -7,10 +7,10 @@ namespace bptt {
 namespace BPTT_ISA {
 
 constexpr int WIDTH = 8;
-constexpr int64_t AHEAD = 8;  // rows that are fetched in advance: no machine guesses their order
+constexpr int64_t AHEAD = 8;  // rows that are prefetched: no machine guesses their order
 constexpr int64_t FEW = 64;   // a long running sum would round too often
 
-// `count` rows of A, `n` columns from the first on.
+// Adds `count` rows of A, in `n` columns from the first on.
 void sum_rows(const Sums &sums, const int64_t *rows, int64_t count, int64_t first, int64_t n, float *out) {
     V sum[WIDTH] = {}, few[WIDTH] = {};
     for (int64_t i = 0; i < count; ++i) {

@@ -30,7 +30,7 @@ struct alignas(64) Barrier {
 #if defined(__SSE__)
                 _mm_pause();
 #endif
-            } else {  // the one waited for may be without a core
+            } else {  // the thread that is waited for may have no core
 #if defined(__linux__) || defined(__APPLE__)
                 sched_yield();
 #endif
@@ -47,7 +47,8 @@ struct Part {
     void wait() const { barrier->wait(members); }
 };
 
-// Rows go first, ROWS to a thread at least, since they need no barrier a step; what threads remain share columns.
+// Rows are divided first, at least ROWS to a thread, since they need no barrier per step; the remaining threads share
+// columns.
 inline Part divide(int thread, int threads, int64_t rows, int64_t panels, Barrier *barriers) {
     const int64_t ROWS = 8;
     int64_t groups = std::clamp<int64_t>(rows / ROWS, 1, threads);
@@ -62,7 +63,7 @@ inline Part divide(int thread, int threads, int64_t rows, int64_t panels, Barrie
     return part;
 }
 
-// Denormals count as zero while it lives: vanishing cotangents cost nothing. The caller's setting comes back.
+// Denormals count as zero while it lives, so that vanishing cotangents cost nothing. The caller's setting is restored.
 class Flush {
 #if defined(__SSE__)
     unsigned before = _mm_getcsr();

@@ -19,7 +19,7 @@ typedef float Unaligned __attribute__((vector_size(LANES * 4), aligned(4), may_a
 
 INLINE V all(float x) { return V{} + x; }
 
-// The first n floats at p, zeros after them; and the other way round.
+// Load the first n floats at p, with zeros after them; and store them.
 INLINE V load(const float *p, int64_t n) {
     if (n >= LANES) return *(const Unaligned *)p;
 #if defined(__AVX512F__)
@@ -42,7 +42,7 @@ INLINE void store(float *p, V v, int64_t n) {
 #endif
 }
 
-// The pairs of a[i], a[i + D] change the blocks of D lanes across their diagonal.
+// Each pair a[i], a[i + D] swaps its blocks of D lanes across the diagonal.
 template <int D> INLINE void exchange(V (&a)[LANES]) {
     I low{}, high{};
     for (int lane = 0; lane < LANES; ++lane) {
@@ -94,7 +94,7 @@ template <int D = 1> INLINE V folded(V (&a)[LANES]) {
     return a[0];
 }
 
-// out[r ldo + i] = Σ_k a[r][k] w[i ldw + k] for LANES i, of which the n first are there: nothing is packed, w is read once.
+// out[r ldo + i] = Σ_k a[r][k] w[i ldw + k] for LANES i, of which the first n exist: nothing is packed, w is read once.
 template <int ROWS> INLINE void dots(const float *const *a, const float *w, int64_t ldw, int64_t n, int64_t K, float *out, int64_t ldo) {
     constexpr int UNITS = LANES / ROWS;
     for (int64_t i = 0; i < LANES && i < n; i += UNITS) {
@@ -117,7 +117,7 @@ template <int ROWS> INLINE void dots(const float *const *a, const float *w, int6
     }
 }
 
-// sum[r][v] = Σ_k a[r lda + k step] panel[k][v]. Few rows keep several sums, as one addition waits for the one before it.
+// sum[r][v] = Σ_k a[r lda + k step] panel[k][v]. Few rows keep several sums, since each addition waits for the last one.
 template <int ROWS, int WIDTH, int STEP = 1>
 INLINE void multiply(V (&sum)[ROWS][WIDTH], const float *a, int64_t lda, const float *panel, int64_t K) {
     constexpr int SUMS = ROWS * WIDTH >= 8 ? 1 : ROWS * WIDTH >= 4 ? 2 : 4;
@@ -145,7 +145,7 @@ INLINE void multiply(V (&sum)[ROWS][WIDTH], const float *a, int64_t lda, const f
             for (int v = 0; v < WIDTH; ++v) sum[r][v] += more[s][r][v];
 }
 
-// The same product with the columns [0, n) of w (K, .), as it lies in memory.
+// The same product with the columns [0, n) of w (K, .), read in place.
 template <int ROWS, int WIDTH>
 INLINE void multiply_unpacked(V (&sum)[ROWS][WIDTH], const float *a, int64_t lda, const float *w, int64_t ldw, int64_t n, int64_t K) {
     for (int r = 0; r < ROWS; ++r)
@@ -198,8 +198,8 @@ INLINE V inverse(V x) {
 #endif
 }
 
-// NaN goes through both: comparisons with it are false. Below the smallest normal number the sigmoid is 0, as everything
-// is here: whatever stood in its place a state of 1e19, squared in a gradient, would make large.
+// NaN passes through both, since comparisons with it are false. Below the smallest normal number the sigmoid is 0, as is
+// everything here: a state of 1e19, squared in a gradient, would make any other small value large.
 INLINE V sigmoid(V x) {
     const I none = x < -87.33f;
     x = none ? all(-87.33f) : x > 87.f ? all(87.f) : x;
@@ -207,7 +207,7 @@ INLINE V sigmoid(V x) {
     return none ? V{} : y;
 }
 
-// (e^2a - 1) / (e^2a + 1) of a = |x|, but 1 - 2 / (e^2a + 1) where that is more exact: backward needs 1 - h h.
+// (e^2a - 1) / (e^2a + 1) for a = |x|, but 1 - 2 / (e^2a + 1) where that is more exact: backward needs 1 - h h.
 INLINE V tanh(V x) {
     V a = (V)((I)x & 0x7fffffff);
     a = a > 9.02f ? all(9.02f) : a;
@@ -216,7 +216,7 @@ INLINE V tanh(V x) {
     return (V)((I)part | ((I)x & INT32_MIN));
 }
 
-// ln(1 + e^x) = max(x, 0) + ln(1 + z), z = e^-|x|: 2 artanh(t) of t = z / (2 + z) in (0, 1/3], as a series.
+// ln(1 + e^x) = max(x, 0) + ln(1 + z), z = e^-|x|: 2 artanh(t) for t = z / (2 + z) in (0, 1/3], as a series.
 INLINE V softplus(V x) {
     V a = (V)((I)x | INT32_MIN), power;
     a = a < -87.33f ? all(-87.33f) : a;

@@ -10,7 +10,7 @@ INLINE V activated(int64_t f, V x) {
     return f == TANH ? tanh(x) : f == RELU ? (x < 0.f ? V{} : x) : f == SIGMOID ? sigmoid(x) : f == SOFTPLUS ? softplus(x) : x;
 }
 
-// f'(x) c; a relu that is off stops an infinite c too, and a NaN shows.
+// f'(x) c; a relu that is off stops even an infinite c, while a NaN gets through.
 INLINE V derived(int64_t f, V y, V c) {
     if (f == RELU) return y <= 0.f ? V{} : c;
     V power;

@@ -8,12 +8,12 @@ namespace BPTT_ISA {
 
 struct Place {
     const Recurrence &steps;
-    int64_t s, row, flat, j, n;  // the step, the row, its place among all rows; n units from the j-th on, or more
+    int64_t s, row, flat, j, n;  // the step, the row, its index among all rows; n or more units from the j-th on
     int64_t wide;                // S H
     const V *noise;              // the units' normal numbers; null: no noise
 
     INLINE V given(int64_t gate) const { return load(steps.given(flat, wide) + gate * steps.q.units + j, n); }
-    INLINE V with_bias(int64_t gate, V x) const {  // of a gate whose recurrent part has one of its own
+    INLINE V with_bias(int64_t gate, V x) const {  // for a gate whose recurrent part has its own bias
         return steps.q.b_hh ? x + load(steps.q.b_hh + gate * steps.q.units + j, n) : x;
     }
     INLINE V saved(int64_t i) const { return load(steps.q.gates + flat * wide + i * steps.q.units + j, n); }
@@ -25,7 +25,7 @@ struct Place {
     }
     INLINE V now(int64_t state) const { return load(steps.values(state) + flat * steps.q.units + j, n); }
     INLINE void put(int64_t state, V x) const { store(steps.values(state) + flat * steps.q.units + j, x, n); }
-    // The cotangents of the gates, and of the carried state past the gates.
+    // The cotangents of the gates, and of the carried state, bypassing the gates.
     INLINE void gate(int64_t i, V x) const { store(steps.q.d_gates + flat * wide + i * steps.q.units + j, x, n); }
     INLINE void carry(V x) const { store(steps.carry + row * steps.q.units + j, x, n); }
     // The i-th parameter by unit, and what is added to its cotangent's sum over the row's steps.

@@ -19,7 +19,7 @@ struct Rnn {
         const V h = p.now(0);
         V dh = d[0];
         if (p.steps.q.activation == TANH) dh *= 1.f - h * h;
-        if (p.steps.q.activation == RELU) dh = h <= 0.f ? V{} : dh;  // a NaN shows
+        if (p.steps.q.activation == RELU) dh = h <= 0.f ? V{} : dh;  // a NaN gets through
         p.gate(0, dh);
     }
 };

@@ -1,5 +1,5 @@
 // h = (1 - α) h_before + α a + s ξ, a the gates, whose recurrent part is W f(h_before): α and s by unit. Saved: a.
-// The second state is f(h): a function of the first, but what the recurrent weights multiply.
+// The second state is f(h), a function of the first; it is what the recurrent weights multiply.
 #pragma once
 #include "activations.h"
 #include "cell.h"
