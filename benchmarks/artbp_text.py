@@ -1,14 +1,14 @@
 """Is ARTBP "in practice not much better than TBPTT"? On a text, at equal updates and at equal time.
 
 A character model (embedding, LSTM of 128 units, decoder; Adam) on the documentation that comes with Python, trained by
-`TruncatedBPTT(50)` and by `ARTBP` with windows of 50 steps on average, from the same first weights. Each run goes on
+`TruncatedBPTT(50)` and by `ARTBP` with windows of 50 steps on average, from the same first weights. Each run continues
 until it has made all its updates and used all its time; the held-out tenth is measured at both moments. Time is the
 processor time of training on one thread, which a busy machine doesn't change much.
 
     python benchmarks/artbp_text.py [--seeds 5] [--updates 2000] [--seconds 100]
 
-The intervals are 95 % of Student's t over the seeds. What answers the question is the difference of the two on the
-same seed: an interval that contains zero says that no difference was seen. No target is judged. `--quick` is a try-out.
+The intervals are 95 % of Student's t over the seeds. The difference of the two on the same seed answers the question:
+an interval that contains zero says that no difference was seen. No target is judged. `--quick` is a trial run.
 """
 
 import argparse

@@ -1,20 +1,20 @@
 """How much faster does a character model train with `bptt` and `bptt.nn` than in a plain PyTorch loop with torch.nn?
 
 Embedding of 64, 256 units, a linear readout, Python's documentation in 32 lanes, windows of 64 characters, Adam, the
-gradient clipped to norm 1, the state carried. Ours hands the embedding to the layer, which looks up the gates of a
-character instead of its input. Both train in turn, ten updates of the one and ten of the other; blocks of a busy moment
-are not counted.
+gradient clipped to norm 1, the state carried. Ours passes the embedding to the layer, which looks up the gates of a
+character instead of its input. The two train in turn, ten updates each; blocks measured at a busy moment don't count.
 
-Both start from the same weights and read the same text, so that their losses can be compared, by the largest relative
+Both start from the same weights and read the same text, so their losses can be compared, by the largest relative
 difference over the updates: with Adam, and with plain SGD at rate 0.5. Adam amplifies rounding, for the LSTM from 1e-7
-to several 1e-3 within 500 updates: `--exact` runs the plain loop in float64 too, and shows that its own float32 is as
-far from that. So the curve of SGD is judged: below 1e-3.
+to several 1e-3 within 500 updates: `--exact` also runs the plain loop in float64, and shows that the plain loop in
+float32 is as far away from that. So SGD's curve is judged: the difference must be below 1e-3.
 
     python benchmarks/char_model.py [--cells rnn,gru,lstm] [--updates 500] [--processes 3] [--json FILE] [--quick]
     python benchmarks/char_model.py --processes 1 --exact
 
-How to read it: characters a second of each; the ratio is their quotient, for each process, the median of which is
-judged. Targets: 1.6x for RNN, 2x for GRU, 1.05x for LSTM. Then how far the losses differ with either optimiser.
+How to read it: each one's characters per second; the ratio is their quotient in each process, and the median over
+processes is judged. Targets: 1.6x for RNN, 2x for GRU, 1.05x for LSTM. Then how far the losses differ with either
+optimiser.
 """
 
 import itertools

@@ -2,9 +2,9 @@
 
 Forward and backward of one layer, T = 256, plain and with: a cotangent weight for each step, for each step and row;
 resets; both; cotangents that fade over the whole sequence; cotangents too small for normal numbers; saturated inputs.
-All in turn in one loop. Then a step of `unroll` on bptt.nn.LSTM (64 -> 128, batch 16, SGD): ARTBP with a draw after
-every step, against TruncatedBPTT(50), over streams of 2000 steps, so that ARTBP's windows, of 50 steps on average, are
-of all lengths. torch.nn.LSTM, which has to be called step by step there, is shown for comparison.
+All of them run in turn in one loop. Then a step of `unroll` on bptt.nn.LSTM (64 -> 128, batch 16, SGD): ARTBP with a
+draw after every step, against TruncatedBPTT(50), over streams of 2000 steps, so that ARTBP's windows, of 50 steps on
+average, are of all lengths. torch.nn.LSTM, which has to be called step by step there, is shown for comparison.
 
     python benchmarks/constant_time.py [--cells rnn,gru,lstm] [--processes 3] [--json FILE] [--quick]
 

@@ -1,11 +1,11 @@
-"""Runs killed with SIGKILL at random moments go on, and end with the bits of the run that wasn't killed.
+"""Do runs that were killed with SIGKILL at random moments resume, and end with the bits of a run that wasn't killed?
 
     python benchmarks/crash.py [--kills 100]
 
-A small `bptt train` and a small `bptt compare` are each run once as they are, and then again and again with a SIGKILL
-after a random time, until as many kills as asked for have been made; every run that was killed is gone on with, killed
-again now and then, until it ends. Each command runs in a process forked from this one: a random moment is one of the
-work, not of importing.
+A small `bptt train` and a small `bptt compare` are each run once undisturbed, and then again and again with a SIGKILL
+after a random time, until as many kills as asked for have been made. Every run that was killed is resumed, and killed
+again now and then, until it ends. Each command runs in a process forked from this one, so that it is killed at work,
+not while importing.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """How fast is `bptt.nn.CTRNN`, noise on, against a Python loop over torch's operators?
 
-Forward and backward of a layer of fixed α with the gradients of its weights; both forms, with tanh, as two computations
-of a relu network differ at its kink. The loop takes the products with the inputs of all steps at once, and draws its
-noise step by step with torch.randn_like. `bptt.nn.RNN`, which has neither leak nor noise, runs beside them, and drawing
-the noise with torch.randn alone. All run in turn in one loop, samples of a busy moment are dropped; before anything is
-timed the layer without noise is asserted equal to the loop without (1e-4).
+Forward and backward of a layer with fixed α, with the gradients of its weights; both forms, with tanh, since two
+computations of a relu network differ at its kink. The loop takes the products with the inputs of all steps at once, and
+draws its noise step by step with torch.randn_like. `bptt.nn.RNN`, which has neither leak nor noise, runs beside them,
+and so does drawing the noise alone, with torch.randn. All run in turn in one loop, and samples of a busy moment are
+dropped. Before anything is timed, the layer without noise is asserted equal to the loop without noise (1e-4).
 
     python benchmarks/ctrnn.py [--processes 3] [--json FILE] [--quick]
 

@@ -1,10 +1,11 @@
-"""A fluid flow as a recurrence: is the solver right, is its gradient, and what can be found with it?
+"""A fluid flow as a recurrence: is the solver right, is its gradient right, and what can be found with it?
 
 The flow and its observations are those of examples/flow.py: 32 x 32 points, float64, dt 0.02, ν = 0.05, six Fourier
-modes of force, seen at 51 points every tenth step with 5 % noise. Data and model share the solver. One part a question:
+modes of force, seen at 51 points every tenth step with 5 % noise. Data and model share the solver. Each part answers
+one question:
 
     vortices   Taylor-Green vortices carried by a mean flow (1, 0.5) against the closed form, 1,000 steps. Target: at
-               most 1e-6 of the first maximum; 4th order in dt
+               most 1e-6 of the initial maximum; 4th order in dt
     gradient   over 1,000 steps against central differences (eps 1e-6). Target: 1e-5 of its norm
     memory     the gradient of 2,000 steps at 64 x 64 in 16 MiB of saved tensors and stored states, against the one in
                64 MiB. Target: equal to 1e-10 of its norm
@@ -13,8 +14,8 @@ modes of force, seen at 51 points every tenth step with 5 % noise. Data and mode
     adam       Adam (rate 0.01) on the exact gradient from (1.2 ν, 0.8 f). Target: within 2 % and 5 %
     drift      the same Adam by TBPTT(50) for as many passes, started at the truth. Target: it gets more than 50 % away
                in ν, so there is something to cure. By ARTBP(50), 20 passes, 5 draws of its cuts: no target
-    unbiased   ARTBP's gradient, its mean over all patterns of three cuts in 500 steps with their probabilities, against
-               the exact one. Target: equal to 1e-10 of its norm
+    unbiased   the mean of ARTBP's gradient over all patterns of cuts at three boundaries in 500 steps, weighted by
+               their probabilities, against the exact one. Target: equal to 1e-10 of its norm
 
     python benchmarks/flow.py [--only PART] [--quick]
 """

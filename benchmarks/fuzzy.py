@@ -1,15 +1,15 @@
 """Is a fuzzy system, trained on its own free runs, a better model than one fitted one step ahead, and can it be read?
 
 The plant, the data and the systems are those of examples/fuzzy.py: 3 x 3 rules on (y, y1), trained by full BPTT,
-TBPTT(10) and ARTBP(10) from the linear ARX law. Each on every seed; the seed draws the data and ARTBP's cuts.
+TBPTT(10) and ARTBP(10) from the linear ARX law, each on every seed; the seed draws the data and ARTBP's cuts.
 
     run       root mean square error of the free run on the sine. Target: at most 0.25 of the ARX law's, and 0.7 of the
               same system's, fitted one step ahead by least squares
-    sense     centres ordered, inside the data's range. Every point of the data's range belongs to some set by at least
-              0.2. Neighbours overlap (area of the lesser membership over that of the greater, on the same range) by at
-              most 0.7. Every rule fires by at least 2 % on average over the measured (y, y1)
-    labels    the set that a rule's consequent at its prototype belongs to most is that of the plant's value there, for
-              at least 7 of 9 rules, and for more than before training
+    sense     centres ordered, inside the data's range. Every point of the data's range has a membership of at least 0.2
+              in some set. Neighbours overlap (area of the smaller membership over that of the larger, on the same
+              range) by at most 0.7. Every rule fires by at least 2 % on average over the measured (y, y1)
+    labels    the set that a rule's consequent at its prototype belongs to most is the plant's there too, for at least 7
+              of 9 rules, and for more rules than before training
 
     python benchmarks/fuzzy.py [--seeds 3] [--first 0] [--quick]
 """

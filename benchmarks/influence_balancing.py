@@ -5,13 +5,14 @@ Influence balancing (Tallec & Ollivier 2017, arXiv 1705.08209; constants of Vico
     s_{t+1} = A s_t + θ v,    A_ii = A_{i,i+1} = 1/2,    v = (+1 ten times, -1 thirteen times),    s_0 = ones
     l_t = ½ (s_t[0] - 1)²,    optimum θ* = -1/6
 
-θ moves s[0] up within ten steps and, through the chain, further down later: what a short window sees has the wrong
-sign. The losses of a window are summed, the state is carried, SGD takes one step per update with learning rate 1e-5.
+θ moves s[0] up within ten steps and, through the chain, further down later: the gradient of a short window has the
+wrong sign. The losses of a window are summed, the state is carried, SGD takes one step per update with learning rate
+1e-5.
 
     python benchmarks/influence_balancing.py [--steps 60000] [--seed 0]
 
-Expected at 60,000 steps, computed twice and independently of this code: see `EXPECTED`. Fewer steps are a try-out:
-nothing is judged.
+The values expected at 60,000 steps, computed twice and independently of this code, are in `EXPECTED`. Runs with fewer
+steps are trial runs, and nothing is judged.
 """
 
 import argparse

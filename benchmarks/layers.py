@@ -1,9 +1,9 @@
 """How fast are `bptt.nn.RNN`, `GRU` and `LSTM` against torch.nn's, JAX's `lax.scan`, and the machine's sgemm?
 
 One layer of fixed weights on random inputs; "both" is forward and backward with the gradients of the inputs and of all
-weights, "forward" is under no_grad. All contestants run in turn in one loop, samples of a busy moment are dropped, and
+weights, "forward" is under no_grad. All contestants run in turn in one loop; samples of a busy moment are dropped, and
 every gradient is asserted equal to torch's (1e-4 of the largest entry) before anything is timed. JAX is the fastest of
-several writings of the same layer (support/scan.py), chosen for each shape at the smallest T. sgemm is torch.mm of 2048
+several versions of the same layer (support/scan.py), chosen for each shape at the smallest T. sgemm is torch.mm of 2048
 x 2048 matrices, in the same loop. A cell whose torch.nn run takes over 20 s is left out.
 
     python benchmarks/layers.py [--steps 64,256,1024] [--cells rnn,gru,lstm] [--processes 3] [--json FILE] [--quick]
@@ -11,7 +11,7 @@ x 2048 matrices, in the same loop. A cell whose torch.nn run takes over 20 s is 
 How to read it: "torch.nn / bptt" is how many times faster we are; "best rival / bptt" takes the faster of torch.nn and
 JAX, once for each process; "of sgemm" is the rate of our multiplications and additions over that of torch.mm, "of
 peak" over that of a loop of independent multiply-adds (nan without a C++ compiler; see peak.py). With several processes
-a figure is the median of theirs, since torch's own LSTM moves 1.5x from process to process.
+a figure is their median, since torch's own LSTM varies by 1.5x from process to process.
 
 Targets, all of "both": geometric mean over the table RNN >= 3x torch.nn, GRU >= 3x (>= 2x where B >= 8), LSTM >= 1.15x;
 no cell below 0.9x of the best rival in all processes; RNN and GRU with H >= 256, B >= 32 at >= 85 % of sgemm; at

@@ -1,11 +1,11 @@
-"""A policy trained through the chaotic Lorenz system by five methods at equal passes: which of them arrive?
+"""A policy trained through the chaotic Lorenz system by five methods with equally many passes: which of them arrive?
 
 The system, the policy, its cost and the methods are those of examples/lorenz.py. The settings were chosen on seeds
-from 100 on; here the seeds are 0 to 4. A run arrives where the distance to C⁺, from starts that training never saw, is
-below 1 in the mean over them and the last 200 of 1,000 steps. Targets:
+from 100 on; here the seeds are 0 to 4. A run arrives if the distance to C⁺, from starts that training never saw, is
+below 1 on average over these starts and the last 200 of 1,000 steps. Targets:
 
-    gradient   its norm, before training, grows >= 1e4 times from a horizon of 50 steps to one of 1,000; with clipped
-               cotangent it stays within 2 times
+    gradient   its norm before training grows by a factor of at least 1e4 from a horizon of 50 steps to one of 1,000;
+               with clipped cotangents it stays within a factor of 2
     trained    TBPTT(50), ARTBP(50), and full BPTT with clipped cotangent arrive on >= 4 of 5 seeds, full BPTT without
                any clip on <= 1; with the gradient's norm clipped it is reported only
 

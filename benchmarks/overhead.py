@@ -1,9 +1,8 @@
 """What does `bptt.unroll` cost over a hand-written detach loop?
 
 LSTM (64 -> 256) with a linear readout, cross entropy, batch 32, one stream, SGD after every window of k steps, the same
-seeds and data. Both loops are asserted to give the same losses. They then run side by side, a window of the one and a
-window of the other in changing order; the figure is the median of the pairs' ratios. What a run costs once, at its
-first window, isn't in it.
+seeds and data. Both loops are asserted to give the same losses. They then run side by side, one window each in changing
+order; the figure is the median of the pairs' ratios. It doesn't include what a run costs once, at its first window.
 
     python benchmarks/overhead.py [--pairs 41] [--quick]
 

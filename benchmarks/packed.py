@@ -7,9 +7,9 @@ Gradients are asserted equal to torch's, on short sequences.
 
     python benchmarks/packed.py [--steps 1000] [--cells rnn,gru,lstm] [--processes 3] [--json FILE] [--quick]
 
-How to read it: times of one run, and their ratios. Targets at T = 1000: 20x for LSTM and GRU, 4x for RNN, the median of
-the processes. torch's packed time grows faster than T: with a smaller --steps the ratios are smaller and nothing is
-judged.
+How to read it: the times of one run, and their ratios. Targets at T = 1000, for the median of the processes: 20x for
+LSTM and GRU, 4x for RNN. torch's packed time grows faster than T: with a smaller --steps the ratios are smaller, and
+nothing is judged.
 """
 
 import statistics

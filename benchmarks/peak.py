@@ -1,7 +1,7 @@
-"""How fast could the processor multiply and add in float32, and what of that does torch.mm reach?
+"""How fast could the processor multiply and add in float32, and how much of that does torch.mm reach?
 
 The peak is that of a loop of independent fused multiply-adds in registers, compiled on the spot, on one thread and on
-all of torch's threads at once: nothing can be faster, and no library of matrix products comes into it.
+all of torch's threads at once: nothing can be faster, and no matrix library is involved.
 
     python benchmarks/peak.py [--quick]
 

@@ -1,12 +1,12 @@
-"""Does `bptt.plan` foretell what runs take?
+"""Does `bptt.plan` predict what runs take?
 
 Five points (T, B, H, budget) for nn.RNN, nn.LSTM and a user's step under `scan`. A plan is made from the first steps of
 each problem; then its rows are run, and compared:
 
 1. memory: predicted over measured `Update.memory_bytes`. Target: within 15 %;
 2. time: predicted over measured seconds, each divided by that of a reference step (a matrix product with tanh) timed
-   beside it, so that a machine that has become slower meanwhile doesn't count. Target: within 30 %, for the rows that
-   fit: no probe is as large as what doesn't.
+   beside it, so that it doesn't matter if the machine has become slower. Target: within 30 %, for the rows that fit: no
+   probe is as large as those that don't.
 
     python benchmarks/plan.py [--runs 5] [--quick]
 """

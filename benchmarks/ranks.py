@@ -1,14 +1,14 @@
 """What do two processes gain over one, on the same batch; and how often do they wait for each other?
 
 LSTM (64 -> H) with a linear readout, cross entropy, windows of 64 steps, batch 32, SGD: one process with all rows, and
-two of 16 rows each over gloo, a thread a process. They run side by side, an update of the one and an update of the
-others in changing order; the figure is the median of the pairs' ratios, 0.5 being all that two can gain. After the
-first three updates the weights of both are asserted to be the same. Counted are the exchanges of an update: agreements,
-of seven numbers per rank, and reductions of the gradients.
+two of 16 rows each over gloo, with one thread per process. The two settings run side by side, one update each in
+changing order; the figure is the median of the pairs' ratios, and 0.5 is the most that two processes can gain. After
+the first three updates the weights of both are asserted to be the same. The exchanges of an update are counted:
+agreements, of seven numbers per rank, and reductions of the gradients.
 
     python benchmarks/ranks.py [--pairs 21] [--quick]
 
-There is no target: what it comes to depends on how many cores there are, and on the network between them.
+There is no target: the result depends on the number of cores, and on the network between them.
 """
 
 import argparse

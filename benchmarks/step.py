@@ -6,7 +6,7 @@ and samples of a busy moment are dropped.
 
     python benchmarks/step.py [--processes 3] [--json FILE] [--quick]
 
-Targets: no call below .97 of the best of layer and cell class; geometric mean at T = 1 without gradient >= 1.2; a
+Targets: no call below .97 of the better of layer and cell class; geometric mean at T = 1 without gradient >= 1.2; a
 stepper at B = 1, H = 24 and 64 within .8 (RNN) and .65 (GRU, LSTM) of the cell's time.
 """
 

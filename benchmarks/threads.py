@@ -1,13 +1,13 @@
-"""How many threads, on a machine that others use too?
+"""How many threads should be used on a machine that others use too?
 
 Forward and backward of `bptt.nn.GRU` (256 units, 32 rows, 64 steps), in a fresh process for each setting: one thread or
-as many as there are cores, with OpenMP's threads spinning between regions or asleep, alone and beside as many other
-processes that are busy as there are cores. A team of threads waits for its slowest member, so one core which somebody
-else uses holds all of them up.
+as many as there are cores, with OpenMP's threads spinning between regions or asleep, alone and beside as many busy
+processes as there are cores. A team of threads waits for its slowest member, so one core that somebody else uses holds
+up all of them.
 
     python benchmarks/threads.py [--quick]
 
-No target is judged: what comes out is a matter of the machine and of who else uses it.
+No target is judged: the result depends on the machine and on who else uses it.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Is ARTBP unbiased in practice: does the interval of its bias cover zero as often as it says?
+"""Is ARTBP unbiased in practice: does the interval of its bias cover zero as often as it should?
 
 The scalar recurrence s_t = a s_{t-1} + x_t with l_t = (s_t - y_t)², a = 0.9, T = 50, cut at random by row:
 
@@ -12,7 +12,7 @@ cut.
 
     python benchmarks/unbiased.py [--seeds 100] [--draws 2000]
 
-Fewer seeds or draws are a try-out: nothing is judged.
+With fewer seeds or draws it is a trial run, and nothing is judged.
 """
 
 import argparse

@@ -7,7 +7,7 @@ the figure is the median of the pairs' ratios. The parts are timed alone, in the
 
     python benchmarks/update.py [--pairs 41] [--quick]
 
-No target is judged here: the one of this issue is against an older commit.
+No target is judged here: the one that was set compares with an older commit.
 """
 
 import argparse

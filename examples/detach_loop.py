@@ -1,6 +1,6 @@
 """A hand-written detach loop and its replacement: the same updates, so the same parameters.
 
-Task: say the next value of a noisy wave from one long stream, in windows of 20 steps.
+Task: predict the next value of a noisy wave from one long stream, in windows of 20 steps.
 """
 
 import torch
@@ -32,7 +32,7 @@ def by_hand(net: Net, xs: Tensor, ys: Tensor) -> list[float]:
         outputs, state = net(xs[a : a + WINDOW], state)
         state = state.detach()  # without it: "backward through the graph a second time"
         by_step = (outputs - ys[a : a + WINDOW]).square()
-        loss = by_step.mean(dim=(1, 2)).sum() / WINDOW  # a short last window doesn't weigh more than its steps
+        loss = by_step.mean(dim=(1, 2)).sum() / WINDOW  # the steps of a short last window weigh no more than others
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()

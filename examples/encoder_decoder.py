@@ -1,7 +1,7 @@
 """An encoder and a decoder: `backward` takes the decoder's gradient under a budget and passes it on to the encoder.
 
-Task: read a sequence of symbols, then say it backwards. The encoder makes the decoder's initial state, which carries a
-graph; its cotangent goes through the encoder once, at the end. The result is that of autograd over the whole.
+Task: read a sequence of symbols, then output it backwards. The encoder makes the decoder's initial state, which carries
+a graph; its cotangent goes through the encoder once, at the end. The result is that of autograd over the whole graph.
 """
 
 import torch
@@ -37,7 +37,7 @@ class Encoder(nn.Module):
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor]:
-    """Symbols, what the decoder reads (the symbol it should just have said), what it shall say."""
+    """Symbols, what the decoder reads (the symbol that it should just have output), and what it should output."""
     symbols = torch.randint(SYMBOLS, (LENGTH, BATCH))
     targets = symbols.flip(0)
     begin = torch.full((1, BATCH), SYMBOLS)

@@ -2,9 +2,9 @@
 
 The flow w_t + u·∇w = ν ∇²w + f on [0, 2π)² (`bptt.models.Flow`) is seen at 51 of 32 x 32 points every tenth step, with
 5 % noise; its start is known, ν and the six Fourier modes of f are not. The exact gradient, under a memory budget,
-drives L-BFGS over 100, 300 and 1,000 steps in turn; TBPTT and ARTBP, which give no gradient of a function as a line
-search needs it, drive Adam. All start at 2ν without force. Data and model share the solver: this shows that the
-parameters can be found through it, not that it is right.
+drives L-BFGS over 100, 300 and 1,000 steps in turn; TBPTT and ARTBP, whose gradients belong to no function that a line
+search could descend, drive Adam. All start at 2ν without force. Data and model share the solver: this shows that the
+parameters can be found through it, not that the solver is right.
 
     python examples/flow.py [--seed 0] [--out build/flow] [--quick]
 """
@@ -29,7 +29,7 @@ STRATEGIES = {"TBPTT(50)": bptt.TruncatedBPTT(50), "ARTBP(50)": ARTBP}
 
 
 class Problem:
-    """A true flow, its start, and what is seen of it: `targets` (steps, POINTS), of which every tenth row counts."""
+    """A true flow, its start, and the observations: `targets` (steps, POINTS), of which every tenth row counts."""
 
     def __init__(self, seed: int, steps: int, size: int = 32) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -91,7 +91,7 @@ def staged(problem: Problem, flow: Flow, iterations: int = 30) -> Curve:
 
 
 def streamed(problem: Problem, flow: Flow, strategy: Any, passes: int, seed: int = 0) -> Curve:
-    """Adam, one update per window, for so many passes over all steps."""
+    """Adam, one update per window, for that many passes over all steps."""
     curve, steps, optimizer = Curve(), len(problem.targets), torch.optim.Adam(flow.parameters(), lr=RATE)
     keywords = {"strategy": strategy, "memory": BUDGET, "generator": torch.Generator().manual_seed(seed)}
     for _ in range(passes):
@@ -104,7 +104,7 @@ def streamed(problem: Problem, flow: Flow, strategy: Any, passes: int, seed: int
 
 
 def plot(problem: Problem, flows: dict[str, Flow], curves: dict[str, Curve], path: Path) -> None:
-    """The last vorticity, true and of what each method found; ν and the force's error over passes."""
+    """The last vorticity, true and as found by each method; ν and the force's error over the passes."""
     figure = Figure(figsize=(10, 6), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.1))
     panels, (left, right) = upper.subplots(1, 1 + len(flows)), lower.subplots(1, 2)

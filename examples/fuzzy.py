@@ -1,11 +1,11 @@
-"""A fuzzy system identified by BPTT: nine rules in words that replace a non-linear plant.
+"""A fuzzy system identified by BPTT: nine rules in words that replace a nonlinear plant.
 
     y⁺ = y y1 (y + 2.5) / (1 + y² + y1²) + u        (Narendra & Parthasarathy 1990)
 
 The plant is driven by u uniform in [-2, 2] and measured with noise of 0.1. A Takagi-Sugeno system of 3 x 3 rules on
-(y, y1) shall follow it on its own output, so it is trained on free runs: the gradient goes back through them, in full,
+(y, y1) has to follow it on its own output, so it is trained on free runs: the gradient goes back through them, in full,
 truncated, and truncated at random. Every rule starts as one linear law (ARX, by least squares). The end sets lie at the
-data's 3 and 97 % quantiles, the middle one is free; all cover the data's range by 0.2. The test is a sine.
+data's 3 and 97 % quantiles, the middle one is free; all data belong to some set by at least 0.2. The test is a sine.
 
     python examples/fuzzy.py [--seed 0] [--out build/fuzzy] [--quick]
 """

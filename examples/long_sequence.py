@@ -14,7 +14,7 @@ SHORT, LONG = 1_000, 100_000
 
 
 def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """By step, (T, B): the first hidden unit shall follow the target."""
+    """By step, (T, B): the first hidden unit has to follow the target."""
     return (outputs[..., 0] - targets).square()
 
 

@@ -3,10 +3,10 @@
     ż = (σ (y - x), x (ρ - z) - y + u, x y - β z),    u = 20 tanh(MLP(z)) held over a step of 0.02 (RK4)
     l_t = |z_t - C⁺|² / 200 + 1e-4 u_t²
 
-The Lorenz system (σ, ρ, β) = (10, 28, 8/3) is chaotic: neighbours part by a factor e about every 55 steps, and so do
-cotangents grow on their way back. The policy shall bring it to rest at the fixed point C⁺ from anywhere on the
-attractor. `diagnose` measures the growth; then each of `METHODS` trains for equally many passes, one being a run of
-1,000 steps forward and back: full BPTT makes one update of it, TBPTT(50) twenty, ARTBP(50) about as many.
+The Lorenz system (σ, ρ, β) = (10, 28, 8/3) is chaotic: neighbours part by a factor of e about every 55 steps, and
+cotangents grow likewise on their way back. The policy has to bring the system to rest at the fixed point C⁺ from
+anywhere on the attractor. `diagnose` measures the growth; then each of `METHODS` trains for equally many passes. In a
+pass of 1,000 steps forward and back, full BPTT makes one update, TBPTT(50) twenty, and ARTBP(50) about as many.
 
     python examples/lorenz.py [--seed 0] [--out build/lorenz] [--quick]
 """
@@ -29,7 +29,7 @@ TARGET = torch.tensor([math.sqrt(BETA * (RHO - 1))] * 2 + [RHO - 1], dtype=D)  #
 # ż = z·L + u (0, 1, 0) + x · (0, -z, y): three products of z side by side, (3, 9), and where the push is added
 PARTS = [[[-SIGMA, SIGMA, 0], [RHO, -1, 0], [0, 0, -BETA]], [[1, 0, 0]] * 3, [[0, 0, 0], [0, 0, -1], [0, 1, 0]]]
 PRODUCTS, PUSHED = torch.tensor(PARTS, dtype=D).flatten(0, 1).T.contiguous(), torch.tensor([0, PUSH] + 7 * [0], dtype=D)
-METHODS = {  # strategy; bound on each row's cotangent at every step; bound on the norm of the mean gradient a step
+METHODS = {  # strategy; bound on each row's cotangent at every step; bound on the norm of the mean gradient per step
     "full BPTT": (bptt.FullBPTT(), None, math.inf),
     "full, gradient clipped": (bptt.FullBPTT(), None, 1.0),
     "full, cotangent clipped": (bptt.FullBPTT(), BOUND, math.inf),
@@ -48,7 +48,7 @@ def step(z: Tensor, push: Tensor) -> Tensor:
 
 
 class Controlled(nn.Module):
-    """A step `(_, z (B, 3)) -> ((z, u/20 (B, 1)), z)`; one policy a seed, the rows of z theirs in equal blocks."""
+    """A step `(_, z (B, 3)) -> ((z, u/20 (B, 1)), z)`; one policy per seed, each with a block of rows of z."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Controlled(nn.Module):
 
 
 def cost(outputs: tuple[Tensor, Tensor], _: None) -> tuple[Tensor, Tensor]:
-    """l_t of each row, and beside it the distance to C⁺."""
+    """l_t of each row, and the distance to C⁺ as aux."""
     squares = (outputs[0] - TARGET).square().sum(-1)
     return squares / 200 + 1e-4 * (PUSH * outputs[1][..., 0]).square(), squares.detach().sqrt()
 
@@ -80,12 +80,12 @@ def starts(generators: Sequence[Generator], rows: int = ROWS) -> Tensor:
 
 
 def norms(model: Any) -> Tensor:
-    """Of what `.grad` holds for each policy, as the mean over its own rows has it."""
+    """The norm of what `.grad` holds for each policy, for the mean over its own rows."""
     return len(model.step.w1) * torch.cat([p.grad.flatten(1) for p in model.parameters()], 1).norm(dim=1)
 
 
 def gradient_norms(model: Any, z: Tensor, steps: int, bound: float | None = None) -> Tensor:
-    """Of the mean cost a step, over `steps` steps from z, for each policy; bound: as in `Method`."""
+    """The gradient's norm for each policy: mean cost per step over `steps` steps from z; bound: as in `Method`."""
     clip = bound and bound / len(z)  # a row's loss counts 1/B
     bptt.backward(model, cost, (torch.zeros(steps), None), z, reduction="sum", state_batch_dim=0, clip_cotangent=clip)
     found = norms(model) / steps
@@ -99,7 +99,7 @@ def distance(model: Any, z: Tensor, steps: int = STEPS) -> Tensor:
 
 
 def train(method: Any, seeds: Sequence[int], passes: int = PASSES, steps: int = STEPS, rows: int = ROWS) -> Any:
-    """The policies of these seeds, after `passes` runs from starts drawn afresh; cuts are drawn by the first seed."""
+    """The policies of these seeds, after `passes` runs from freshly drawn starts; the first seed draws the cuts."""
     strategy, bound, most = method
     model, generators = bptt.scan(Controlled(seeds)), [Generator().manual_seed(seed) for seed in seeds]
     adam = torch.optim.Adam(model.parameters(), lr=RATE, betas=(0.9, 0.9))  # forgets an outlier in ten updates
@@ -129,7 +129,7 @@ def main() -> None:
     model, z = bptt.scan(Controlled([args.seed])), starts([Generator().manual_seed(args.seed + 1_000)], rows)
     found = bptt.diagnose(model, cost, (torch.zeros(min(steps, 300)), None), z[:4], state_batch_dim=0)
     print(f"untrained: {found.regime}, cotangents by {found.growth_rate:.3f} nats per step; ", end="")
-    print(f"largest Lyapunov exponent {found.exponents[:, 0].mean() / DT:.2f} a unit of time")
+    print(f"largest Lyapunov exponent {found.exponents[:, 0].mean() / DT:.2f} per unit of time")
     for name, bound in {"exact": None, "cotangent clipped": BOUND}.items():
         horizons = [steps // 20, steps // 5, steps // 2, steps]
         growth = [gradient_norms(model, z, t, bound).item() for t in horizons]

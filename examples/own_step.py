@@ -1,4 +1,4 @@
-"""A step function of one's own, with a dict as its state: find the two decay rates behind a signal.
+"""A step function of your own, with a dict as its state: find the two decay rates behind a signal.
 
     fast_t = a fast_{t-1} + x_t,    slow_t = b slow_{t-1} + x_t,    y_t = fast_t + slow_t
 

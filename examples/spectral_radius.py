@@ -1,4 +1,4 @@
-"""Vanishing and exploding gradients, and the cure, over the spectral radius of the recurrent weights.
+"""Vanishing and exploding gradients, and the cure, for a range of spectral radii of the recurrent weights.
 
     h_t = f(W h_{t-1} + x_t),  o_t = v · h_t,  f the identity or tanh
 

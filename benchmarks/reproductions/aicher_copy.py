@@ -1,7 +1,7 @@
-"""Does a truncation that adapts learn what a fixed one is too short for?
+"""Does an adaptive truncation learn what a fixed one is too short for?
 
 The copy task of Aicher, Foti & Fox 2019 (https://arxiv.org/abs/1905.07473; code aicherc/adaptive_tbptt): a word of 10
-symbols is said again right after it, so every input matters 10 steps later. A window of K steps keeps lags 0 .. K-1 of
+symbols is repeated right after it, so every input matters 10 steps later. A window of K steps keeps lags 0 .. K-1 of
 all its losses, and up to 2K-2 of the last one.
 
 Their setting: LSTM of 2 x 50 units behind a linear encoder, 64 rows, 4,000 steps to train on, epoch after epoch, 1,000
@@ -13,11 +13,11 @@ Adaptive: K within 2 .. 100, from the decay of the cotangents over 100 lags.
     python benchmarks/reproductions/aicher_copy.py "K = 5" "adaptive 0.5"     # some rows only
     python benchmarks/reproductions/aicher_copy.py --seeds 3
 
-Every row sees the same number of steps. To be met: adaptive with tolerance 0.5 ends with a test perplexity of at most
-1.05, where the fixed K = 5 stays above 1.4; the published figures stand beside. Two things differ from
-theirs: the first word of a row, which nobody heard, doesn't count here; and K is the mean of five estimates, a new one
-every 250 updates, from the first update on, where their code takes one every 5,000 steps, and begins with K = 15.
-`--quick` is a try-out.
+Every row sees the same number of steps. The target is that adaptive truncation with tolerance 0.5 ends with a test
+perplexity of at most 1.05, where the fixed K = 5 stays above 1.4; the published figures stand beside. Two things differ
+from theirs: the first word of a row, which lies before the data, doesn't count here; and K is the mean of five
+estimates, with a new one every 250 updates from the first update on, while their code takes one every 5,000 steps and
+begins with K = 15. `--quick` is a trial run.
 """
 
 import argparse

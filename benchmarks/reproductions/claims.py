@@ -5,7 +5,7 @@
 2. Truncation biases towards short-term influence: influence balancing (Tallec & Ollivier 2017), whose parameter helps
    at once and harms later. The gradient of TBPTT(10) has the wrong sign.
 3. Random lengths alone reduce the bias, with the factors they remove it: s_t = a s_{t-1} + x_t at a = 0.9, windows of
-   10 on average, cut by row; the 99 % interval tells zero from something.
+   10 on average, cut by row; the 99 % interval tells whether the bias is zero.
 4. Gradients vanish or explode with the initialisation, and clipping cures the second: a linear network of 8 units with
    W = r times an orthogonal matrix, ‖∂h_50/∂h_0‖ = r^50 √8; then SGD on it with and without clipping.
 5. ARTBP's practical gain over TBPTT is small: that is ptb_char.py, beside this file.

@@ -1,17 +1,18 @@
 """Does random truncation with factors help a character model, and what does carrying the state do?
 
 Tallec & Ollivier 2017 (https://arxiv.org/abs/1705.08209; code ctallec/bigart) train a network on the characters of the
-Penn Treebank, truncated every 50 characters or by ARTBP with segments of 50 on average. Here an LSTM, and each of the
-two with the state carried from segment to segment, and with every segment begun from zeros, as we read their code.
+Penn Treebank, truncated every 50 characters or by ARTBP with segments of 50 on average. Here an LSTM is trained by each
+of the two, with the state carried from segment to segment, and with every segment begun from zeros, as we read their
+code.
 
     python benchmarks/reproductions/ptb_char.py FILE           # 128 units, 2 epochs: minutes
     python benchmarks/reproductions/ptb_char.py FILE --full    # their size: 1000 units, 20 epochs, five seeds: days
     python benchmarks/reproductions/ptb_char.py python-docs    # Python's own documentation instead
 
 The Penn Treebank is licensed and not shipped: FILE is your own copy as one UTF-8 text. Its last tenth is for
-validation, with the state carried. No target is judged: the published figures (the authors' logs: valid bits per
-character after 20 epochs, five runs, on their split and with a cell that is no plain LSTM) stand beside. `--quick` is a
-try-out.
+validation, with the state carried. No target is judged: the published figures (from the authors' logs: validation bits
+per character after 20 epochs, five runs, on their split and with a cell that isn't a plain LSTM) stand beside.
+`--quick` is a trial run.
 """
 
 import argparse

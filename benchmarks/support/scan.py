@@ -1,4 +1,4 @@
-"""The rival in JAX: the three cells by `lax.scan` under jit, with torch's equations and in several writings."""
+"""The rival in JAX: the three cells by `lax.scan` under jit, with torch's equations and in several versions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -185,7 +185,10 @@ def test_a_place_of_another_stream_is_refused(state):
         ({"targets": torch.zeros(39)}, "targets has 39 steps and inputs 40"),
         ({"targets": torch.zeros(40), "horizon": -1}, "must be from 0 to 19"),
         ({"inputs": []}, "inputs is an empty list"),
-        ({"inputs": [torch.zeros(20), torch.zeros(20, 1)]}, r"inputs\[1\] holds \(1,\) of torch.float32 on cpu a step"),
+        (
+            {"inputs": [torch.zeros(20), torch.zeros(20, 1)]},
+            r"inputs\[1\] holds \(1,\) of torch.float32 on cpu per step",
+        ),
         ({"inputs": [torch.zeros(20), torch.zeros(20, dtype=torch.int64)]}, r"inputs\[0\] \(\) of torch.float32"),
     ],
 )

@@ -108,7 +108,7 @@ def test_gzip_cut_off(tmp_path):
 @pytest.mark.parametrize(
     ("values", "match"),
     [
-        (np.array([1, None]), "no whole array of plain numbers"),
+        (np.array([1, None]), "isn't a complete array of plain numbers"),
         (np.zeros(3, complex), "array of complex128"),
         (np.zeros(3, bool), "array of bool"),
         (np.array(["a", "b"]), "array of <U1"),
@@ -128,14 +128,14 @@ def test_npy(values, match, tmp_path):
 def test_npy_that_is_none_or_cut_off(tmp_path):
     for content in (b"", b"junk", b"\x93NUMPY"):
         (tmp_path / "a.npy").write_bytes(content)
-        refused(tmp_path / "a.npy", "no whole array")
+        refused(tmp_path / "a.npy", "isn't a complete array")
     np.savez(tmp_path / "b", a=np.zeros(3))
     (tmp_path / "b.npz").rename(tmp_path / "b.npy")
-    refused(tmp_path / "b.npy", "no whole array")
+    refused(tmp_path / "b.npy", "isn't a complete array")
     np.save(tmp_path / "c.npy", np.zeros(100))
     whole = (tmp_path / "c.npy").read_bytes()
     (tmp_path / "c.npy").write_bytes(whole[:-8])
-    refused(tmp_path / "c.npy", "no whole array")
+    refused(tmp_path / "c.npy", "isn't a complete array")
     (tmp_path / "c.npy").write_bytes(whole)
     refused(tmp_path / "c.npy", "there is no column 2: there are 1", columns=["2"])
 
@@ -169,7 +169,7 @@ def test_wav(tmp_path):
     path = tmp_path / "a.wav"
     for content in (b"", b"junk", b"RIFF" + bytes(40)):
         path.write_bytes(content)
-        refused(path, "no WAV file")
+        refused(path, "isn't a WAV file")
     soundfile.write(path, np.zeros((100, 1)), 8000, format="FLAC")
     refused(path, "holds sound as FLAC")
     soundfile.write(path, np.zeros((1000, 1)), 8000, subtype="IMA_ADPCM")
