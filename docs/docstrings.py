@@ -1,8 +1,8 @@
 """The house style of docstrings as reStructuredText.
 
-Indented blocks with numbers at the ends of lines are equations and become math, others literal blocks, and so does a
-symbol with an index; lines `name: text` become a list; `x` becomes code, or a link where x is a public name; what
-begins with Returns, Raises, Cost or Source begins a paragraph.
+Indented blocks with numbers at the ends of lines are equations and become math, as does a symbol with an index; other
+indented blocks become literal blocks; lines `name: text` become a list; `x` becomes code, or a link if x is a public
+name; a line that begins with Returns, Raises, Cost or Source begins a paragraph.
 """
 
 import re
@@ -48,7 +48,7 @@ def converted(lines: list[str]) -> list[str]:
 
 
 def equations(rows: list[str]) -> list[str]:
-    """A directive with an equation a line."""
+    """A directive with one equation per line."""
     lines = []
     for row in rows:
         number = NUMBERED.search(row)
@@ -84,7 +84,7 @@ def marked(text: str) -> str:
 
 
 def inline(text: str) -> str:
-    """`x` as a link or as code; what reStructuredText would take for markup, escaped."""
+    """`x` as a link or as code; whatever reStructuredText would take for markup is escaped."""
     pieces = text.split("`")
     for i, piece in enumerate(pieces):
         if i % 2 == 0:

@@ -1,7 +1,7 @@
 """The tables of README and pages that hold measured numbers, written from what benchmarks wrote: `make figures`.
 
-A table stands between `<!-- figures: NAME -->` and `<!-- end -->`. `make figures` takes over the results of full runs
-that lie in benchmarks/results into docs/figures, which is kept, and writes every such table anew; a test compares both.
+A table stands between `<!-- figures: NAME -->` and `<!-- end -->`. `make figures` copies the results of full runs from
+benchmarks/results to docs/figures, which is kept, and writes every such table anew; a test compares both.
 """
 
 import json
@@ -23,7 +23,7 @@ def result(name: str) -> dict[str, Any]:
 
 
 def table(headings: list[str], rows: list[list[Any]]) -> str:
-    """In Markdown, a line a row."""
+    """In Markdown, one line per row."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines).replace(
         "| " + " | ".join(["---"] * len(headings)) + " |", "|" + "---|" * len(headings)
@@ -50,17 +50,17 @@ def readme() -> str:
         ["question", "result", "command"],
         [
             [
-                "θ after 60,000 steps of that problem, the optimum being -1/6: windows of 10, of 100, ARTBP(16)",
+                "θ after 60,000 steps of that problem, with its optimum at -1/6: windows of 10, of 100, ARTBP(16)",
                 windows,
                 "`python benchmarks/influence_balancing.py`",
             ],
             [
-                f"bytes stored for the exact gradient of {longest[0]} steps of an LSTM, of what full storage takes",
+                f"bytes stored for the exact gradient of {longest[0]} steps of an LSTM, as a fraction of full storage",
                 longest[3],
                 "`python benchmarks/long_sequence.py`",
             ],
             [
-                "time of `unroll` over that of a hand-written detach loop, LSTM of 256 units, windows of 64",
+                "time of `unroll`, relative to a hand-written detach loop, LSTM of 256 units, windows of 64",
                 f"{float(ratio):.2f}",
                 "`python benchmarks/overhead.py`",
             ],
@@ -69,7 +69,7 @@ def readme() -> str:
 
 
 def storage() -> str:
-    """What unroll costs beside a loop by hand, and what the exact gradient of a long sequence takes."""
+    """What unroll costs compared with a loop by hand, and what the exact gradient of a long sequence takes."""
     ratios = {row[0]: float(row[3]) for row in result("overhead")["rows"]}
     slots = [row for row in result("long_sequence")["rows"] if row[1] == "1000 slots of 1000"]
     middle, short, longest = slots[:3]  # 10^5, 10^4 and 10^6 steps
@@ -78,18 +78,18 @@ def storage() -> str:
         ["question", "result", "command"],
         [
             [
-                "`unroll` over a hand-written detach loop, LSTM of 256 units, batch 32, k = 64",
+                "time of `unroll`, relative to a hand-written detach loop, LSTM of 256 units, batch 32, k = 64",
                 f"{ratios[64]:.2f}",
                 "`python benchmarks/overhead.py`",
             ],
             ["the same at k = 20", f"{ratios[20]:.2f}", ""],
             [
-                f"exact gradient of {longest[0]} steps, LSTM of 16 units: stored bytes, of full storage",
+                f"exact gradient of {longest[0]} steps, LSTM of 16 units: stored bytes, as a fraction of full storage",
                 longest[3],
                 "`python benchmarks/long_sequence.py`",
             ],
-            [f"the same: time per step, against {short[0]} steps", f"{time:.2f}", ""],
-            [f"at {middle[0]} steps: time with 1000 slots of 1000 steps, against full storage", middle[6], ""],
+            [f"the same: time per step, relative to {short[0]} steps", f"{time:.2f}", ""],
+            [f"at {middle[0]} steps: time with 1000 slots of 1000 steps, relative to full storage", middle[6], ""],
         ],
     )
 
@@ -125,7 +125,7 @@ def pages() -> list[Path]:
 
 
 def written(text: str) -> str:
-    """A page with its tables as the kept results say; those of other names stay as they are."""
+    """A page with its tables made from the kept results; tables with other names stay as they are."""
 
     def anew(found: re.Match[str]) -> str:
         known = TABLES.get(found[2])
@@ -135,7 +135,7 @@ def written(text: str) -> str:
 
 
 def main() -> int:
-    """Take over new results, and write the tables."""
+    """Copy new results, and write the tables."""
     for path in sorted(NEW.glob("*.json")):
         if path.stem in TABLES or path.stem in ("influence_balancing", "long_sequence", "overhead"):
             shutil.copy(path, KEPT / path.name)

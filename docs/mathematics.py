@@ -14,7 +14,7 @@ def visit_math(self: Any, node: nodes.math) -> None:
 
 
 def visit_math_block(self: Any, node: nodes.math_block) -> None:
-    """Equations, one a line of the source."""
+    """Equations, one per line of the source."""
     lines = [line for line in node.astext().split("\n") if line.strip()]
     self.body.append('<div class="equations">' + "".join(map(display, lines)) + "</div>\n")
     raise nodes.SkipNode

@@ -32,7 +32,7 @@ SCHEMES = {
     VIOLET: ("#8250df", "#c297ff"),
     AMBER: ("#9a6700", "#e3b341"),
 }
-"""Colours as matplotlib is given them: those of a light and of a dark page."""
+"""The colours that matplotlib gets, with those of a light and of a dark page."""
 STYLE = {
     **{f"axes.spines.{side}": False for side in ("top", "right")},
     **{f"{part}.facecolor": BACK for part in ("axes", "figure")},
@@ -49,7 +49,7 @@ STYLE = {
 
 
 def save(figure: Figure, name: str, words: str) -> None:
-    """Write images/NAME.svg; words: what it shows, for who doesn't see it."""
+    """Write images/NAME.svg; words: what it shows, for readers who can't see it."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     pyplot.close(figure)
@@ -73,7 +73,7 @@ def axes(width: float = 7.2, height: float = 3.6) -> tuple[Figure, Axes]:
 
 
 def note(ax: Axes, text: str, at: tuple[float, float], **look: str) -> None:
-    """Words right of a point."""
+    """Words to the right of a point."""
     ax.annotate(text, at, xytext=(4, 0), textcoords="offset points", **look)
 
 
@@ -98,7 +98,7 @@ def growth() -> None:
 
 
 def credit() -> None:
-    """The gradient of one network, lag by lag, and what a truncation after 10 terms leaves of it."""
+    """The gradient of one network, lag by lag, and what a truncation to 10 terms leaves of it."""
     figure, ax = axes()
     trace, tau = equations.forward(*example(1.0, "tanh")), 4
     parts = equations.lag_terms(trace).W.flatten(1)
