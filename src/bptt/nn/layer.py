@@ -56,9 +56,7 @@ class Layer(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.version = _version_of(q.outputs)
         ctx.unchanged = _torch.version(ctx.version)
-        outputs = (
-            q.outputs.data
-        )  # the same memory, which the caller may change in place, so autograd must not refuse it
+        outputs = q.outputs.data  # the same memory: the caller may change it in place, and autograd must not object
         gates = None if q.gates is q.outputs else q.gates
         ctx.save_for_backward(*given, outputs, gates, q.cells, plan.ids, plan.start, plan.weight)
         return q.results
