@@ -101,10 +101,12 @@ def test_gradcheck_through_the_fallback(V: int, monkeypatch: pytest.MonkeyPatch)
     w, b = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((V, 2), (V,)))
     targets = torch.tensor([0, -100, 3, 1, 2])
     if V < 100:
-        assert torch.autograd.gradcheck(lambda *given: readout.Readout.apply(*given, targets, -100), (x, w, b))
-        assert torch.autograd.gradgradcheck(lambda *given: readout.Readout.apply(*given, targets, -100), (x, w, b))
+        assert torch.autograd.gradcheck(lambda *given: readout.Readout.apply(*given, targets, -100, True), (x, w, b))
+        assert torch.autograd.gradgradcheck(
+            lambda *given: readout.Readout.apply(*given, targets, -100, True), (x, w, b)
+        )
     d = torch.randn(5, dtype=torch.float64)
-    found = torch.autograd.grad(readout.Readout.apply(x, w, b, targets, -100), [x, w, b], d)
+    found = torch.autograd.grad(readout.Readout.apply(x, w, b, targets, -100, True), [x, w, b], d)
     scores = functional.cross_entropy(functional.linear(x, w, b), targets, reduction="none")
     for one, other in zip(found, torch.autograd.grad(scores, [x, w, b], d), strict=True):
         torch.testing.assert_close(one, other)
@@ -211,7 +213,7 @@ def test_wrong_use_is_one_line() -> None:
             loss(x, targets)
     for dtype in (torch.float32, torch.float64):
         for wrong in (5, -1, -101):
-            with pytest.raises(IndexError, match="no class from 0 to 4"):
+            with pytest.raises(IndexError, match="neither a class from 0 to 4"):
                 loss.to(dtype)(x.to(dtype), torch.tensor([0, 1, 2, wrong, 4, 0]))
 
 
@@ -223,3 +225,13 @@ def test_the_kernels_compute_it(monkeypatch: pytest.MonkeyPatch) -> None:
         loss, x = bptt.nn.LinearCrossEntropyLoss(3, V), torch.randn(4, 3, requires_grad=True)
         loss(x, torch.zeros(4, dtype=torch.int64)).backward()
     assert [losses is not None for losses in calls] == [True, True, False]
+
+
+def test_without_gradient_nothing_is_computed_for_one(monkeypatch: pytest.MonkeyPatch):
+    given: list[object] = []
+    compute = readout._compute
+    monkeypatch.setattr(readout, "_compute", lambda *args: (given.append(args[-1]), compute(*args)))
+    loss = bptt.nn.LinearCrossEntropyLoss(3, 5)
+    with torch.no_grad():
+        loss(torch.randn(4, 3), torch.randint(5, (4,)))
+    assert given == [(None, None, None)]

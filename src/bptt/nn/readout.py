@@ -93,7 +93,8 @@ class LinearCrossEntropyLoss(nn.Module):
         plain = self.weight is None and not self.label_smoothing and target.dtype == torch.int64
         if not plain or not _served(input, w, b):
             return self._by_torch(functional.linear(input, w, b), target, ignored)
-        losses: Any = Readout.apply(input.reshape(-1, input.shape[-1]), w, b, target.reshape(-1), ignored)
+        learns = torch.is_grad_enabled()  # a node's forward pass can't tell
+        losses: Any = Readout.apply(input.reshape(-1, input.shape[-1]), w, b, target.reshape(-1), ignored, learns)
         if self.reduction == "none":
             return losses.reshape(target.shape)
         total = losses.sum()
@@ -150,11 +151,11 @@ class Readout(torch.autograd.Function):
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, x: Tensor, w: Tensor, b: Maybe, targets: Tensor, ignored: int
+        ctx: Any, x: Tensor, w: Tensor, b: Maybe, targets: Tensor, ignored: int, learns: bool
     ) -> Tensor:
         given = _given(x, w, b, targets)
         losses, norms = x.new_empty(len(x)), x.new_empty(len(x))
-        at_once = _native(x) is not None and len(w) <= WHOLE
+        at_once = learns and _native(x) is not None and len(w) <= WHOLE
         grads = _like(given, ctx.needs_input_grad if at_once else (False,) * 3)
         _compute(given, ignored, None, losses, norms, grads)
         ctx.ignored = ignored
@@ -168,13 +169,13 @@ class Readout(torch.autograd.Function):
         x, w, b, targets, norms, *grads = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled() or _torch.is_wrapped(d):
-            return *_differentiable((x, w, b), targets, ctx.ignored, d, needed), None, None
+            return *_differentiable((x, w, b), targets, ctx.ignored, d, needed), None, None, None
         if any(g is not None for g in grads) and bool((d == d[0]).all()):
-            return *[None if g is None else g * d[0] for g in grads], None, None
+            return *[None if g is None else torch.mul(g, d[0], out=empty_like(g)) for g in grads], None, None, None
         given = _given(x, w, b, targets)
         wanted = _like(given, needed)
         _compute(given, ctx.ignored, d.contiguous(), None, norms, wanted)
-        return *wanted, None, None
+        return *wanted, None, None, None
 
 
 Given = tuple[Tensor, Tensor, Maybe, Tensor]

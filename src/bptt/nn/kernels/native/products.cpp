@@ -14,7 +14,7 @@ namespace BPTT_ISA {
 
 constexpr int WIDTH = 2, WIDE = WIDTH * LANES;
 constexpr int MOST = (BPTT_REGISTERS - WIDTH - 1) / WIDTH > 12 ? 12 : (BPTT_REGISTERS - WIDTH - 1) / WIDTH;
-constexpr int64_t FEW_PANELS = 2;
+constexpr int64_t FEW_PANELS = 4;
 constexpr int64_t AHEAD = 12;  // rows of A that are prefetched: they are too far apart for the machine to guess
 constexpr int64_t DEPTH = 256, CHUNK = 8 * MOST, STRIDE = DEPTH + LANES;  // a power of two would crowd one set of the cache
 
@@ -113,7 +113,7 @@ void multiplication(int thread, int threads, void *data) {
         for (int64_t from = first; from < last; from += CHUNK) {
             const int64_t count = std::min(CHUNK, last - from);
             const Chunk chunk{from, count, (count + MOST - 1) / MOST};
-            const bool here = !p.a_transposed && panels <= FEW_PANELS;  // not worth copying
+            const bool here = !p.a_transposed && panels <= FEW_PANELS && (panels <= 2 || p.lda % 1024);  // not worth copying
             if (!here) chunk.pack(p, k0, K, rows);
             const float *a = here ? p.a + from * p.lda + k0 : rows;
             const int64_t lda = here ? p.lda : STRIDE;

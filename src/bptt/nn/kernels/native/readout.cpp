@@ -16,23 +16,47 @@ INLINE V exponential(V x) {
     return none ? V{} : q * power + power;
 }
 
+// f of all lanes of x, in each lane.
+template <int D = LANES / 2, class F> INLINE V across(V x, F f) {
+    I other{};
+    for (int lane = 0; lane < LANES; ++lane) other[lane] = lane ^ D;
+#if defined(__clang__)
+    V y;
+    for (int lane = 0; lane < LANES; ++lane) y[lane] = x[lane ^ D];
+#else
+    const V y = __builtin_shuffle(x, other);
+#endif
+    x = f(x, y);
+    if constexpr (D > 1) return across<D / 2>(x, f);
+    return x;
+}
+
 static float largest(const float *z, int64_t n) {
+    const auto larger = [](V x, V y) __attribute__((always_inline)) { return x > y ? x : y; };
     V most = all(-INFINITY);
-    for (int64_t j = 0; j < n; j += LANES) {
-        const V x = *(const V *)(z + j);
-        most = x > most ? x : most;
-    }
-    float found = most[0];
-    for (int lane = 1; lane < LANES; ++lane) found = most[lane] > found ? most[lane] : found;
-    return found;
+    for (int64_t j = 0; j < n; j += LANES) most = larger(*(const V *)(z + j), most);
+    return across(most, larger)[0];
 }
 
 static float sum_of(V x) {
-    float sum = 0;
-    for (int lane = 0; lane < LANES; ++lane) sum += x[lane];
-    return sum;
+    return across(x, [](V x, V y) __attribute__((always_inline)) { return x + y; })[0];
 }
 
+// All scores of a row at once: its loss, and its cotangents from the same exponentials.
+static void whole_row(const Scores &s, int64_t row, float *z, int64_t wide) {
+    const bool ignored = s.targets[row] == s.ignored;
+    const float picked = ignored ? 0.f : z[s.targets[row]], most = largest(z, wide);
+    V terms{};
+    for (int64_t j = 0; j < wide; j += LANES) terms += *(V *)(z + j) = exponential(*(const V *)(z + j) - most);
+    const float sum = sum_of(terms), d = s.d_losses ? s.d_losses[row] : 1.f, each = d / sum;
+    s.norms[row] = most + std::log(sum);
+    s.losses[row] = ignored ? 0.f : s.norms[row] - picked;
+    if (!s.differentiate) return;
+    for (int64_t j = 0; j < wide; j += LANES) *(V *)(z + j) = ignored ? V{} : *(const V *)(z + j) * each;
+    if (!ignored) z[s.targets[row]] -= d;
+}
+
+// A block of a row's scores.
 static void add_row(const Scores &s, int64_t row, float *z, int64_t wide) {
     const int64_t target = s.targets[row] - s.first;
     if (target >= 0 && target < s.count) s.picked[row] = z[target];
@@ -62,8 +86,12 @@ static void rows(int thread, int threads, void *data) {
     for (int64_t i = s.rows * thread / threads; i < s.rows * (thread + 1) / threads; ++i) {
         float *z = s.at + i * s.stride;
         for (int64_t j = s.count; j < wide; ++j) z[j] = -INFINITY;
-        if (s.add) add_row(s, s.row + i, z, wide);
-        if (s.differentiate) differentiate_row(s, s.row + i, z, wide);
+        if (s.add && s.count == s.classes)
+            whole_row(s, s.row + i, z, wide);
+        else if (s.add)
+            add_row(s, s.row + i, z, wide);
+        else
+            differentiate_row(s, s.row + i, z, wide);
     }
 }
 
