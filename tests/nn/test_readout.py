@@ -101,10 +101,9 @@ def test_gradcheck_through_the_fallback(V: int, monkeypatch: pytest.MonkeyPatch)
     w, b = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((V, 2), (V,)))
     targets = torch.tensor([0, -100, 3, 1, 2])
     if V < 100:
-        assert torch.autograd.gradcheck(lambda *given: readout.Readout.apply(*given, targets, -100, True), (x, w, b))
-        assert torch.autograd.gradgradcheck(
-            lambda *given: readout.Readout.apply(*given, targets, -100, True), (x, w, b)
-        )
+        of = lambda *given: readout.Readout.apply(*given, targets, -100, True)  # noqa: E731
+        assert torch.autograd.gradcheck(of, (x, w, b))
+        assert torch.autograd.gradgradcheck(of, (x, w, b))
     d = torch.randn(5, dtype=torch.float64)
     found = torch.autograd.grad(readout.Readout.apply(x, w, b, targets, -100, True), [x, w, b], d)
     scores = functional.cross_entropy(functional.linear(x, w, b), targets, reduction="none")
