@@ -52,7 +52,7 @@ docs: $(VENV)/docs.stamp  ## the documentation as HTML, in docs/_build/html; a w
 	@echo "docs/_build/html/index.html"
 
 docs-check: $(VENV)/test.stamp  ## pages and explorer in a headless Chromium: numbers, console, requests, what is cut off
-	$(BIN)/python -m pytest -m "" -rs $(ARGS) tests/cli/test_explorer.py tests/test_docs.py
+	$(BIN)/python -m pytest -m "" -rs $(ARGS) tests/test_explorer.py tests/test_docs.py
 
 figures:         ## take over what benchmarks wrote, and write the tables of README and pages from it
 	$(PYTHON) docs/figures.py

@@ -8,7 +8,7 @@ from docstrings import process
 from notebook_page import append_notebook
 
 import bptt
-from bptt.cli.explanation import explorer
+from bptt.analysis import explorer
 
 project = "bptt"
 author = "the bptt authors"
@@ -39,7 +39,7 @@ toc_object_entries_show_parents = "hide"
 def write_explorer(app, exception):
     """The explorer beside the pages, which link to it."""
     if exception is None and app.builder.format == "html":
-        (Path(app.outdir) / "play.html").write_text(explorer.page(), encoding="utf-8")
+        (Path(app.outdir) / "play.html").write_text(explorer(), encoding="utf-8")
 
 
 def setup(app):

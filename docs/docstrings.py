@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import bptt
-from bptt.cli.formula import latex
+from bptt.analysis.explanation.report.formula import latex
 
 PUBLIC = {
     name: f"{module.__name__}.{name}"

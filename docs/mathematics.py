@@ -4,7 +4,7 @@ from typing import Any
 
 from docutils import nodes
 
-from bptt.cli.formula import display, inline
+from bptt.analysis.explanation.report.formula import display, inline
 
 
 def visit_math(self: Any, node: nodes.math) -> None:

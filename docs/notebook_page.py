@@ -8,7 +8,7 @@ from typing import Any
 
 from docstrings import NUMBERED, SYMBOL
 
-from bptt.cli.formula import latex
+from bptt.analysis.explanation.report.formula import latex
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "learn_bptt.ipynb"
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 import bptt
 from bptt import equations
-from bptt.cli.explanation.explorer import STEPS, example
+from bptt.analysis.explanation.report.explorer import STEPS, example
 from bptt.data.tasks import InfluenceBalancing
 
 IMAGES = Path(__file__).parent / "images"

@@ -29,6 +29,7 @@ Diagnosis(steps, rows, state_size, norms, mean, quantiles, levels, growth_rates,
     memory_length, fraction, spectral_radius, gradient_norm, dropped)
 Estimate(value, low, high)
 Evaluation(loss, mean_loss, steps, state, aux)
+Explanation(network, x, y, sources, characters, tau, term, law, cuts, drawn)
 FullBPTT()
 NonFiniteError(message, step)
 NonFiniteGradientError(message, step)
@@ -59,6 +60,8 @@ diagnose(model, loss, sequence, state=None, *, initial_state=None, state_batch_d
 equations
 evaluate(model, loss, stream, state=None, *, initial_state=None, state_batch_dim=None, time_dim=0, window=None,
     group=None)
+explain(network, x, y, sources=('as given, to six digits', 'as given'), characters='', *, tau=None, law=None,
+    term=None, generator=None)
 explicit_state(module)
 lyapunov(jacobians, *, exponents=None, discard=0)
 nn
@@ -76,8 +79,12 @@ unroll(model, loss, stream, state=None, *, strategy, memory=None, initial_state=
 verify(model, loss, chunk, state=None, *, initial_state=None, state_batch_dim=None, time_dim=0, params=None)
 """,
     "bptt.analysis": """
+Example(network, x, y, sources, characters='')
 Shown()
 Table(columns, rows, words=1)
+example(x=None, y=None, *, text=None, steps=4, inputs=1, hidden=2, outputs=None, nonlinearity='tanh', loss=None,
+    bias=False, radius=0.9, generator=None)
+explorer()
 ladder(most)
 number(value)
 share(value)

@@ -20,6 +20,7 @@ from bptt.analysis.comparison import Comparison
 from bptt.analysis.diagnose import diagnose
 from bptt.analysis.diagnosis import Diagnosis
 from bptt.analysis.estimates import Compared, Deviation, Estimate
+from bptt.analysis.explanation import Explanation, explain
 from bptt.analysis.plan import Plan, PlanRow, plan
 from bptt.analysis.spectrum import lyapunov
 from bptt.analysis.verify import verify
@@ -66,6 +67,7 @@ __all__ = [
     "Diagnosis",
     "Estimate",
     "Evaluation",
+    "Explanation",
     "FullBPTT",
     "NonFiniteError",
     "NonFiniteGradientError",
@@ -88,6 +90,7 @@ __all__ = [
     "diagnose",
     "equations",
     "evaluate",
+    "explain",
     "explicit_state",
     "lyapunov",
     "nn",

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bptt.cli.config import parse
-from bptt.cli.explanation.config import ExplainConfig
-from bptt.cli.explanation.example import make
+from bptt.cli.explain import made_example
+from bptt.cli.explain_config import ExplainConfig
 from support.textbook import autograd, autograd_by_pair
 
 VOID = {"meta", "wbr"}
@@ -81,8 +81,8 @@ def page(bptt_, folder):
 def example(*words):
     """(network, x, y, h0) of these options."""
     config = parse(ExplainConfig, words, "bptt explain")
-    made = make(config, torch.Generator().manual_seed(config.seed))
-    return made.network, made.sequence.x, made.sequence.y, torch.zeros_like(made.network.W[0])
+    made = made_example(config, torch.Generator().manual_seed(config.seed))
+    return made.network, made.x, made.y, torch.zeros_like(made.network.W[0])
 
 
 def agrees(shown, value):

@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bptt.cli.explanation.derivation import LOSSES, SLOPES
-from bptt.cli.formula import display, inline, latex
+from bptt.analysis.explanation.derivation import LOSSES, SLOPES
+from bptt.analysis.explanation.report.formula import display, inline, latex
 from support.pages import ROOT
 
 NUMBERED = re.compile(r"^ {4,}(\S.*?)\s+\((\d)\)$", flags=re.MULTILINE)

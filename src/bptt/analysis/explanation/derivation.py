@@ -1,13 +1,11 @@
 """The derivation up to its single terms: what is said about the numbers, and the tables that show them."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch
 
-from bptt.cli.explanation.tables import Section, Table, Term, by_step, given, letter, matrix, number, triangle
-from bptt.cli.explanation.work import Work
+from bptt.analysis.explanation.tables import Section, Term, Titled, by_step, given, labels, matrix, number, triangle
+from bptt.analysis.explanation.work import Work
 
 SLOPES = {
     "identity": ("f(a) = a", "f'(a) = 1"),
@@ -40,7 +38,7 @@ def term(work: Work, t: int, k: int) -> Term:
             matrix("factors that are vectors", torch.stack(list(vectors.values()), 1), columns=tuple(vectors)),
             matrix(f"∂h_{t}/∂h_{k}", work.jacobians[t, k]),
             matrix("of dL/dW: δ_tk h_{k-1}ᵀ", work.terms.W[t, k]),
-            matrix("of dL/dU: δ_tk x_kᵀ", work.terms.U[t, k], columns=letters_of(work)),
+            matrix("of dL/dU: δ_tk x_kᵀ", work.terms.U[t, k], columns=labels(work.characters)),
         ),
     )
 
@@ -50,27 +48,20 @@ def state(t: int) -> str:
     return f"h_{t}" if t >= 0 else "h_{-1}"
 
 
-def letters_of(work: Work) -> tuple[str, ...]:
-    """Labels of x's and o's components where they stand for characters, else none."""
-    return tuple(letter(c) for c in work.example.sequence.characters)
-
-
 def network(work: Work) -> Section:
     """The equations, the parameters and the sequence."""
-    network, sequence = work.example.network, work.example.sequence
+    network = work.network
     (hidden, inputs), outputs, steps = network.U.shape, len(network.V), work.trace.steps
-    b, c = ("", "") if network.b is None else (" + b", " + c")
-    letters = letters_of(work)
+    b, c = ("" if bias is None else f" + {name}" for name, bias in (("b", network.b), ("c", network.c)))
+    letters = labels(work.characters)
     tables = [
         matrix("U", network.U, columns=letters, show=given),
         matrix("W", network.W, show=partial(given, decimals=3)),
         matrix("V", network.V, rows=letters, show=given),
     ]
-    if network.b is not None and network.c is not None:
-        tables += [
-            matrix("b", network.b[:, None], columns=(" ",), show=given),
-            matrix("c", network.c[:, None], rows=letters, columns=(" ",), show=given),
-        ]
+    for name, bias, rows in (("b", network.b, ()), ("c", network.c, letters)):
+        if bias is not None:
+            tables.append(matrix(name, bias[:, None], rows, columns=(" ",), show=given))
     radius = torch.linalg.eigvals(network.W).abs().max().item()
     one_hot = " x_t is a character as a one-hot vector, y_t the next character." if letters else ""
     return Section(
@@ -85,11 +76,11 @@ def network(work: Work) -> Section:
         (
             f"T = {steps} steps, t = 0 .. {steps - 1}. x_t has {_things(inputs, 'component')}, h_t {hidden}, "
             f"o_t {outputs}. h_{{-1}} = 0, the state before the first step.{one_hot}",
-            f"Parameters are drawn at random and printed in full. The spectral radius of W is {number(radius)}. "
+            f"Parameters are {work.sources[0]}. The spectral radius of W is {number(radius)}. "
             f"The same U, W and V serve at every step: that is why their gradients are sums over steps.",
         ),
         (*tables, _sequence(work)),
-        f"The sequence is {sequence.source}.",
+        f"The sequence is {work.sources[1]}.",
     )
 
 
@@ -102,15 +93,15 @@ def _indexed(name: str, size: int, labels: tuple[str, ...] = ()) -> list[str]:
     return [name] if size == 1 else [f"{name}[{label}]" for label in labels or range(size)]
 
 
-def _sequence(work: Work) -> Table:
-    sequence, letters = work.example.sequence, letters_of(work)
+def _sequence(work: Work) -> Titled:
+    letters = labels(work.characters)
     if letters:
-        x = [[letters[i] for i in sequence.x.argmax(1).tolist()]]
-        y = [[letters[i] for i in sequence.y.tolist()]]
+        x = [[letters[i] for i in work.x.argmax(1).tolist()]]
+        y = [[letters[i] for i in work.y.tolist()]]
     else:
-        x = [[given(v) for v in column] for column in sequence.x.T.tolist()]
-        classes = sequence.y.dim() == 1
-        y = [[str(v) if classes else given(v) for v in row] for row in sequence.y.view(len(sequence.y), -1).T.tolist()]
+        x = [[given(v) for v in column] for column in work.x.T.tolist()]
+        classes = work.y.dim() == 1
+        y = [[str(v) if classes else given(v) for v in row] for row in work.y.view(len(work.y), -1).T.tolist()]
     rows = [*_indexed("x", len(x)), *_indexed("y", len(y))]
     return by_step("x_t and y_t", rows, [*x, *y])
 
@@ -128,7 +119,9 @@ def _rows(values: dict[str, torch.Tensor], labels: tuple[str, ...] = ()) -> tupl
 def forward(work: Work) -> Section:
     """All values of the forward pass."""
     trace = work.trace
-    names, cells = _rows({"a": trace.a, "h": trace.h, "o": trace.o, "l": trace.l, "e": trace.e}, letters_of(work))
+    names, cells = _rows(
+        {"a": trace.a, "h": trace.h, "o": trace.o, "l": trace.l, "e": trace.e}, labels(work.characters)
+    )
     return Section(
         "forward",
         "Forward",
@@ -181,7 +174,10 @@ def terms(work: Work) -> Section:
     """The double sums over (t, k), as norms of their terms."""
     terms, steps = work.terms, work.trace.steps
     norms = {name: _norms(getattr(terms, name)) for name in ("W", "U", "V")}
-    bias = " dL/db has the same sum with δ_tk alone, dL/dc = Σ_t e_t." if terms.b is not None else ""
+    said = ["dL/db has the same sum with δ_tk alone"] * (terms.b is not None) + ["dL/dc = Σ_t e_t"] * (
+        terms.c is not None
+    )
+    bias = f" {', '.join(said)}." if said else ""
     return Section(
         "terms",
         "Every term (t, k)",

@@ -9,11 +9,10 @@ from typing import Annotated, Literal
 
 import tyro
 
+from bptt.analysis.explanation.example import MOST
 from bptt.cli.config import PLAIN, flag, is_seed
 from bptt.cli.printing import UserError
 
-MOST = {"hidden": 8, "input": 16, "output": 16, "steps": 12}
-"""Beyond these sizes no table can be read, and ARTBP has too many patterns to list them all."""
 _SEQUENCE = tyro.conf.create_mutex_group(required=False, title="the sequence (drawn at random if none is given)")
 
 

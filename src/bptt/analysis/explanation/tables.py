@@ -1,49 +1,42 @@
-"""Numbers, tables and sections as plain data: what the terminal and the page both show."""
+"""Numbers, tables and sections as plain data: what text, page and notebook all show."""
 
-from __future__ import annotations
-
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 from bptt.analysis.numbers import printable
+from bptt.analysis.shown import Table
 
 LEVELS = 8
 """Shades of a heat map; each is a factor of two below the next."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table of ready texts, "" where there is no entry.
+class Titled(NamedTuple):
+    """A table of ready texts, "" where there is no entry; its first column names the rows.
 
-    title, columns, rows, corner: notation, such as "h_{t-1}", or single characters of a text.
+    title, and the table's names: notation, such as "h_{t-1}", or single characters of a text.
     levels: the shade of each entry, 0 .. LEVELS, 0 for zero and for no entry; () if it is no heat map.
     chosen: whether entry [t][k] is a term to choose.
     """
 
     title: str
-    columns: tuple[str, ...]
-    rows: tuple[str, ...]
-    cells: tuple[tuple[str, ...], ...]
-    corner: str = ""
+    table: Table
     levels: tuple[tuple[int, ...], ...] = ()
     chosen: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Term:
+class Term(NamedTuple):
     """One term (t, k) written out."""
 
     t: int
     k: int
     path: str
-    tables: tuple[Table, ...]
+    tables: tuple[Titled, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A step of the derivation: equations, then what they say, then the numbers.
 
     texts: prose, with notation, and code between backticks. source: plain words, a file name among them.
@@ -53,8 +46,13 @@ class Section:
     title: str
     equations: tuple[str, ...]
     texts: tuple[str, ...]
-    tables: tuple[Table, ...]
+    tables: tuple[Titled, ...]
     source: str = ""
+
+
+def titled(title: str, columns: Sequence[str], rows: Sequence[str], cells: Sequence[Sequence[str]]) -> Titled:
+    """A table of `cells`; `columns` begins with what stands above the names of the rows."""
+    return Titled(title, Table(columns, [(name, *row) for name, row in zip(rows, cells, strict=True)]))
 
 
 def number(value: float) -> str:
@@ -72,6 +70,15 @@ def number(value: float) -> str:
         return f"{value:.4f}" if size < 1 else f"{value:#.5g}"
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{mantissa}e{int(exponent)}"
+
+
+def tiny(value: float) -> str:
+    """A rounding error.
+
+    >>> tiny(0.0), tiny(2.22e-16)
+    ('0', '2.2e-16')
+    """
+    return "0" if value == 0 else f"{value:.1e}".replace("e-0", "e-")
 
 
 def given(value: float, decimals: int = 2) -> str:
@@ -92,32 +99,37 @@ def letter(character: str) -> str:
     return {" ": "␣", "\n": "\\n", "\t": "\\t"}.get(character) or printable(character)
 
 
+def labels(characters: str) -> tuple[str, ...]:
+    """Labels of x's and o's components where they stand for characters, else none."""
+    return tuple(map(letter, characters))
+
+
 def matrix(
     title: str,
     values: Tensor,
     rows: Sequence[str] = (),
     columns: Sequence[str] = (),
     show: Callable[[float], str] = number,
-) -> Table:
+) -> Titled:
     """A table of a matrix (n, m), its rows and columns numbered from 0 unless they have names."""
     n, m = values.shape
-    cells = tuple(tuple(show(value) for value in row) for row in values.tolist())
-    return Table(title, tuple(columns) or _count(m), tuple(rows) or _count(n), cells)
+    cells = [[show(value) for value in row] for row in values.tolist()]
+    return titled(title, ("", *(columns or _count(m))), rows or _count(n), cells)
 
 
-def by_step(title: str, rows: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
+def by_step(title: str, rows: Sequence[str], cells: Sequence[Sequence[str]]) -> Titled:
     """A table whose columns are the steps, as in the drawing."""
-    return Table(title, _count(len(cells[0])), tuple(rows), tuple(map(tuple, cells)), "t")
+    return titled(title, ("t", *_count(len(cells[0]))), rows, cells)
 
 
-def triangle(title: str, values: Tensor, *, show: Callable[[float], str] = number, chosen: bool = False) -> Table:
+def triangle(title: str, values: Tensor, *, show: Callable[[float], str] = number, chosen: bool = False) -> Titled:
     """A table of a value for each (t, k), k <= t, given as (T, T)."""
     steps = _count(len(values))
     largest = values.abs().max().item()
     entries = values.tolist()
-    cells = tuple(tuple(show(v) if k <= t else "" for k, v in enumerate(row)) for t, row in enumerate(entries))
+    cells = [[show(v) if k <= t else "" for k, v in enumerate(row)] for t, row in enumerate(entries)]
     levels = tuple(tuple(level(v, largest) for v in row) for row in entries)
-    return Table(title, steps, steps, cells, "t \\ k", levels, chosen)
+    return titled(title, ("t \\ k", *steps), steps, cells)._replace(levels=levels, chosen=chosen)
 
 
 def weight(value: float) -> str:

@@ -1,7 +1,5 @@
 """The unfolded network as shapes: steps are columns, W leads from column to column."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

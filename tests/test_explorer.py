@@ -10,7 +10,7 @@ import torch
 
 import bptt
 from bptt import PolynomialLaw, equations
-from bptt.cli.explanation.explorer import STEPS, example, page
+from bptt.analysis.explanation.report.explorer import STEPS, example, page
 from support.browser import CHROMIUM, WHY_NOT, browser
 
 in_chromium = pytest.mark.skipif(CHROMIUM is None, reason=WHY_NOT)

@@ -1,7 +1,5 @@
 """Equations as MathML, which browsers set without a script: from LaTeX, and from the notation of docstrings."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 

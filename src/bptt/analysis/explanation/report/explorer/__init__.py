@@ -1,7 +1,5 @@
 """The explorer: one page to play with, whose script computes what `bptt.equations` computes."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -12,8 +10,8 @@ from markupsafe import Markup
 from torch import Tensor
 
 import bptt
+from bptt.analysis.explanation.report.formula import display
 from bptt.analysis.race.report.templates import templates
-from bptt.cli.formula import display
 from bptt.equations import Network
 
 STEPS, DELAY = 61, 5

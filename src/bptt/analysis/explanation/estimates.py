@@ -1,32 +1,29 @@
 """The gradients: the full one in several ways, and what truncation and ARTBP make of its terms."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from torch import Tensor
 
-from bptt.cli.explanation.derivation import letters_of
-from bptt.cli.explanation.tables import Section, Table, matrix, number, triangle, weight
-from bptt.cli.explanation.work import Estimate, Work, cosine, difference, flat, relative_error
+from bptt.analysis.explanation.tables import Section, Titled, labels, matrix, number, tiny, titled, triangle, weight
+from bptt.analysis.explanation.work import Estimate, Work, cosine, difference, flat, relative_error
+from bptt.analysis.shown import Table
 from bptt.equations import Gradient
 
 
 def gradients(work: Work) -> Section:
     """The full gradient, and that autograd and the engine agree with it."""
-    others = {"by recursion": work.by_recursion, "by autograd": work.by_autograd, "by bptt.unroll": work.by_engine}
+    others = work.others
     names = [name for name, part in work.full._asdict().items() if part is not None]
     cells = [
-        [_tiny(difference(getattr(other, name), getattr(work.full, name))) for other in others.values()]
+        [tiny(difference(getattr(other, name), getattr(work.full, name))) for other in others.values()]
         for name in names
     ]
-    agreement = Table(
+    agreement = titled(
         "largest difference of an entry from the sums, as a part of the largest entry",
-        tuple(others),
-        tuple(f"dL/d{name}" for name in names),
-        tuple(map(tuple, cells)),
+        ("", *others),
+        [f"dL/d{name}" for name in names],
+        cells,
     )
-    largest = max(difference(flat(other), flat(work.full)) for other in others.values())
     return Section(
         "gradients",
         "The gradients",
@@ -34,7 +31,7 @@ def gradients(work: Work) -> Section:
         (
             f"The sums of all terms; and the same by the recursion of `bptt.equations.gradient_by_recursion`, by "
             f"torch's autograd through `bptt.nn.SimpleRNN`, and by `bptt.unroll` with `FullBPTT()`. Largest difference "
-            f"from autograd and the others: {_tiny(largest)}; 64-bit numbers have 16 digits.",
+            f"from autograd and the others: {tiny(agreement_of(work))}; 64-bit numbers have 16 digits.",
         ),
         (*_parts(work.full, work), agreement),
     )
@@ -72,16 +69,15 @@ def artbp(work: Work) -> Section:
     """One draw with its compensation factors, and the mean over all draws."""
     pattern, steps, mean = work.pattern, work.trace.steps, work.expectation
     hazards, weights, cuts = pattern.hazards[1:], pattern.boundaries.tolist()[1:], pattern.cuts
-    boundaries = Table(
+    boundaries = titled(
         "boundaries: chance p_t of a cut, what was drawn, compensation factor w_t",
-        tuple(f"{t - 1}|{t}" for t in range(1, steps)),
+        ("steps", *(f"{t - 1}|{t}" for t in range(1, steps))),
         ("p_t", "drawn", "w_t"),
         (
-            tuple(number(p) for p in hazards),
-            tuple("cut" if t in cuts else "kept" for t in range(1, steps)),
-            tuple(weight(w) for w in weights),
+            [number(p) for p in hazards],
+            ["cut" if t in cuts else "kept" for t in range(1, steps)],
+            [weight(w) for w in weights],
         ),
-        "steps",
     )
     off = difference(mean.mean, flat(work.full))
     return Section(
@@ -97,27 +93,32 @@ def artbp(work: Work) -> Section:
             f"`{pattern.law}`. What passes a boundary that was kept is made larger by "
             f"1 / (1 - p_t), which makes up for the times it is cut. This draw: {_drawn(cuts, steps)}.",
             f"The mean over all patterns of cuts, {mean.patterns} here, each times its chance, is the full gradient: "
-            f"largest difference {_tiny(off)}. Unlike truncation ARTBP has no bias. It pays in variance: a draw is off "
+            f"largest difference {tiny(off)}. Unlike truncation ARTBP has no bias. It pays in variance: a draw is off "
             f"by {number(mean.deviation)} |dL/dθ|, root mean square.",
         ),
         (*([boundaries] if steps > 1 else []), *_estimate(work.draw, work)),
     )
 
 
-def comparison(work: Work) -> Section:
-    """All gradients side by side."""
+def side_by_side(work: Work) -> Table:
+    """A row a gradient: its norm, how far it is off, and how far the engine is off from it."""
     full = flat(work.full)
-    rows = {"full": _row(full, flat(work.by_engine), full)}
+    rows = {"full": _row(full, flat(work.others["by bptt.unroll"]), full)}
     for estimate in (*work.truncated, work.draw):
         rows[estimate.name] = _row(flat(estimate.gradient), flat(estimate.by_engine), full)
     mean = work.expectation.mean
     rows[f"mean of ARTBP's {work.expectation.patterns}"] = (*_row(mean, mean, full)[:-1], "")
+    return Table(("", "|g|", "error", "cosine", "unroll is off by"), [(name, *row) for name, row in rows.items()])
+
+
+def comparison(work: Work) -> Section:
+    """All gradients side by side."""
     return Section(
         "comparison",
         "Side by side",
         ("error = |g - dL/dθ| / |dL/dθ|, cosine = g · dL/dθ / (|g| |dL/dθ|)",),
         ("g is all parameters' gradient in one row of numbers. The last column: what `bptt.unroll` computes.",),
-        (Table("g", ("|g|", "error", "cosine", "unroll is off by"), tuple(rows), tuple(rows.values())),),
+        (Titled("g", side_by_side(work)),),
     )
 
 
@@ -141,17 +142,18 @@ def further(work: Work) -> Section:
     )
 
 
-def _tiny(value: float) -> str:
-    return "0" if value == 0 else f"{value:.1e}".replace("e-0", "e-")
+def agreement_of(work: Work) -> float:
+    """The largest difference of any entry between the four ways to the full gradient, relative to the largest entry."""
+    return max(difference(flat(other), flat(work.full)) for other in work.others.values())
 
 
 def _row(estimate: Tensor, by_engine: Tensor, full: Tensor) -> tuple[str, ...]:
     error = relative_error(estimate, full)
     return (
         number(estimate.norm().item()),
-        _tiny(error) if error < 1e-9 else number(error),
+        tiny(error) if error < 1e-9 else number(error),
         number(cosine(estimate, full)),
-        _tiny(difference(by_engine, estimate)),
+        tiny(difference(by_engine, estimate)),
     )
 
 
@@ -170,17 +172,17 @@ def _drawn(cuts: tuple[int, ...], steps: int) -> str:
     return "cut between the steps " + ", ".join(f"{cut - 1} and {cut}" for cut in cuts)
 
 
-def _estimate(estimate: Estimate, work: Work) -> Iterator[Table]:
+def _estimate(estimate: Estimate, work: Work) -> Iterator[Titled]:
     yield triangle(f"ω_tk of {estimate.name}", estimate.weights, show=weight)
     exact = {"V": None, "c": None}  # have no term with a lag
     yield from _parts(estimate.gradient._replace(**exact), work, f", {estimate.name}")
 
 
-def _parts(gradient: Gradient, work: Work, note: str = "") -> Iterator[Table]:
+def _parts(gradient: Gradient, work: Work, note: str = "") -> Iterator[Titled]:
     """The matrices of a gradient."""
-    letters, one = letters_of(work), (" ",)
-    labels = {"U": ((), letters), "W": ((), ()), "V": (letters, ()), "b": ((), one), "c": (letters, one)}
+    letters, one = labels(work.characters), (" ",)
+    named = {"U": ((), letters), "W": ((), ()), "V": (letters, ()), "b": ((), one), "c": (letters, one)}
     for name, part in gradient._asdict().items():
         if part is not None:
-            rows, columns = labels[name]
+            rows, columns = named[name]
             yield matrix(f"dL/d{name}{note}", part.view(len(part), -1), rows, columns)
