@@ -268,13 +268,6 @@ def test_the_page_is_small_and_its_policy_allows_its_own_script_alone():
     assert f"default-src 'none'; style-src '{hashes[0]}'; script-src '{hashes[1]}'" in text
 
 
-def test_the_command_writes_it(bptt_, folder):
-    result = bptt_("explain", "--explorer", "explorer.html")
-    assert (result.code, result.err) == (0, "")
-    assert result.out.endswith("The explorer is explorer.html\n")
-    assert (folder / "explorer.html").read_text(encoding="utf-8") == page()
-
-
 @pytest.mark.parametrize("radius", [0.5, 1.0, 1.5])
 def test_the_example_has_the_radius_it_says(radius):
     network, x, y = example(radius, "tanh")

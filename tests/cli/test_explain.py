@@ -58,6 +58,13 @@ def test_a_chosen_term(bptt_):
     assert "Term t = 2, k = 0, written out" in bptt_("explain", "--term", "2,0").out
 
 
+def test_the_explorer_is_the_library_s(bptt_, folder):
+    result = bptt_("explain", "--explorer", "explorer.html")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.endswith("The explorer is explorer.html\n")
+    assert (folder / "explorer.html").read_text(encoding="utf-8") == bptt.analysis.explorer()
+
+
 def test_data_of_a_file(bptt_, folder):
     (folder / "a.csv").write_text("1,2,0.5,7\n\n-0.25, 1e-3 ,3,8\n")
     sequence = worked("--data a.csv --input 2")

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from bptt.analysis.explanation import derivation, estimates
-from bptt.analysis.explanation.tables import Section, number, tiny
+from bptt.analysis.explanation.tables import LEVELS, Section, number, tiny
 from bptt.analysis.explanation.text import text
 from bptt.analysis.explanation.work import Work, flat, relative_error
 from bptt.analysis.shown import Shown, Table, axes
@@ -110,7 +110,7 @@ class Explanation(Work, Shown):
 
     def _repr_html_(self) -> str:
         try:
-            return pages("page").notebook(self)
+            return str(pages("page").notebook(self))
         except ImportError:  # the texts as they are printed
             return f"<pre>{html.escape(self.text(100))}</pre>"
 
@@ -124,19 +124,21 @@ def pages(name: str) -> Any:
 
 
 def _plot(found: Explanation, ax: Any) -> Any:
-    """The terms of all parameters together, in units of the largest, on a scale of factors of two."""
+    """The terms of all parameters together, on a scale of factors of two; as numbers too, where these have room."""
     steps, records = range(found.trace.steps), found.records()
     largest = max(record["norm"] for record in records)
-    shades = [[float("nan")] * len(steps) for _ in steps]
+    norms = [[float("nan")] * len(steps) for _ in steps]
     for record in records:
         t, k, norm = record["t"], record["k"], record["norm"]
-        shades[t][k] = norm / largest if largest else 0.0
-        ink = "white" if shades[t][k] > 0.35 else "black"
-        ax.text(k, t, number(norm), ha="center", va="center", fontsize="small", color=ink)
-    ax.imshow([[each**0.5 for each in row] for row in shades], cmap="Blues", vmin=0, vmax=1)
+        norms[t][k] = norm
+        if len(steps) <= 6:
+            ink = "white" if norm > largest / 8 else "black"
+            ax.text(k, t, number(norm), ha="center", va="center", color=ink)
+    scale = {"norm": "log", "vmin": largest / 2**LEVELS, "vmax": largest} if largest else {"vmin": 0, "vmax": 1}
+    ax.figure.colorbar(ax.imshow(norms, cmap="Blues", **scale), ax=ax, label="norm of all parameters' parts")
     ax.set_xticks(steps)
     ax.set_yticks(steps)
     ax.set_xlabel("step k, where the parameters are used")
     ax.set_ylabel("step t of the loss")
-    ax.set_title("Norm of term (t, k) of dL/dθ")
+    ax.set_title("Terms (t, k) of dL/dθ")
     return ax

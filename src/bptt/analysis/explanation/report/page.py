@@ -57,7 +57,10 @@ def _section(count: int, section: Section) -> Markup:
     return Markup("<h3>{}. {}</h3>{}{}{}").format(
         count,
         section.title,
-        Markup("").join(display(latex(equation)) for equation in section.equations),
+        Markup("").join(
+            Markup("<div style='margin:.5em 1em'>{}</div>").format(display(latex(equation)))
+            for equation in section.equations
+        ),
         Markup("").join(Markup("<p>{}</p>").format(text) for text in texts),
         _tables(section.tables),
     )
@@ -78,7 +81,7 @@ def _table(titled: Titled) -> Markup:
     def row(place: int, cells: tuple[str, ...], tag: str) -> Markup:
         shades = (0, *titled.levels[place]) if titled.levels and place >= 0 else (0,) * len(cells)
         return Markup("").join(
-            Markup("<{0} style='text-align:{1};background:rgba(31,95,168,{2})'>{3}</{0}>").format(
+            Markup("<{0} style='padding:.15em .5em;text-align:{1};background:rgba(31,95,168,{2})'>{3}</{0}>").format(
                 tag, "right" if i else "left", shade / (2 * LEVELS), notation(cell)
             )
             for i, (cell, shade) in enumerate(zip(cells, shades, strict=True))
