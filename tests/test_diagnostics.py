@@ -45,10 +45,10 @@ def _reset(value, rows, fresh, dims, i):
     return torch.where(along_rows(rows, value, dims[i]), fresh[i], value)
 
 
-def gradient(case, state, tau=None, loss=square):
+def gradient(case, state, strategy=None, loss=square):
     """All parameters' gradient of Σ_t l_t, in one vector, by the engine."""
     case.model.zero_grad()
-    strategy = bptt.FullBPTT() if tau is None else bptt.TruncatedBPTT(1, tau)
+    strategy = strategy or bptt.FullBPTT()
     data = (case.xs, case.ys)
     bptt.backward(case.model, loss, data, state, strategy=strategy, reduction="sum", state_batch_dim=case.batch_dim)
     found = torch.cat([p.grad.flatten() for p in case.parameters()])
@@ -104,12 +104,13 @@ def test_what_a_truncation_drops_is_what_the_engine_drops(name):
     )
     full = gradient(case, state)
     assert found.gradient_norm == pytest.approx(full.norm().item(), rel=1e-12)
-    assert list(found.dropped) == [1, 2, 3, 7, 10]
-    for tau, share in found.dropped.items():
-        wanted = ((full - gradient(case, state, tau)).norm() / full.norm()).item()
-        assert share == pytest.approx(wanted, rel=1e-10, abs=1e-14)
-    assert found.dropped[1] > 1e-3
-    assert found.dropped[10] < 1e-14
+    for shares, kind in ((found.dropped, lambda tau: bptt.TruncatedBPTT(1, tau)), (found.windows, bptt.TruncatedBPTT)):
+        assert list(shares) == [1, 2, 3, 7, 10]
+        for tau, share in shares.items():
+            wanted = ((full - gradient(case, state, kind(tau))).norm() / full.norm()).item()
+            assert share == pytest.approx(wanted, rel=1e-10, abs=1e-14)
+        assert shares[1] > 1e-3
+        assert shares[10] < 1e-14
 
 
 def test_a_loss_with_parameters_counts_and_params_restricts():

@@ -26,7 +26,7 @@ Credit(norms, sums)
 Decision(k, step, estimate, bias, decay, norms=())
 Deviation(bias, signed_bias, cosine, variance)
 Diagnosis(steps, rows, state_size, norms, mean, quantiles, levels, growth_rates, exponents, singular_values,
-    memory_length, fraction, spectral_radius, gradient_norm, dropped)
+    memory_length, fraction, spectral_radius, gradient_norm, dropped, windows)
 Estimate(value, low, high)
 Evaluation(loss, mean_loss, steps, state, aux)
 Explanation(network, x, y, sources, characters, tau, term, law, cuts, drawn)

@@ -104,9 +104,31 @@ def test_records_hold_what_was_found(results):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_notebook_shows_table_and_verdict(results, kind):
     page = results[kind]._repr_html_()
-    assert page.count("<tr>") == len(results[kind].table().rows) + 1
+    assert page.count("<tr>") == sum(len(table.rows) + 1 for _, table, *_ in results[kind].tables())
     assert all(line.split("<")[0].split("&")[0] in page for line in results[kind].verdict().splitlines())
     assert "<script" not in page
+
+
+def test_a_diagnosis_says_what_to_take(results):
+    found = replace(results["diagnose"], dropped={1: 0.5, 2: 0.05, 4: 0}, windows={1: 0.5, 2: 0.3, 4: 0.09})
+    said = "The shortest above to drop less than 10%: tbptt:4, or 2 steps for each loss."
+    assert found.verdict().splitlines()[-2:] == [said, "tbptt:K1:K2 gives each loss K2 - K1 + 1 steps or more."]
+    grows, none = {1: 2.0, 2: 0.9}, {1: math.nan}
+    fast = replace(found, growth_rates=torch.ones(2), dropped=grows, windows=grows)
+    assert fast.advice() == ["Credit grows with the lag, so that every truncation above drops much of the gradient."]
+    slow = replace(fast, growth_rates=-torch.ones(2))
+    assert slow.advice() == ["Every truncation above drops 10% or more; a longer sequence shows longer ones."]
+    assert replace(found, dropped=none).advice() == ["The gradient is zero, so there is nothing to drop."]
+
+
+def test_a_figure_of_a_diagnosis_has_all_of_it(results):
+    found, figure = results["diagnose"], mpl.figure.Figure()
+    credit, dropped, exponents = found.plot(figure).figure.axes
+    shares = {line.get_label(): list(line.get_ydata()) for line in dropped.lines}
+    assert list(shares.values()) == [list(found.windows.values()), list(found.dropped.values())]
+    assert list(exponents.lines[-2].get_ydata()) == pytest.approx(found.exponents.mean(0).tolist())
+    assert list(credit.lines[0].get_ydata()) == found.mean.tolist()
+    figure.canvas.draw()
 
 
 @pytest.mark.parametrize("kind", KINDS)

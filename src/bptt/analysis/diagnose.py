@@ -47,6 +47,7 @@ def diagnose(
         ∂l_t/∂s_{t-k-1} = ∂l_t/∂s_{t-k} · ∂s_{t-k}/∂s_{t-k-1}                             (1)
         Q_{t-1} R_t = (∂s_t/∂s_{t-1})ᵀ Q_t,   λ_i = mean over t of log |R_t,ii|           (2)
         dL/dθ - g_τ = Σ_t Σ_{k>=τ} ∂l_t/∂s_{t-k} · ∂F_{t-k}/∂θ                            (3)
+        dL/dθ - w_τ = Σ_t Σ_{k>t mod τ} ∂l_t/∂s_{t-k} · ∂F_{t-k}/∂θ                       (4)
 
     s_{t-k} is **the state before step t-k+1**, so lags are k = 1 .. t+1 and lag 1 is the state that step t starts from:
     of a black box, step t's output and s_t leave the same call, so that lag 0 can't be seen from outside. l_t is the
@@ -60,8 +61,8 @@ def diagnose(
     discard: QR steps left out of (2), the first ones being the last in time; None is T // 10.
     singular_lags: lags whose Jacobian chain is taken, ending at the last state; None is 1, 10 and 100 as far as
         max_lag, none for more than 256 numbers a row.
-    truncations: the τ of (3), 1 .. max_lag; None is 1, 2, 4, ... params: θ; None is what model and loss register. What
-        a learned initial state gets is left out.
+    truncations: the τ of (3) and (4), 1 .. max_lag; None is 1, 2, 4, ...
+    params: θ; None is what model and loss register. What a learned initial state gets is left out.
     fraction: of the largest mean norm, in (0, 1), below which credit counts as forgotten. levels: in [0, 1].
 
     Returns a `Diagnosis`. Parameters, buffers, `.grad`, modes and random-number states are as before.
@@ -69,7 +70,7 @@ def diagnose(
     on; NonFiniteLossError.
     Cost: T calls of one step, held at once as one full graph; then a step's vjp max_lag + exponents times for each of
     them, in one vectorised call where every operator allows it, state-size times for the largest of `singular_lags`
-    steps, and a parameter vjp for each truncation and step (as many gradients in memory).
+    steps, and two parameter vjps for each truncation and step (as many gradients in memory).
 
     >>> import bptt, torch
     >>> halve = bptt.scan(lambda x, s: (0.5 * s + x, 0.5 * s + x))
@@ -114,7 +115,7 @@ def diagnose(
         if resets is not None:
             resets = resets.movedim(min(time_dim, resets.dim() - 1), 0)
         for t in reversed(range(steps)):
-            sweep.step(graphs.pop(), None if resets is None else resets[t])
+            sweep.step(t, graphs.pop(), None if resets is None else resets[t])
         torch.clear_autocast_cache()  # casts whose graphs are gone
     return _diagnosis(sweep, steps, count, fraction, levels, spectral_radius(model))
 
@@ -130,6 +131,8 @@ def _diagnosis(
     known = [norms[lag, lag:].flatten() for lag in range(lags)]
     mean = torch.stack([values.mean() for values in known])
     full, *parts = sweep.gradient_norms()
+    shares = [part / full if full else math.nan for part in parts]
+    taus = sweep.truncations
     return Diagnosis(
         steps=steps,
         rows=rows.count,
@@ -145,7 +148,8 @@ def _diagnosis(
         fraction=fraction,
         spectral_radius=radius,
         gradient_norm=full,
-        dropped={tau: part / full if full else math.nan for tau, part in zip(sweep.truncations, parts, strict=True)},
+        dropped=dict(zip(taus, shares, strict=False)),
+        windows=dict(zip(taus, shares[len(taus) :], strict=True)),
     )
 
 

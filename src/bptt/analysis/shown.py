@@ -41,6 +41,19 @@ class Table(NamedTuple):
         return f"<table><thead><tr>{cells(self.columns, 'th')}</tr></thead><tbody>{body}</tbody></table>"
 
 
+class Titled(NamedTuple):
+    """A table under a title.
+
+    levels: how strongly each entry is shaded, 0 .. 8, in a heat map; () in any other table.
+    chosen: whether entry [t][k] of the heat map can be picked.
+    """
+
+    title: str
+    table: Table
+    levels: tuple[tuple[int, ...], ...] = ()
+    chosen: bool = False
+
+
 class Shown:
     """A frozen dataclass that shows itself.
 
@@ -54,6 +67,10 @@ class Shown:
     @abstractmethod
     def table(self) -> Table:
         """What was found, as texts."""
+
+    def tables(self) -> list[Titled]:
+        """All tables that are printed, in order; most results have one, without a title."""
+        return [Titled("", self.table())]
 
     @abstractmethod
     def records(self) -> list[dict[str, Any]]:
@@ -79,10 +96,14 @@ class Shown:
             raise ValueError(f"from_dict: this is no {cls.__name__}.to_dict() ({error}).") from error
 
     def __str__(self) -> str:
-        return f"{self.table()}\n{self.verdict()}"
+        tables = (f"{title}\n{table}\n" if title else str(table) for title, table, *_ in self.tables())
+        return "\n".join([*tables, self.verdict()])
 
     def _repr_html_(self) -> str:
-        return self.table().html() + "".join(f"<p>{html.escape(line)}</p>" for line in self.verdict().splitlines())
+        parts = [f"<p>{html.escape(line)}</p>" for line in self.verdict().splitlines()]
+        for title, table, *_ in reversed(self.tables()):
+            parts = [f"<p><b>{html.escape(title)}</b></p>" * bool(title), table.html(), *parts]
+        return "".join(parts)
 
 
 def axes(ax: Any, rows: int = 0) -> Any:

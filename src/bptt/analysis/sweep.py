@@ -81,6 +81,7 @@ class Sweep:
         self.credit = self._vectors(0)  # of l_{t+k} at s_t, k = 1, 2, ...; the exponents beside it
         self.shifts = torch.zeros(0, dtype=torch.int64, device=rows.device)
         self.whole = self._vectors(1)  # of all later losses together
+        self.beyond = self._vectors(len(truncations))  # of those beyond this step's window of each length
         self.chain = torch.eye(rows.size if singular else 0, rows.size, dtype=rows.dtype, device=rows.device)
         self.chain = self.chain[:, None].repeat(1, rows.count, 1)
         self.chain_shift, self.passed = self.shifts.new_zeros(()), 0
@@ -91,19 +92,22 @@ class Sweep:
     def _vectors(self, n: int) -> Tensor:
         return torch.zeros(n, self.rows.count, self.rows.size, dtype=self.rows.dtype, device=self.rows.device)
 
-    def step(self, tape: Tape, reset: Tensor | None) -> None:
-        """Go back over one step. reset (B,) or 0-d: the rows that start anew before it."""
+    def step(self, t: int, tape: Tape, reset: Tensor | None) -> None:
+        """Go back over step t. reset (B,) or 0-d: the rows that start anew before it."""
         if tape.begin is None:  # there is no state before it
             reset = torch.ones((), dtype=torch.bool)
         if self.params:
             self._gradients(tape)
         directions = self.qr.q.permute(2, 0, 1).to(self.rows.dtype)
-        parts = [self._vectors(1), self.credit[: self.lags - 1], self.whole, directions, self.chain]
+        parts = [self._vectors(1), self.credit[: self.lags - 1], self.whole, directions, self.chain, self.beyond]
         sizes = [len(part) for part in parts]
         seeds = torch.zeros(sum(sizes), device=self.rows.device)
         seeds[0] = seeds[sizes[0] + sizes[1]] = 1
         pulled = self.pullback.to_state(tape, torch.cat(parts), seeds).split(sizes)
-        self.whole = pulled[2]
+        self.whole, self.beyond = pulled[2], pulled[5].clone()
+        for i, length in enumerate(self.truncations):
+            if t % length == 0:  # a window begins here
+                self.beyond[i] = self.whole[0]
         self.qr.add(pulled[3].permute(1, 2, 0).to(torch.float64), reset)
         self._credit(torch.cat(pulled[:2]))
         self._chain(pulled[4])
@@ -130,10 +134,10 @@ class Sweep:
             self.chain = self.chain[:0]
 
     def _gradients(self, tape: Tape) -> None:
-        """Add what step t gives to the full gradient, and to what each truncation drops of it."""
+        """Add what step t gives to the full gradient, and to what truncations, by losses and by windows, drop of it."""
         later = _times(self.credit, self.shifts)
         dropped = [self.whole[0] - later[: tau - 1].sum(0) for tau in self.truncations]
-        vectors = torch.stack([self.whole[0], *dropped])
+        vectors = torch.stack([self.whole[0], *dropped, *self.beyond])
         seeds = torch.zeros(len(vectors), device=self.rows.device)
         seeds[0] = 1
         for i, found in enumerate(self.pullback.to_params(tape, vectors, seeds, self.params)):
@@ -142,10 +146,10 @@ class Sweep:
                 self.gradients[i] = found if total is None else total + found
 
     def gradient_norms(self) -> list[float]:
-        """Of the full gradient, and of what each truncation drops of it."""
+        """Of the full gradient, of what truncations of each loss drop of it, and of what those by windows drop."""
         known = [g.reshape(len(g), -1) for g in self.gradients if g is not None]
         found = [g.abs().to(torch.float64).square().sum(1).cpu() for g in known]
-        return torch.stack(found).sum(0).sqrt().tolist() if found else [0.0] * (1 + len(self.truncations))
+        return torch.stack(found).sum(0).sqrt().tolist() if found else [0.0] * (1 + 2 * len(self.truncations))
 
 
 def _exponent(values: Tensor) -> Tensor:

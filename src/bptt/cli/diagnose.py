@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
+from matplotlib.figure import Figure  # a Figure of its own draws with Agg and needs no display
 
 import bptt
-from bptt.analysis import ladder
+from bptt.analysis import ladder, share
 from bptt.cli.config import PLAIN, at_least_one, can_be_written, flag, parse
 from bptt.cli.data_options import OF_NUMBERS, DataOptions, is_own
-from bptt.cli.diagnosis import Measured, show, truncates
 from bptt.cli.files import data_text
 from bptt.cli.folder import CONFIG, load
 from bptt.cli.jobs.make import of_text, saved_job
@@ -22,14 +23,15 @@ from bptt.cli.jobs.own import loss_of, make, rows_of, source_of, tried
 from bptt.cli.jobs.texts import first_steps
 from bptt.cli.jobs.texts import named as model_named
 from bptt.cli.model import CharModel, build, loss
-from bptt.cli.plots import diagnosis_plot
 from bptt.cli.printing import UserError, one_line, user_errors
 from bptt.cli.reading import reading
 from bptt.cli.screen import Screen
+from bptt.cli.strategies import first
 from bptt.cli.train import described, device_of
 from bptt.cli.train_config import TrainConfig, parse_train
 from bptt.cli.writing import replace
 from bptt.data import PYTHON_DOCS, Vocabulary, split
+from bptt.strategies import says
 
 PLOT = "diagnosis.png"
 EITHER = tyro.conf.arg(metavar="DIR|FILE.py:NAME", help_behavior_hint="")
@@ -140,12 +142,19 @@ def run(words: Sequence[str]) -> int:
     screen.say(f"sequence    {'1 lane' if rows == 1 else f'{rows} lanes'} of {steps} {unit}, from the zero state\n")
     with screen.waiting("measuring credit, exponents and truncations"):
         chunk = bptt.Chunk(*(None if each is None else each.to(device) for each in subject.chunk))
-        measured = _measure(subject, chunk)
-    show(screen, measured)
+        found, own = _measure(subject, chunk)
+    for name, text in found.summary().items():
+        screen.say(f"{name:<12}{text}")
+    for title, table, *_ in found.tables():
+        screen.say(f"\n{title}")
+        screen.table(*table)
+    screen.say("")
+    for sentence in (*own, *found.advice()):
+        screen.say(sentence)
     out = config.out if config.run is None or config.out is not None else config.run / PLOT
     if out is not None:
         try:
-            replace(out, lambda path: diagnosis_plot(measured, subject.title, path))
+            replace(out, lambda path: _draw(found, subject.title, path))
         except OSError as error:
             raise UserError(f"{out}: the plot cannot be written ({error.strerror}). Choose another --out", 1) from None
         screen.say(f"\nThe plot is in {one_line(str(out))}")
@@ -209,30 +218,27 @@ def _text(data: str, surely: bool) -> tuple[str, str]:
     return data_text(data, surely), "Python documentation" if data == PYTHON_DOCS else data
 
 
-def _measure(subject: Subject, chunk: bptt.Chunk) -> Measured:
+def _measure(subject: Subject, chunk: bptt.Chunk) -> tuple[bptt.Diagnosis, list[str]]:
+    """What is found, credit being that of each lane's own loss; and what to say of the run's own strategy."""
     steps, rows = chunk.inputs.shape[:2]
     model, trained, state = subject.model, subject.trained, subject.start(rows)
-    begin = {"state_batch_dim": subject.rows_at}
     size = _size(model, chunk, state) // rows
     most = max(1, steps // 2)  # every lag is then seen by half of the losses or more
-    taus = ladder(most)
+    given: Any = (model, subject.loss, chunk, state)
+    begin = {"state_batch_dim": subject.rows_at}
     try:
         with user_errors():
             found = bptt.diagnose(
-                model,
-                subject.loss,
-                chunk,
-                state,
+                *given,
                 **begin,
                 max_lag=most,
-                truncations=taus,
+                truncations=ladder(most),
                 singular_lags=[k for k, largest in CHAINS.items() if k <= most and size <= largest],
             )
-            strategies: list[Any] = [bptt.TruncatedBPTT(tau) for tau in taus]
             own = None if trained is None else reading(trained).strategy
+            dropped = math.nan
             if own is not None and truncates(own):
-                strategies.append(own)
-            shares = _dropped(subject, chunk, state, strategies)
+                dropped = bptt.compare(*given, **begin, strategies=[own], draws=3).entries[0].bias.value
     except UserError as error:
         cause = error.__cause__
         if isinstance(cause, bptt.NonFiniteLossError):
@@ -240,8 +246,9 @@ def _measure(subject: Subject, chunk: bptt.Chunk) -> Measured:
                 f"the loss of step {cause.step} is not finite, so there is no gradient to look at", 1
             ) from None
         raise
-    windows = dict(zip(taus, shares, strict=False))
-    return Measured(found, windows, own, shares[-1], None if trained is None else trained.strategy)
+    lanes = {name: rows * getattr(found, name) for name in ("norms", "mean", "quantiles")}
+    said = [] if trained is None else [f"{trained.strategy}, this run's strategy, {of_own(own, steps, dropped)}."]
+    return dataclasses.replace(found, **lanes), said
 
 
 def _size(model: Any, chunk: bptt.Chunk, state: Any) -> int:
@@ -255,16 +262,30 @@ def _size(model: Any, chunk: bptt.Chunk, state: Any) -> int:
     return sum(_size(model, chunk, leaf) for leaf in leaves if leaf is not None)
 
 
-def _dropped(subject: Subject, chunk: bptt.Chunk, state: Any, strategies: Sequence[Any]) -> list[float]:
-    """‖g - g_S‖ / ‖g‖ of each strategy S, g being the full gradient of the summed loss; NaN where g is zero."""
+def of_own(strategy: Any, steps: int, dropped: float) -> str:
+    """What a strategy drops of the gradient of so many steps; `dropped` is the share where it `truncates`."""
+    kind = says(strategy, "kind")
+    if kind == "unbiased":
+        return "drops nothing on average, at the price of noise"
+    if kind == "exact":
+        return "drops nothing within a sequence"
+    if not says(strategy, "lengths_known"):
+        return "chose its length on the way"
+    if not truncates(strategy):
+        return "is biased: what its cuts drop, no factors make up for"
+    windows = strategy.windows(lambda t: int(min(t, steps)), lambda **_: 0.5)
+    if all(window.start == 0 and not window.weights for window in windows):
+        return f"cuts nothing in {steps} steps; give a larger --length"
+    return f"drops {share(dropped)} of this gradient"
 
-    model = subject.model
 
-    def gradient(strategy: Any) -> torch.Tensor:
-        model.zero_grad()
-        begin = {"state_batch_dim": subject.rows_at}
-        bptt.backward(model, subject.loss, chunk, state, strategy=strategy, reduction="sum", **begin)
-        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double()
+def truncates(strategy: Any) -> bool:
+    """Whether a strategy cuts at places that are known beforehand, so that one backward pass shows what it drops."""
+    return says(strategy, "kind") == "biased" and says(strategy, "lengths_known") and first(strategy) is not None
 
-    full = gradient(bptt.FullBPTT())
-    return [((gradient(strategy) - full).norm() / full.norm()).item() for strategy in strategies]
+
+def _draw(found: bptt.Diagnosis, title: str, path: Path) -> None:
+    figure = Figure(figsize=(9, 7), dpi=120, layout="constrained")
+    found.plot(figure)
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left", parse_math=False)
+    figure.savefig(path)

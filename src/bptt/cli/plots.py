@@ -1,4 +1,4 @@
-"""Loss and gradient norm over a run, and the diagnosis of a model, as PNG."""
+"""Loss and gradient norm over a run, as PNG."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # a Figure of its own draws with Agg and needs no display
-from matplotlib.ticker import EngFormatter, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import EngFormatter, ScalarFormatter
 
 from bptt.analysis.race.report.panels import style
-from bptt.cli.diagnosis import Measured
 from bptt.cli.history import History
 
 BLUE, PALE, ORANGE, GREY = "#1f5fa8", "#a9c4e4", "#d2601a", "#666666"
@@ -55,55 +54,6 @@ def norm_plot(history: History, title: str, path: Path) -> None:
         label = f"clipped above {history.clip:g}: {history.clipped / max(1, history.step):.0%} of updates"
         axes.axhline(history.clip, color=ORANGE, linestyle="--", linewidth=1.2, label=label)
     _finish(figure, axes, path)
-
-
-def diagnosis_plot(measured: Measured, title: str, path: Path) -> None:
-    """Credit by lag with its quantiles, what truncations drop, and the leading Lyapunov exponents."""
-    found = measured.found
-    figure = Figure(figsize=(9, 7), dpi=120, layout="constrained")
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left", parse_math=False)
-    panels = figure.subplot_mosaic("cc;de", height_ratios=[1.2, 1])
-    credit, dropped, exponents = panels["c"], panels["d"], panels["e"]
-
-    values = measured.credit.numpy()
-    style(credit, "lag: steps back from a loss to the state", r"$\|\partial l_t / \partial s_{t-\mathrm{lag}}\|$")
-    if values.any():
-        credit.set_yscale("log")
-        values = np.where(values > 0, values, np.nan)  # zero has no place on a logarithmic axis
-    mean, *quantiles = values
-    lags = np.arange(1, len(mean) + 1)
-    low, *middle, high = found.levels
-    credit.fill_between(lags, quantiles[0], quantiles[-1], color=PALE, linewidth=0, label=f"{low:.0%} to {high:.0%}")
-    for level, values in zip(middle, quantiles[1:-1], strict=True):
-        credit.plot(lags, values, color=BLUE, linewidth=1, linestyle="--", label="median" * (level == 0.5))
-    credit.plot(lags, mean, color=BLUE, linewidth=1.8, label=f"mean over {found.steps} steps, {found.rows} lanes")
-    if found.memory_length is not None:
-        label = f"below {found.fraction:.0%} of the largest from lag {found.memory_length} on"
-        credit.axvline(found.memory_length, color=ORANGE, linestyle="--", linewidth=1.2, label=label)
-    credit.legend(frameon=False, fontsize=9)
-
-    style(dropped, "K", "share of the gradient dropped")
-    each, windows = "tbptt:1:K, each loss through K steps", "tbptt:K, windows of K steps"
-    for shares, label, color in ((measured.windows, windows, BLUE), (found.dropped, each, ORANGE)):
-        dropped.plot(list(shares), list(shares.values()), "o-", color=color, markersize=4, label=label)
-    dropped.set_xscale("log")
-    dropped.set_xticks(list(measured.windows), map(str, measured.windows))
-    dropped.set_xticks([], minor=True)
-    dropped.set_ylim(0, max(0.01, 1.05 * dropped.dataLim.y1))
-    dropped.yaxis.set_major_formatter(PercentFormatter(1))
-    dropped.legend(frameon=False, fontsize=9)
-
-    values = found.exponents.numpy()
-    values = np.where(np.isfinite(values), values, np.nan)  # -inf where a direction is lost at once
-    places = np.arange(1, values.shape[1] + 1)
-    style(exponents, f"place, of {found.state_size}", "Lyapunov exponent, nats a step")
-    lanes = exponents.plot(places, values.T, color=PALE, linewidth=0.8)
-    lanes[0].set_label("each lane")
-    exponents.plot(places, values.mean(0), "o-", color=BLUE, markersize=3, label="mean")
-    exponents.axhline(0, color=GREY, linewidth=1)
-    exponents.set_xlim(0, len(places) + 1)
-    exponents.legend(frameon=False, fontsize=9)
-    figure.savefig(path)
 
 
 def _axes(title: str, label: str, unit: str) -> tuple[Figure, Axes]:

@@ -7,24 +7,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from bptt.analysis.numbers import printable
-from bptt.analysis.shown import Table
+from bptt.analysis.shown import Table, Titled
 
 LEVELS = 8
 """Shades of a heat map; each is a factor of two below the next."""
-
-
-class Titled(NamedTuple):
-    """A table of ready texts, "" where there is no entry; its first column names the rows.
-
-    title, and the table's names: notation, such as "h_{t-1}", or single characters of a text.
-    levels: the shade of each entry, 0 .. LEVELS, 0 for zero and for no entry; () if it is no heat map.
-    chosen: whether entry [t][k] is a term to choose.
-    """
-
-    title: str
-    table: Table
-    levels: tuple[tuple[int, ...], ...] = ()
-    chosen: bool = False
 
 
 class Term(NamedTuple):

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from bptt.analysis import Table, number, size
 from bptt.analysis.numbers import duration, quantity
 from bptt.analysis.race import Race, Standing
-
-
-class Titled(NamedTuple):
-    """A table under a title."""
-
-    title: str
-    table: Table
+from bptt.analysis.shown import Titled
 
 
 def results(found: Race) -> Titled:
