@@ -145,7 +145,7 @@ def test_best_is_exact_else_unbiased_else_the_least_biased():
     assert planned(case, strategies=everything[:4]).best.strategy == randomised
     found = planned(case, strategies=truncated)
     assert found.best.strategy == bptt.TruncatedBPTT(12)
-    assert "TruncatedBPTT(k1=12, k2=None) stored whole is the least biased gradient:" in found.verdict()
+    assert "tbptt:12, all kept, is the least biased gradient: " in found.verdict()
     # what one step stored whole takes is less than any schedule needs
     found = planned(case, strategies=everything, memory=found.rows[-1].memory_bytes)
     assert [row.strategy for row in found.rows if row.fits] == [bptt.TruncatedBPTT(1)]
@@ -167,11 +167,12 @@ def test_a_plan_as_text():
     assert reason == found.verdict()
     assert len(table) == 1 + len(found.rows)
     assert len({len(line) for line in table}) == 1
-    assert table[0].split() == ["strategy", "memory", "gradient", "reach", "seconds", "bytes", "forwards", "fits"]
-    assert table[1].startswith("FullBPTT()")
-    assert table[1].endswith("no")
-    assert "Checkpoints(slots=" in table[2]
-    assert "cheapest exact gradient that fits 10,000 bytes" in reason
+    assert table[0].split() == ["strategy", "kept", "gradient", "reach", "time", "memory"]
+    assert table[1].split()[:3] == ["full", "all", "exact"]
+    assert table[1].endswith("too much")
+    schedule = found.rows[1].memory
+    assert f" {schedule.slots} x {schedule.segment} " in table[2]
+    assert "fastest exact gradient that fits 9.766 KiB" in reason
 
 
 @pytest.mark.parametrize("strategies", [None, [bptt.FullBPTT()], [bptt.TruncatedBPTT(30, 40)]], ids=str)

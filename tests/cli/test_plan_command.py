@@ -7,7 +7,7 @@ import torch
 
 import bptt
 from bptt.cli.model import build, loss
-from bptt.cli.plan import named, took
+from bptt.cli.plan import named
 from bptt.cli.strategies import parse_strategy
 from bptt.data import Vocabulary, lanes, load_text
 
@@ -35,8 +35,8 @@ def table(out):
 
 
 def count(word):
-    unit = word.lstrip("0123456789.")
-    return float(word.removesuffix(unit)) * UNITS[unit]
+    number, unit = word.split()
+    return float(number) * UNITS[unit]
 
 
 def ran(text, strategy, kept):
@@ -66,7 +66,7 @@ def test_memory_is_that_of_runs(plan, text):
     assert [row[6] for row in rows] == ["too much", "best", "", ""]
     last = " ".join(result.out.split("\n\n")[-1].split())
     assert last.startswith(f"full, {rows[1][1].split()[0]} states kept, segments of ")
-    assert f"is the fastest exact gradient that fits 30KiB: {rows[1][4]} and {rows[1][5]} for 60 characters" in last
+    assert f"is the fastest exact gradient that fits 30 KiB: {rows[1][4]} and {rows[1][5]} for 60 characters" in last
 
 
 def test_the_least_biased_where_nothing_else_is_asked_for(plan):
@@ -94,7 +94,6 @@ def test_the_printed_strategy_is_what_the_options_take():
     for text in ("full", "tbptt:7", "tbptt:5:50", "artbp:50"):
         assert named(parse_strategy(text, "--strategies")) == text
     assert named(bptt.TruncatedBPTT(5, 5)) == "tbptt:5"
-    assert [took(seconds) for seconds in (0.004, 0.25, 3, 90)] == ["4 ms", "0.25 s", "3.0 s", "1 min 30 s"]
 
 
 def test_a_budget_that_nothing_fits_says_the_least_that_would(plan):

@@ -23,6 +23,9 @@ from bptt.analysis.diagnosis import Diagnosis
 from bptt.analysis.spectrum import Spectrum, spectral_radius
 from bptt.analysis.sweep import Sweep, tapes
 
+CHAINS = {1: 1024, 10: 1024, 100: 256}
+"""Lags whose Jacobian chain is taken -> up to how many numbers of state a row; beyond, it takes minutes."""
+
 
 def diagnose(
     model: Recurrence,
@@ -60,7 +63,7 @@ def diagnose(
     max_lag: 1 .. T; None is min(T, 100). exponents: of each row; None is min(state size, 32).
     discard: QR steps left out of (2), the first ones being the last in time; None is T // 10.
     singular_lags: lags whose Jacobian chain is taken, ending at the last state; None is 1, 10 and 100 as far as
-        max_lag, none for more than 256 numbers a row.
+        max_lag, 1 and 10 for more than 256 numbers a row, none for more than 1024.
     truncations: the τ of (3) and (4), 1 .. max_lag; None is 1, 2, 4, ...
     params: θ; None is what model and loss register. What a learned initial state gets is left out.
     fraction: of the largest mean norm, in (0, 1), below which credit counts as forgotten. levels: in [0, 1].
@@ -106,8 +109,8 @@ def diagnose(
     tensors = [*theta, *_tree.leaves(chunk.inputs), *_tree.leaves(options.state)]
     with untouched(model, loss, tensors, theta), batchable(model):
         graphs, rows = tapes(Run(options, [chunk]))
-        chosen = [1, 10, 100] if rows.size <= 256 else []
-        singular = _within(singular_lags, [k for k in chosen if k <= lags], lags, "singular_lags")
+        usual = [lag for lag, largest in CHAINS.items() if lag <= lags and rows.size <= largest]
+        singular = _within(singular_lags, usual, lags, "singular_lags")
         count = _exponents(exponents, rows.size)
         spectrum = Spectrum(rows.count, rows.size, max(count, min(2, rows.size)), skip, rows.device)
         sweep = Sweep(rows, lags, taus, theta, singular, spectrum)

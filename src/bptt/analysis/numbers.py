@@ -59,6 +59,15 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def took(seconds: float) -> str:
+    """A time, short ones in milliseconds.
+
+    >>> took(0.0123), took(0.25), took(2.5), took(90)
+    ('12 ms', '0.25 s', '2.5 s', '1 min 30 s')
+    """
+    return f"{seconds * 1e3:.2g} ms" if seconds < 0.1 else f"{seconds:.2f} s" if seconds < 1 else duration(seconds)
+
+
 def quantity(value: float, unit: str = "") -> str:
     """A number of three digits with k, M or G, and its unit.
 

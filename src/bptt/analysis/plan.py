@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
@@ -24,7 +24,7 @@ from bptt._stream import Chunk
 from bptt._tree import Tree, detach, leaves
 from bptt._window_loss import PerWindow, inner
 from bptt.analysis.costs import Costs, Shape
-from bptt.analysis.numbers import size
+from bptt.analysis.numbers import size, took
 from bptt.analysis.plain import label
 from bptt.analysis.shown import Shown, Table, axes
 from bptt.strategies import ARTBP, FullBPTT, Strategy, TruncatedBPTT
@@ -82,37 +82,36 @@ class Plan(Shown):
 
         return min((row for row in self.rows if row.fits), key=order)
 
-    def verdict(self) -> str:
-        """Which row is the best and why, in a sentence."""
-        best, kind = self.best, self.best.gradient
-        within = "" if self.budget is None else f" that fits {self.budget:,} bytes"
-        stored = "stored whole" if best.memory is None else f"with {best.memory}"
-        what = "least biased" if kind == "biased" else f"cheapest {kind}"
+    def verdict(self, named: Callable[[Any], str] = label, unit: str = "step") -> str:
+        """Which row is the best and why, in a sentence. named: a strategy's text. unit: what a step is."""
+        best, memory = self.best, self.best.memory
+        kept = "all kept" if memory is None else f"{memory.slots} states kept, segments of {memory.segment} steps"
+        what = "least biased" if best.gradient == "biased" else f"fastest {best.gradient}"
+        within = "" if self.budget is None else f" that fits {size(self.budget)}"
         return (
-            f"{best.strategy} {stored} is the {what} gradient{within}: {best.seconds:.3g} s and "
-            f"{best.memory_bytes:,} bytes for {self.steps:,} steps."
+            f"{named(best.strategy)}, {kept}, is the {what} gradient{within}: {took(best.seconds)} and "
+            f"{size(best.memory_bytes)} for {self.steps:,} {unit}s."
         )
 
-    def table(self) -> Table:
-        """A line a row; `forwards` are steps run for a step of the sequence."""
-        heads = ("strategy", "memory", "gradient", "reach", "seconds", "bytes", "forwards", "fits")
-        return Table(
-            heads,
-            [
-                (
-                    str(row.strategy),
-                    str(row.memory),
-                    row.gradient,
-                    f"{row.reach:.1f}",
-                    f"{row.seconds:.3g}",
-                    f"{row.memory_bytes:,}",
-                    f"{row.forward_steps / self.steps:.2f}",
-                    "yes" if row.fits else "no",
-                )
-                for row in self.rows
-            ],
-            words=3,
-        )
+    def table(self, named: Callable[[Any], str] = label) -> Table:
+        """A line a row. named: a strategy's text.
+
+        `kept` is all that the backward pass needs, or so many states x segments of steps that run again; `reach` the
+        mean number of steps that a loss is differentiated through, its own included.
+        """
+        rows = [
+            (
+                named(row.strategy),
+                "all" if row.memory is None else f"{row.memory.slots} x {row.memory.segment}",
+                row.gradient,
+                f"{row.reach:,.0f}",
+                took(row.seconds),
+                size(row.memory_bytes),
+                "best" if row is self.best else "" if row.fits else "too much",
+            )
+            for row in self.rows
+        ]
+        return Table(("strategy", "kept", "gradient", "reach", "time", "memory", ""), rows, words=3)
 
     def records(self) -> list[dict[str, Any]]:
         """One for each row; slots and segment are those of its checkpoints, None where everything is stored."""
@@ -141,7 +140,7 @@ def _plot(found: Plan, ax: Any) -> Any:
         fill = "full" if row.fits else "none"
         ax.plot(row.memory_bytes / unit, place, "o", color=COLOURS[row.gradient], fillstyle=fill)
     names = [
-        f"{label(row.strategy)}\n{row.seconds:.3g} s{'' if row.memory is None else ' with checkpoints'}"
+        f"{label(row.strategy)}\n{took(row.seconds)}{'' if row.memory is None else ' with checkpoints'}"
         for row in found.rows
     ]
     for tick, row in zip(ax.set_yticks(range(len(names)), names, fontsize="small"), found.rows, strict=True):

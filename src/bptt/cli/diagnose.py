@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +19,7 @@ from bptt.cli.data_options import OF_NUMBERS, DataOptions, is_own
 from bptt.cli.files import data_text
 from bptt.cli.folder import CONFIG, load
 from bptt.cli.jobs.make import of_text, saved_job
-from bptt.cli.jobs.own import loss_of, make, rows_of, source_of, tried
+from bptt.cli.jobs.own import rows_of
 from bptt.cli.jobs.texts import first_steps
 from bptt.cli.jobs.texts import named as model_named
 from bptt.cli.model import CharModel, build, loss
@@ -27,6 +27,7 @@ from bptt.cli.printing import UserError, one_line, user_errors
 from bptt.cli.reading import reading
 from bptt.cli.screen import Screen
 from bptt.cli.strategies import first
+from bptt.cli.subject import Subject, on, own
 from bptt.cli.train import described, device_of
 from bptt.cli.train_config import TrainConfig, parse_train
 from bptt.cli.writing import replace
@@ -35,8 +36,6 @@ from bptt.strategies import says
 
 PLOT = "diagnosis.png"
 EITHER = tyro.conf.arg(metavar="DIR|FILE.py:NAME", help_behavior_hint="")
-CHAINS = {1: 1024, 10: 1024, 100: 256}
-"""Lags of the products of Jacobians -> up to how many numbers of state they are taken; beyond, it takes minutes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,35 +104,15 @@ class DiagnoseConfig(DataOptions):
                 raise UserError(f"--out {self.out}: cannot be written ({error.strerror})") from None
 
 
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """What is diagnosed.
-
-    chunk: what is read. told: of the data, by name. start: rows -> the state before it. rows_at: `state_batch_dim=`.
-    trained: how it was trained; None for first weights.
-    """
-
-    model: Any
-    loss: Any
-    chunk: bptt.Chunk
-    title: str
-    told: dict[str, str]
-    start: Callable[[int], Any]
-    rows_at: Any
-    trained: TrainConfig | None
-
-
 def run(words: Sequence[str]) -> int:
     """Print and plot the diagnosis; the exit code."""
     config = parse(DiagnoseConfig, words, "bptt diagnose")
     config.check()
     device = device_of(config.device)
-    subject = _own(config) if config.own else _fresh(config) if config.run is None else _trained(config, config.run)
-    with user_errors():  # too little memory there
-        model = subject.model.to(device)
+    subject = _subject(config, device)
     steps, rows = subject.chunk.inputs.shape[:2]
     screen = Screen()
-    screen.say(f"model       {subject.title}, {sum(p.numel() for p in model.parameters()):,} parameters, on {device}")
+    screen.say(f"model       {subject.title}, {subject.parameters:,} parameters, on {device}")
     if config.run is not None:
         screen.say(f"run folder  {one_line(str(config.run))}")
     for name, told in subject.told.items():
@@ -141,15 +120,14 @@ def run(words: Sequence[str]) -> int:
     unit = "characters" if "text" in subject.told else "steps"
     screen.say(f"sequence    {'1 lane' if rows == 1 else f'{rows} lanes'} of {steps} {unit}, from the zero state\n")
     with screen.waiting("measuring credit, exponents and truncations"):
-        chunk = bptt.Chunk(*(None if each is None else each.to(device) for each in subject.chunk))
-        found, own = _measure(subject, chunk)
+        found, said = _measure(subject)
     for name, text in found.summary().items():
         screen.say(f"{name:<12}{text}")
     for title, table, *_ in found.tables():
         screen.say(f"\n{title}")
         screen.table(*table)
     screen.say("")
-    for sentence in (*own, *found.advice()):
+    for sentence in (*said, *found.advice()):
         screen.say(sentence)
     out = config.out if config.run is None or config.out is not None else config.run / PLOT
     if out is not None:
@@ -161,17 +139,16 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _own(config: DiagnoseConfig) -> Subject:
-    """A model of the user's, as it is made."""
-    made = make(config.model or "", TrainConfig.seed)
-    source = source_of(config, made, config.batch)
-    loss = loss_of(made, source)
-    tried(made, loss, source, torch.device("cpu"))
-    chunk = source.measured(config.length, config.batch)
-    name = one_line(made.named)
-    what = f"{one_line(config.data)}, what is kept for validation" if config.data else f"the first chunk of {name}"
-    told = {"text" if config.kind == "text" else "data": what}
-    return Subject(made.model, loss, chunk, name, told, lambda rows: None, rows_of(made.model, chunk.inputs), None)
+def _subject(config: DiagnoseConfig, device: torch.device) -> Subject:
+    """What is diagnosed, on the device."""
+    if config.own:
+        return own(config, device, config.batch, lambda source: source.measured(config.length, config.batch))
+    subject = _fresh(config) if config.run is None else _trained(config, config.run)
+    with user_errors():  # too little memory there
+        model = subject.model.to(device)
+    chunk = on(subject.chunk, device)
+    state = subject.state(chunk.inputs.shape[1])  # so far a function of the rows: it is made where the model is
+    return dataclasses.replace(subject, model=model, chunk=chunk, state=state)
 
 
 def _fresh(config: DiagnoseConfig) -> Subject:
@@ -193,7 +170,8 @@ def _trained(config: DiagnoseConfig, folder: Path) -> Subject:
         chunk = job.source.measured(config.length, config.batch)
         told = {"data": one_line(str(trained.data or trained.model)) + ", what is kept for validation"}
         rows_at = 1 if trained.model is None else rows_of(job.model, chunk.inputs)
-        return Subject(job.model, job.loss, chunk, described(job.name, trained), told, job.start, rows_at, trained)
+        title = described(job.name, trained)
+        return Subject(job.model, job.loss, chunk, job.start, rows_at, title, told, "step", trained)
     model, vocabulary = load(folder)
     trained = parse_train([f"--config={folder / CONFIG}"])
     text, source = _text(config.data or trained.data or PYTHON_DOCS, "text" in (config.read_as, trained.read_as))
@@ -211,34 +189,25 @@ def _of_text(
         _, ids = split(ids)
     chunk = first_steps(ids, config.length, config.batch)
     told = {"text": f"{one_line(source)}, the last {len(ids):,} characters, kept for validation"}
-    return Subject(model, loss, chunk, title, told, model.initial_state, 1, trained)
+    return Subject(model, loss, chunk, model.initial_state, 1, title, told, "character", trained)
 
 
 def _text(data: str, surely: bool) -> tuple[str, str]:
     return data_text(data, surely), "Python documentation" if data == PYTHON_DOCS else data
 
 
-def _measure(subject: Subject, chunk: bptt.Chunk) -> tuple[bptt.Diagnosis, list[str]]:
+def _measure(subject: Subject) -> tuple[bptt.Diagnosis, list[str]]:
     """What is found, credit being that of each lane's own loss; and what to say of the run's own strategy."""
-    steps, rows = chunk.inputs.shape[:2]
-    model, trained, state = subject.model, subject.trained, subject.start(rows)
-    size = _size(model, chunk, state) // rows
+    steps, rows = subject.chunk.inputs.shape[:2]
     most = max(1, steps // 2)  # every lag is then seen by half of the losses or more
-    given: Any = (model, subject.loss, chunk, state)
-    begin = {"state_batch_dim": subject.rows_at}
+    trained = subject.trained
     try:
         with user_errors():
-            found = bptt.diagnose(
-                *given,
-                **begin,
-                max_lag=most,
-                truncations=ladder(most),
-                singular_lags=[k for k, largest in CHAINS.items() if k <= most and size <= largest],
-            )
-            own = None if trained is None else reading(trained).strategy
+            found = subject.given(bptt.diagnose, max_lag=most, truncations=ladder(most))
+            strategy = None if trained is None else reading(trained).strategy
             dropped = math.nan
-            if own is not None and truncates(own):
-                dropped = bptt.compare(*given, **begin, strategies=[own], draws=3).entries[0].bias.value
+            if strategy is not None and truncates(strategy):
+                dropped = subject.given(bptt.compare, strategies=[strategy], draws=3).entries[0].bias.value
     except UserError as error:
         cause = error.__cause__
         if isinstance(cause, bptt.NonFiniteLossError):
@@ -247,19 +216,8 @@ def _measure(subject: Subject, chunk: bptt.Chunk) -> tuple[bptt.Diagnosis, list[
             ) from None
         raise
     lanes = {name: rows * getattr(found, name) for name in ("norms", "mean", "quantiles")}
-    said = [] if trained is None else [f"{trained.strategy}, this run's strategy, {of_own(own, steps, dropped)}."]
+    said = [] if trained is None else [f"{trained.strategy}, this run's strategy, {of_own(strategy, steps, dropped)}."]
     return dataclasses.replace(found, **lanes), said
-
-
-def _size(model: Any, chunk: bptt.Chunk, state: Any) -> int:
-    """Numbers of the state of all rows."""
-    if state is None:
-        with torch.no_grad():
-            state = model(chunk.inputs[:1], None)[1]
-    if isinstance(state, torch.Tensor):
-        return state.numel()
-    leaves = state.values() if isinstance(state, dict) else state or ()
-    return sum(_size(model, chunk, leaf) for leaf in leaves if leaf is not None)
 
 
 def of_own(strategy: Any, steps: int, dropped: float) -> str:

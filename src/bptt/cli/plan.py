@@ -11,16 +11,15 @@ import torch
 import tyro
 
 import bptt
-from bptt.analysis.numbers import duration
 from bptt.cli.config import PLAIN, at_least_one, at_most, flag, parse
 from bptt.cli.data_options import DataOptions
 from bptt.cli.files import data_text
-from bptt.cli.jobs.own import loss_of, make, rows_of, source_of, tried
 from bptt.cli.jobs.texts import named as model_named
 from bptt.cli.model import build, loss
-from bptt.cli.printing import UserError, one_line, size, user_errors
+from bptt.cli.printing import UserError, one_line, user_errors
 from bptt.cli.screen import Screen
 from bptt.cli.strategies import labelled, parse_strategies
+from bptt.cli.subject import Subject, own
 from bptt.cli.train import device_of
 from bptt.cli.train_config import TrainConfig
 from bptt.data import PYTHON_DOCS, Vocabulary, lanes
@@ -86,60 +85,36 @@ def run(words: Sequence[str]) -> int:
         )
     device = device_of(config.device)
     subject = _subject(config, device)
-    chunk, rows, unit = subject.chunk, subject.chunk.inputs.shape[1], subject.unit
+    rows, unit = subject.chunk.inputs.shape[1], subject.unit
+    data = config.data or (PYTHON_DOCS if config.model is None else f"the stream of {config.model}")
     screen = Screen()
     with user_errors():
         try:
             with screen.waiting("measuring short windows"):
-                found = bptt.plan(
-                    subject.model,
-                    subject.loss,
-                    chunk,
-                    subject.state,
-                    steps=config.steps,
-                    memory=config.memory,
-                    strategies=None if wanted is None else list(wanted.values()),
-                    state_batch_dim=subject.rows_at,
-                )
+                strategies = None if wanted is None else list(wanted.values())
+                found = subject.given(bptt.plan, steps=config.steps, memory=config.memory, strategies=strategies)
         except bptt.BudgetError as error:
             raise UserError(
                 f"--memory {config.memory!r}: no strategy fits. The least that would is --memory {error.least}, for "
                 f"{error.strategy}. Give that much, or use smaller batches."
             ) from None
-    count = sum(p.numel() for p in subject.model.parameters())
-    screen.say(f"model     {subject.title}, {count:,} parameters, on {device}")
-    screen.say(f"sequence  {rows} x {config.steps:,} {unit}s of {one_line(subject.data)}")
+    screen.say(f"model     {subject.title}, {subject.parameters:,} parameters, on {device}")
+    screen.say(f"sequence  {rows} x {config.steps:,} {unit}s of {one_line(data)}")
     screen.say(f"budget    {config.memory or 'none'}\n")
-    _show(screen, found, unit)
+    screen.table(*found.table(named))
+    screen.say("\nkept    all that is needed, or so many states x segments of steps that run again")
+    screen.say("reach   steps that a loss is differentiated through, its own included: the mean\n")
+    screen.say(textwrap.fill(found.verdict(named, unit).removesuffix(".") + " a lane.", screen.console.width))
     return 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """What is measured: a model, its loss, the first steps of its data, and the state before them."""
-
-    model: Any
-    loss: Any
-    chunk: bptt.Chunk
-    state: Any
-    rows_at: Any
-    title: str
-    data: str
-    unit: str
 
 
 def _subject(config: PlanConfig, device: torch.device) -> Subject:
     if config.model is not None:
-        made = make(config.model, TrainConfig.seed)
-        source = source_of(config, made, config.batch)
-        loss_ = loss_of(made, source)
-        made.model.to(device)
-        tried(made, loss_, source, device)
-        first = source.measured(None, None) if source.steps is None else next(source.stream(PROBE, 1))
-        chunk = bptt.Chunk(*(None if each is None or i == 2 else each.to(device) for i, each in enumerate(first)))
-        data = config.data or f"the stream of {config.model}"
-        rows_at = rows_of(made.model, chunk.inputs)
-        return Subject(made.model, loss_, chunk, None, rows_at, one_line(made.named), data, source.unit)
+
+        def first(source: Any) -> bptt.Chunk:
+            return source.measured(None, None) if source.steps is None else next(source.stream(PROBE, 1))
+
+        return own(config, device, config.batch, first)
     begun = TrainConfig(cell=config.cell, hidden=config.hidden, layers=config.layers, batch=config.batch).resolved()
     shape, batch = (begun.cell or "", begun.hidden or 1, begun.layers or 1), begun.batch or 1
     data = config.data or PYTHON_DOCS
@@ -151,48 +126,7 @@ def _subject(config: PlanConfig, device: torch.device) -> Subject:
     with user_errors():
         model = build(len(vocabulary), *shape).to(device)
     chunk = bptt.Chunk(ids[:-1], ids[1:])
-    return Subject(model, loss, chunk, model.initial_state(batch), 1, model_named(*shape), data, "character")
-
-
-def _show(screen: Screen, found: bptt.Plan, unit: str) -> None:
-    names = ("strategy", "kept", "gradient", "reach", "time", "memory", "")
-    rows = [
-        (
-            named(row.strategy),
-            "all" if row.memory is None else f"{row.memory.slots} x {row.memory.segment}",
-            row.gradient,
-            f"{row.reach:,.0f}",
-            took(row.seconds),
-            size(row.memory_bytes),
-            "best" if row is found.best else "" if row.fits else "too much",
-        )
-        for row in found.rows
-    ]
-    screen.table(names, rows, words=3)
-    screen.say("\nkept    all that is needed, or so many states x segments of steps that run again")
-    screen.say("reach   steps that a loss is differentiated through, its own included: the mean\n")
-    screen.say(textwrap.fill(reason(found, unit), screen.console.width))
-
-
-def reason(found: bptt.Plan, unit: str = "character") -> str:
-    """The best row, and why it is."""
-    best, memory = found.best, found.best.memory
-    kept = "all kept" if memory is None else f"{memory.slots} states kept, segments of {memory.segment} steps"
-    what = "least biased" if best.gradient == "biased" else f"fastest {best.gradient}"
-    within = "" if found.budget is None else f" that fits {size(found.budget)}"
-    return (
-        f"{named(best.strategy)}, {kept}, is the {what} gradient{within}: {took(best.seconds)} and "
-        f"{size(best.memory_bytes)} for {found.steps:,} {unit}s a lane."
-    )
-
-
-def took(seconds: float) -> str:
-    """A time, short ones in milliseconds.
-
-    >>> took(0.0123), took(2.5)
-    ('12 ms', '2.5 s')
-    """
-    return f"{seconds * 1e3:.2g} ms" if seconds < 0.1 else f"{seconds:.2f} s" if seconds < 1 else duration(seconds)
+    return Subject(model, loss, chunk, model.initial_state(batch), 1, model_named(*shape), {}, "character")
 
 
 def named(strategy: Any) -> str:

@@ -12,9 +12,9 @@ import bptt
 from bptt.analysis.numbers import printable
 from bptt.cli.config import PLAIN, at_least_one, parse
 from bptt.cli.data_options import MODEL, DataOptions
-from bptt.cli.jobs.own import loss_of, make, rows_of, source_of, tried
 from bptt.cli.printing import UserError, user_errors
 from bptt.cli.screen import Screen
+from bptt.cli.subject import own
 from bptt.cli.train import device_of
 
 LENGTH, ROWS = 32, 4
@@ -48,16 +48,11 @@ def run(words: Sequence[str]) -> int:
     config.check_data()
     at_least_one(config, "length", "batch")
     device = device_of(config.device)
-    made = make(config.model, 0)
-    source = source_of(config, made, config.batch)
-    loss = loss_of(made, source)
-    made.model.to(device)
-    tried(made, loss, source, device)
-    own = config.data is None
-    chunk = source.measured(config.length or (None if own else LENGTH), config.batch or (None if own else ROWS))
-    chunk = bptt.Chunk(*(None if each is None else each.to(device) for each in chunk))
+    its_own = config.data is None
+    length, rows = config.length or (None if its_own else LENGTH), config.batch or (None if its_own else ROWS)
+    subject = own(config, device, config.batch, lambda source: source.measured(length, rows))
     screen = Screen()
     with user_errors(prefix=f"{config.model}: "), screen.waiting("asking"):
-        found = bptt.verify(made.model, loss, chunk, state_batch_dim=rows_of(made.model, chunk.inputs))
+        found = subject.given(bptt.verify)
     print(printable(str(found)))
     return 0 if found.ok else 1
