@@ -27,6 +27,18 @@ class Table(NamedTuple):
         sides = ["<" if i < self.words else ">" for i in range(len(widths))]
         return "\n".join("  ".join(map("{:{}{}}".format, line, sides, widths)) for line in lines)
 
+    def markdown(self) -> str:
+        """As a table of Markdown.
+
+        >>> print(Table(("strategy", "bias"), [("full", "0")]).markdown())
+        | strategy | bias |
+        |:--|--:|
+        | full | 0 |
+        """
+        sides = "".join(":--|" if i < self.words else "--:|" for i in range(len(self.columns)))
+        first, *rest = [f"| {' | '.join(row)} |" for row in (self.columns, *self.rows)]
+        return "\n".join([first, f"|{sides}", *rest])
+
     def html(self) -> str:
         """As an element of a page, in whatever colours the page has."""
 

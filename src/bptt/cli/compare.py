@@ -95,8 +95,7 @@ def _show(found: Race, screen: Screen, path: str) -> None:
     for each in found.standings:
         screen.say(f"{each.label}: {says(each.strategy, 'words')}")
     screen.say("")
-    table = found.table()
-    screen.table(table.columns, table.rows, words=1)
+    screen.table(*found.table())
     screen.say("")
     for name, text in found.sentences().items():
         screen.say(f"{name}: {text}")

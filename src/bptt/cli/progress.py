@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from bptt.analysis.numbers import printable
-from bptt.cli.printing import fitted
+from bptt.cli.screen import Screen
 
 
 class Bars(Progress):
@@ -21,25 +19,17 @@ class Bars(Progress):
     """
 
     def __init__(self, description: str = "{task.description}") -> None:
-        # Nothing printed here is ever markup: texts, prompts and file names come from outside.
-        console = Console(markup=False, highlight=False, emoji=False)
+        console = Screen().console
         done = TextColumn(description, markup=False), BarColumn(bar_width=None), TextColumn("{task.percentage:>3.0f}%")
         times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
         shown = console.is_terminal
         super().__init__(*done, *times, console=console, transient=True, disable=not shown, expand=True)
+        self.say = Screen(console).say
 
     @property
     def width(self) -> int:
         """Columns that a line may have."""
         return self.console.width
-
-    def say(self, text: Any = "", fit: bool = True) -> None:
-        """Print a line that stays, control characters escaped, in several lines where it is too wide.
-
-        fit: False for text that must stay as it is.
-        """
-        shown = printable(str(text))
-        self.console.print(Text(fitted(shown, self.width) if fit else shown), soft_wrap=True)
 
 
 class Display(Bars):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import yaml
 
+from bptt.analysis import Table
 from bptt.analysis.numbers import duration
 from bptt.cli.history import History
 from bptt.cli.jobs.job import Results
@@ -32,8 +33,7 @@ def report(
     if len(history.validations) > 1:
         parts += ["## Validation", _validations(history)]
     if results.table is not None:
-        names, rows = results.table
-        parts += [f"## {results.title}", *results.notes, markdown(names, rows)]
+        parts += [f"## {results.title}", *results.notes, Table(*results.table, words=0).markdown()]
     parts += [f"![{told}]({name})" for name, told in results.plots.items()]
     if results.text:
         parts += ["## Sample", block(results.text)]
@@ -61,10 +61,4 @@ def _rows(config: TrainConfig, history: History, facts: Mapping[str, str], secon
 def _validations(history: History) -> str:
     measure = history.measure
     rows = [[f"{v.step:,}", f"{v.read:,}", measure.number(v.loss), duration(v.seconds)] for v in history.validations]
-    return markdown(["update", f"{measure.unit}s", measure.per, "time"], rows)
-
-
-def markdown(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, its columns aligned to the right."""
-    lines = ["| " + " | ".join(row) + " |" for row in (names, *rows)]
-    return "\n".join([lines[0], "|" + "--:|" * len(names), *lines[1:]])
+    return Table(["update", f"{measure.unit}s", measure.per, "time"], rows, words=0).markdown()

@@ -23,9 +23,13 @@ class Screen:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(markup=False, highlight=False, emoji=False)
 
-    def say(self, text: str) -> None:
-        """Print text, control characters escaped, its lines broken between words where they are too wide."""
-        self.console.print(Text(fitted(printable(text), self.console.width)), soft_wrap=True)
+    def say(self, text: str = "", fit: bool = True) -> None:
+        """Print text, control characters escaped, its lines broken between words where they are too wide.
+
+        fit: False for text that must stay as it is.
+        """
+        shown = printable(text)
+        self.console.print(Text(fitted(shown, self.console.width) if fit else shown), soft_wrap=True)
 
     def waiting(self, text: str) -> contextlib.AbstractContextManager[object]:
         """A sign of life on a terminal, gone at the end."""
