@@ -243,7 +243,10 @@ def test_one_bias_alone():
         ({"term": (3, 0)}, "term 3,0: there is no loss of step 3"),
         ({"term": (1, 2)}, "none of step 2"),
         ({"term": 3}, r"term 3: must be two steps, \(t, k\)"),
+        ({"term": (2.0, 1)}, "must be two steps"),
         ({"characters": "ab"}, "characters='ab': must have one for each component"),
+        ({"characters": "a"}, "characters='a': x_t must be one-hot and y_t a class"),
+        ({"x": torch.full((3, 1), 1e200, dtype=torch.float64)}, "the loss at step 0 is inf"),
         ({"law": lambda k: 2.0}, "law"),
     ],
 )

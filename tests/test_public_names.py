@@ -60,8 +60,8 @@ diagnose(model, loss, sequence, state=None, *, initial_state=None, state_batch_d
 equations
 evaluate(model, loss, stream, state=None, *, initial_state=None, state_batch_dim=None, time_dim=0, window=None,
     group=None)
-explain(network, x, y, sources=('as given, to six digits', 'as given'), characters='', *, tau=None, law=None,
-    term=None, generator=None)
+explain(network, x, y, sources=('as given, to six digits', 'as given, to six digits'), characters='', *, tau=None,
+    law=None, term=None, generator=None)
 explicit_state(module)
 lyapunov(jacobians, *, exponents=None, discard=0)
 nn

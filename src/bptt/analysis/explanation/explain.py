@@ -1,5 +1,6 @@
 """The gradients of a small network worked through, with every number shown."""
 
+import operator
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ def explain(
     network: Network,
     x: Tensor,
     y: Tensor,
-    sources: tuple[str, str] = ("as given, to six digits", "as given"),
+    sources: tuple[str, str] = ("as given, to six digits", "as given, to six digits"),
     characters: str = "",
     *,
     tau: int | None = None,
@@ -37,13 +38,13 @@ def explain(
     x: (T, I), floating, one sequence of at most 12 steps. y: (T, O) floating for the squared error, (T,) int64 classes
         for the cross-entropy. The state before the first step is zero.
     sources: where parameters and sequence come from, as the sentences "Parameters are ..." and "The sequence is ..." go
-        on. characters: one for each component of x_t and o_t, where these stand for characters.
+        on. characters: one for each component of x_t and o_t, where x_t is one-hot and y_t a class.
     tau: terms of each sum that truncation keeps, and the length of subsequences, 1 .. T; None is 2, or T if less.
     law: the hazard of ARTBP's cuts; None is `PolynomialLaw(mean_length=2)`.
     term: the (t, k) to write out, 0 <= k <= t < T; None is lag 2 of the last loss. generator: draws ARTBP's cuts; None
         is one of seed 0.
 
-    Returns an `Explanation`. Raises ValueError or TypeError for bad arguments.
+    Returns an `Explanation`. Raises ValueError or TypeError for bad arguments; NonFiniteError.
     Cost: some passes over the sequence; 2^(T-1) patterns of cuts, seconds for T = 12.
 
     >>> import bptt, torch
@@ -67,12 +68,20 @@ def explain(
     steps = trace.steps
     check_sizes(network, steps)
     tau, term = _checked_tau(tau, steps), _checked_term(term, steps)
-    if characters and not len(characters) == network.U.shape[1] == len(network.V):
-        raise ValueError(f"characters={characters!r}: must have one for each component of x_t and of o_t, or be empty.")
+    if characters:
+        _check_characters(characters, network, trace.x)
     law = bptt.PolynomialLaw(mean_length=2.0) if law is None else law
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     drawn, cuts = engine(network, trace.x, trace.y, bptt.ARTBP(law=law), generator)
     return Explanation(network, trace.x, trace.y, sources, characters, tau, term, law, cuts, drawn)
+
+
+def _check_characters(characters: str, network: Network, x: Tensor) -> None:
+    if not len(characters) == network.U.shape[1] == len(network.V):
+        raise ValueError(f"characters={characters!r}: must have one for each component of x_t and of o_t, or be empty.")
+    one_hot = bool(((x == 0) | (x == 1)).all()) and bool((x.sum(1) == 1).all())
+    if not one_hot or network.loss != "softmax_cross_entropy":
+        raise ValueError(f"characters={characters!r}: x_t must be one-hot and y_t a class to stand for characters.")
 
 
 def _checked_tau(tau: int | None, steps: int) -> int:
@@ -87,7 +96,7 @@ def _checked_term(term: tuple[int, int] | None, steps: int) -> tuple[int, int]:
     if term is None:
         return steps - 1, max(steps - 3, min(1, steps - 1))
     try:
-        t, k = term
+        t, k = map(operator.index, term)
     except (TypeError, ValueError):
         raise ValueError(f"term {term}: must be two steps, (t, k), such as (3, 1)") from None
     if not 0 <= t < steps:
