@@ -83,7 +83,7 @@ def test_a_plot_that_cannot_be_written(bptt_, run):
         (["--cell", "rnn", "--device", "abacus"], "--device abacus: torch cannot use it here"),
         (["run", "--out", "text.txt"], "--out text.txt: must end with .png"),
         (["run", "--out", "mine.png"], "--out mine.png: exists already"),
-        (["run", "--out", "no/x.png"], "there is no folder no"),
+        (["run", "--out", "no/x.png"], "--out no/x.png: give a file in a folder that exists"),
         (["run", "--lenght", "3"], "Did you mean --length?"),
     ],
 )

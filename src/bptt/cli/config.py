@@ -52,6 +52,19 @@ def can_be_written(out: Path, named: str) -> None:
         raise UserError(f"{named} {out}: the file name is too long. Choose a shorter one")
 
 
+def can_be_new(out: Path, named: str, overwrite: bool | None = None) -> None:
+    """Raise `UserError` for a file in no folder, or that exists; overwrite: None for a command without that option."""
+    can_be_written(out, named)
+    try:
+        if out.is_dir() or not out.parent.is_dir():
+            raise UserError(f"{named} {out}: give a file in a folder that exists")
+        if out.exists() and not overwrite:
+            or_else = "" if overwrite is None else ", or give --overwrite"
+            raise UserError(f"{named} {out}: exists already. Choose another name{or_else}")
+    except OSError as error:
+        raise UserError(f"{named} {out}: cannot be written ({error.strerror})") from None
+
+
 def flag(name: str) -> str:
     """The flag of a field: `sequence_length` is `--sequence-length`."""
     return "--" + name.replace("_", "-")

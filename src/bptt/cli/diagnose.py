@@ -14,7 +14,7 @@ from matplotlib.figure import Figure  # a Figure of its own draws with Agg and n
 
 import bptt
 from bptt.analysis import ladder, share
-from bptt.cli.config import PLAIN, at_least_one, can_be_written, flag, parse
+from bptt.cli.config import PLAIN, at_least_one, can_be_new, flag, parse
 from bptt.cli.data_options import OF_NUMBERS, DataOptions, is_own
 from bptt.cli.files import data_text
 from bptt.cli.folder import CONFIG, load
@@ -94,14 +94,7 @@ class DiagnoseConfig(DataOptions):
         if self.out is not None:
             if self.out.suffix != ".png":
                 raise UserError(f"--out {self.out}: must end with .png")
-            can_be_written(self.out, "--out")
-            try:
-                if self.out.exists():
-                    raise UserError(f"--out {self.out}: exists already. Choose another name")
-                if not self.out.parent.is_dir():
-                    raise UserError(f"--out {self.out}: there is no folder {self.out.parent}")
-            except OSError as error:
-                raise UserError(f"--out {self.out}: cannot be written ({error.strerror})") from None
+            can_be_new(self.out, "--out")
 
 
 def run(words: Sequence[str]) -> int:

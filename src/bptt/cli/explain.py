@@ -14,13 +14,11 @@ from torch import Tensor
 import bptt
 from bptt.analysis import Example, example, explorer
 from bptt.analysis.explanation.example import MOST
-from bptt.cli.config import can_be_written, parse
+from bptt.cli.config import can_be_new, parse
 from bptt.cli.explain_config import ExplainConfig
 from bptt.cli.files import small_text
 from bptt.cli.printing import UserError, one_line, user_errors
 from bptt.cli.writing import write
-
-EXAMPLES = {"--out": "explain.html", "--explorer": "explorer.html"}
 
 
 def run(words: Sequence[str]) -> int:
@@ -49,8 +47,6 @@ def run(words: Sequence[str]) -> int:
 def made_example(config: ExplainConfig, generator: torch.Generator) -> Example:
     """The example that the options ask for. Raises UserError for a text or file, or options, that can't be."""
     loss = config.loss or ("squared_error" if config.text is None else "softmax_cross_entropy")
-    if loss == "softmax_cross_entropy" and config.output == 1:
-        raise UserError("--output 1: softmax_cross_entropy needs 2 classes or more")
     given = {"hidden": config.hidden, "nonlinearity": config.nonlinearity, "bias": config.bias, "radius": config.radius}
     if config.text is not None:
         for name in ("steps", "input", "output"):
@@ -58,13 +54,15 @@ def made_example(config: ExplainConfig, generator: torch.Generator) -> Example:
                 raise UserError(f"--{name} doesn't go with --text: steps and sizes are those of the text")
         if loss == "squared_error":
             raise UserError("--loss squared_error doesn't go with --text: characters are classes")
-        with user_errors(prefix="--"):
+    with user_errors(prefix="--"):
+        if config.text is not None:
             return example(text=config.text, **given, generator=generator)
-    if config.data is None:
-        sizes = {"steps": config.steps or 4, "inputs": config.input or 1, "outputs": config.output}
-        return example(**sizes, loss=loss, **given, generator=generator)
-    x, y, outputs = _from_file(config.data, config, loss)
-    made = example(x, y, outputs=outputs, loss=loss, **given, generator=generator)
+        if config.data is None:
+            asked = {"steps": config.steps, "inputs": config.input, "outputs": config.output}
+            sizes = {name: size for name, size in asked.items() if size is not None}
+            return example(**sizes, loss=loss, **given, generator=generator)
+        x, y, outputs = _from_file(config.data, config, loss)
+        made = example(x, y, outputs=outputs, loss=loss, **given, generator=generator)
     return made._replace(sources=(made.sources[0], f"read from {config.data}"))
 
 
@@ -94,16 +92,8 @@ def _may_write(config: ExplainConfig) -> None:
     if config.out is not None and config.out == config.explorer:
         raise UserError(f"--explorer {config.explorer}: is --out too; give two files")
     for name, out in files.items():
-        if out is None:
-            continue
-        can_be_written(out, name)
-        try:
-            if out.is_dir() or not out.parent.is_dir():
-                raise UserError(f"{name} {out}: give a file in a folder that exists, such as {EXAMPLES[name]}")
-            if out.exists() and not config.overwrite:
-                raise UserError(f"{out} exists already. Choose another {name}, or give --overwrite")
-        except OSError as error:
-            raise UserError(f"{name} {out}: cannot be written ({error.strerror})") from None
+        if out is not None:
+            can_be_new(out, name, config.overwrite)
 
 
 def _from_file(path: Path, config: ExplainConfig, loss: str) -> tuple[Tensor, Tensor, int]:

@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from bptt.analysis.explanation.example import MOST
-from bptt.cli.config import PLAIN, flag, is_seed
+from bptt.cli.config import PLAIN, is_seed
 from bptt.cli.printing import UserError
 
 _SEQUENCE = tyro.conf.create_mutex_group(required=False, title="the sequence (drawn at random if none is given)")
@@ -63,10 +62,6 @@ class ExplainConfig:
 
     def check(self) -> None:
         """Raise `UserError` for what no example can have."""
-        for name, most in MOST.items():
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= most:
-                raise UserError(f"{flag(name)} {value}: must be 1 to {most}, for tables that can be read")
         if not 0.1 <= self.radius <= 10:
             raise UserError(f"--radius {self.radius}: must be 0.1 to 10")
         is_seed(self.seed)

@@ -69,7 +69,8 @@ def example(
         x, y, characters = _of_text(text, loss)
         outputs, sequence = len(characters), f'that of the text "{text}"'
     elif x is None or y is None:
-        outputs, sequence = outputs or (2 if loss == "softmax_cross_entropy" else 1), "drawn at random"
+        usual = 2 if loss == "softmax_cross_entropy" else 1
+        outputs, sequence = usual if outputs is None else outputs, "drawn at random"
         _check_sizes(steps=steps, input=inputs, output=outputs, hidden=hidden)
         x = _draw(steps, inputs, generator)
         if loss == "softmax_cross_entropy":
@@ -81,7 +82,7 @@ def example(
     elif outputs is None:
         outputs = y.shape[-1] if y.is_floating_point() else max(2, int(y.max()) + 1)
     if outputs == 1 and loss == "softmax_cross_entropy":
-        raise ValueError("outputs=1: softmax_cross_entropy needs 2 classes or more.")
+        raise ValueError("output 1: softmax_cross_entropy needs 2 classes or more")
     _check_sizes(steps=len(x), input=x.shape[1], output=outputs, hidden=hidden)
     active = 1 if characters else x.shape[1]
     U = _draw(hidden, x.shape[1], generator, active**-0.5)  # so that a_t is of order 1, whatever the sizes
@@ -101,7 +102,7 @@ def check_sizes(network: Network, steps: int) -> None:
 def _check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if not 1 <= size <= MOST[name]:
-            raise ValueError(f"{name} {size}: must be 1 to {MOST[name]}, for tables that can be read.")
+            raise ValueError(f"{name} {size}: must be 1 to {MOST[name]}, for tables that can be read")
 
 
 def _draw(rows: int, columns: int, generator: torch.Generator, scale: float = 1.0) -> Tensor:
