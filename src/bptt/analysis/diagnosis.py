@@ -181,7 +181,7 @@ class Diagnosis(Shown):
         """
         if ax is not None and hasattr(ax, "plot"):
             return _credit(self, ax)
-        figure = ax or axes(None, 12).figure
+        figure = ax or axes(None, 16).figure
         figure.clear()
         panels = figure.subplot_mosaic("cc;de", height_ratios=[1.2, 1])
         _dropped(self, panels["d"])
@@ -227,7 +227,7 @@ def _dropped(found: Diagnosis, ax: Any) -> None:
     ax.set_ylim(0, max(0.01, 1.05 * ax.dataLim.y1))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}" if value > 1 else f"{value:.0%}")
     ax.set_xlabel("K")
-    ax.set_ylabel("share of the gradient dropped")
+    ax.set_ylabel("share of the\ngradient dropped")
     ax.legend()
 
 
@@ -241,5 +241,5 @@ def _exponents(found: Diagnosis, ax: Any) -> None:
     ax.axhline(0, color=ax.xaxis.label.get_color(), linewidth=1)
     ax.set_xlim(0, len(places) + 1)
     ax.set_xlabel(f"place, of {found.state_size}")
-    ax.set_ylabel("Lyapunov exponent, nats per step")
+    ax.set_ylabel("Lyapunov exponent,\nnats per step")
     ax.legend()

@@ -45,12 +45,13 @@ class Table(NamedTuple):
         def cells(line: Sequence[str], tag: str) -> str:
             sides = ["left" if i < self.words else "right" for i in range(len(line))]
             return "".join(
-                f'<{tag} style="text-align:{side}">{html.escape(cell)}</{tag}>'
+                f'<{tag} style="text-align:{side};padding:0 .6em">{html.escape(cell)}</{tag}>'
                 for side, cell in zip(sides, line, strict=True)
             )
 
         body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in self.rows)
-        return f"<table><thead><tr>{cells(self.columns, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+        style = ' style="color:inherit"'  # a page in quirks mode gives tables its own
+        return f"<table{style}><thead><tr>{cells(self.columns, 'th')}</tr></thead><tbody>{body}</tbody></table>"
 
 
 class Titled(NamedTuple):
