@@ -93,11 +93,7 @@ class Vjps:
         kept = [root for root, _ in given]
         if self.together:
             try:
-                return list(
-                    torch.autograd.grad(
-                        kept, inputs, [c for _, c in given], retain_graph=True, is_grads_batched=True, allow_unused=True
-                    )
-                )
+                return _batched(kept, [c for _, c in given], inputs)
             except RuntimeError:  # an operator without a rule for batches of cotangents; a real error is raised again
                 self.together = False
         each = [
@@ -108,6 +104,19 @@ class Vjps:
             None if column[0] is None else torch.stack([c.to_dense() for c in column])
             for column in zip(*each, strict=True)
         ]
+
+
+def _batched(roots: list[Tensor], cotangents: list[Tensor], inputs: list[Tensor]) -> list[Tensor | None]:
+    """The same by torch.vmap, which has rules for more operators than is_grads_batched=True."""
+    reached: list[bool] = []
+
+    def vjp(*vectors: Tensor) -> list[Tensor]:
+        found = torch.autograd.grad(roots, inputs, vectors, retain_graph=True, allow_unused=True)
+        reached[:] = [x is not None for x in found]
+        return [x for x in found if x is not None]
+
+    found = iter(torch.vmap(vjp)(*cotangents))
+    return [next(found) if there else None for there in reached]
 
 
 @contextmanager
