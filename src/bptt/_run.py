@@ -283,6 +283,7 @@ class Run:
             self._guard.probed = True  # the window runs twice, as windows do after a probe
             if isinstance(self.memory, Budget):
                 self.memory.beside = influence.nbytes
+                influence.room = self.memory.size - self.memory.beside
         try:
             gradients, look = self._gradients, self._guard.look
             outcome = _reverse.run(span, self.memory, self.meter, factor, over, gradients, look, self.ranks)

@@ -67,6 +67,7 @@ class Influence(ABC):
         self.theta: list[Tensor] = []
         self.rows: Rows | None = None
         self.masked = False
+        self.room: int | None = None  # bytes of a budget beside `nbytes`
         self.vjps, self._vjps_of_initial = Vjps(), Vjps()
 
     def _asking(self) -> list[tuple[nn.Parameter, bool]]:

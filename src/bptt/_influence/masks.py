@@ -5,6 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+COLUMNS = 1024
+"""Of so many at once, so that what is compared takes little memory."""
+
 
 class Masks:
     """M = pattern((1 + S)^(order-1) M_1), S the pattern of ∂s_t/∂s_{t-1}, M_1 that of ∂F_t/∂θ, parameter by parameter.
@@ -43,26 +46,32 @@ class Masks:
 
     def keep(self, i: int, jacobian: Tensor) -> None:
         """Set J (g, size, numbers) of a parameter to zero where M has no entry."""
-        mask = self._mask(i)
-        if mask is None:
+        dropped = self._dropped(i)
+        if dropped is None:
             jacobian.zero_()
         else:
-            jacobian.masked_fill_(~mask, 0)
+            jacobian.masked_fill_(dropped, 0)
 
-    def _mask(self, i: int) -> Tensor | None:
+    def _dropped(self, i: int) -> Tensor | None:
         written = self.writes[i]
         if written is None or self.reaches is None:
             return None
         found = self._masks[i]
         if found is None:
-            reached, step = written.float(), self.reaches.to(written.device).float()
-            for _ in range(self.order - 1):
-                more = ((reached + step @ reached) > 0).float()
-                if torch.equal(more, reached):
-                    break
-                reached = more
-            found = self._masks[i] = reached > 0
+            step = self.reaches.to(written.device).float()
+            found = torch.cat([self._spread(part, step) for part in written.split(COLUMNS, 1)], 1)
+            self._masks[i] = found
         return found
+
+    def _spread(self, written: Tensor, step: Tensor) -> Tensor:
+        """Where some columns of M have nothing."""
+        reached = written.float()
+        for _ in range(self.order - 1):
+            more = ((reached + step @ reached) > 0).float()
+            if torch.equal(more, reached):
+                break
+            reached = more
+        return reached == 0
 
     def parts(self, names: list[str]) -> dict[str, Any]:
         """The patterns, those of parameters by name."""
@@ -80,8 +89,9 @@ class Masks:
 
 def _grown(pattern: Tensor, values: Tensor) -> bool:
     """Add the places of nonzero entries to a pattern; return whether any is new. Infinite derivatives don't count."""
-    new = ((values != 0) & values.isfinite()).any(0) & ~pattern
-    if not bool(new.any()):
-        return False
-    pattern |= new
-    return True
+    grown = pattern.new_zeros(())
+    for known, part in zip(pattern.split(COLUMNS, 1), values.split(COLUMNS, 2), strict=True):
+        new = ((part != 0) & part.isfinite()).any(0) & ~known
+        known |= new
+        grown |= new.any()
+    return bool(grown)
