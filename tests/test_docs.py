@@ -33,6 +33,10 @@ PUBLIC = {
     "bptt.equations": bptt.equations.__all__,
     "bptt.data": bptt.data.__all__,
     "bptt.distributed": bptt.distributed.__all__,
+    "bptt.export": bptt.export.__all__,
+    "bptt.forecast": bptt.forecast.__all__,
+    "bptt.models": bptt.models.__all__,
+    "bptt.runs": bptt.runs.__all__,
 }
 CUT_OFF = """[document.documentElement, ...document.querySelectorAll("article :is(table, math, .equation, img, svg)")]
   .filter((at) => Math.max(at.getBoundingClientRect().right, at.scrollWidth) > innerWidth)

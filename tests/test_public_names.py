@@ -80,6 +80,8 @@ verify(model, loss, chunk, state=None, *, initial_state=None, state_batch_dim=No
 """,
     "bptt.analysis": """
 Example(network, x, y, sources, characters='')
+History(clip=0.0, measure=Measure(unit='character', key='chars', per='bits per character', factor=1.4426950408889634),
+    read=<factory>, losses=<factory>, grad_norm=<factory>, validations=<factory>, clipped=0, left_out=0, overflowed=0)
 Shown()
 Table(columns, rows, words=1)
 example(x=None, y=None, *, text=None, steps=4, inputs=1, hidden=2, outputs=None, nonlinearity='tanh', loss=None,
@@ -170,15 +172,53 @@ Influence(matrix, effect)
 InfluenceBalancing(size=23, positive=10)
 Task()
 """,
+    "bptt.export": """
+to_onnx(model, dtype=None)
+to_torch(model, name='model')
+""",
+    "bptt.forecast": """
+Errors(targets, horizons, steps, rmse, baselines, season, energy_left, interval, by_target)
+Forecasts(series, at, made, truth, scale, baselines, low, high, held, season)
+Interval(level, low, high, held)
+Scale(mean, deviation)
+Series(table, wanted, places, horizons, split)
+Source(series, rows=None, convert=None, axis=True, flat=False)
+forecaster(series, cell='lstm', hidden=64, layers=1, *, inputs=None, targets=None, dtype=torch.float64)
+forecasts(model, source, season=None, *, seek=True)
+last_season(values, at, horizons, season)
+last_value(values, at, horizons)
+scale_of(values, split)
+season_of(values, split, places)
+series_of(table, targets=None, horizon=None, *, each=True)
+""",
+    "bptt.runs": """
+DamagedError(message, damaged)
+Events(path, began=None)
+InUseError(folder, owner)
+Interrupt(most=<class 'int'>, tell=None)
+Lines(path, mode)
+Lock(folder, who='a process')
+Snapshot(step, state, damaged)
+Snapshots(folder, kept=2)
+load_weights(path, model, stamp=None, of='the model')
+random_state(device='cpu')
+replace(target, write)
+save_weights(path, model, stamp=None)
+set_random_state(state, device='cpu')
+""",
     "bptt.distributed": """
 average_gradients(params, group=None)
 gather_state(state, state_batch_dim=1, group=None)
 narrow_state(state, rows, state_batch_dim=1)
 """,
     "bptt.models": """
+CharModel(characters, cell, hidden, layers=1, embedding=64)
 Flow(size, viscosity, modes=(), coefficients=None, *, dt=0.02, mean=(0.0, 0.0), device=None, dtype=None)
+Forecaster(columns, places, targets, horizons, cell='lstm', hidden=64, layers=1, dtype=torch.float64)
+Network(inputs, hidden, outputs, cell='lstm', layers=1)
 TakagiSugeno(low, high, sets=('low', 'medium', 'high'), lags=2, inputs=1, *, widths=(0.4, 0.8), closest=0.0,
     device=None, dtype=None)
+write(step, vocabulary, prompt='', length=400, temperature=0.6, generator=None)
 """,
 }
 """Name and arguments, annotations and private fields aside; a name without brackets is a module or a value."""

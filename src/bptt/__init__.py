@@ -32,14 +32,17 @@ from bptt.strategies.windows import Carry, Credit, Probe, Window
 if typing.TYPE_CHECKING:
     from bptt import data as data
     from bptt import distributed as distributed
+    from bptt import export as export
+    from bptt import forecast as forecast
     from bptt import models as models
+    from bptt import runs as runs
     from bptt.analysis.race import Race as Race
     from bptt.analysis.race import race as race
 else:
 
     def __getattr__(name):
-        """`bptt.data`, `bptt.distributed`, `bptt.models` and `bptt.race` on their first use."""
-        if name in ("data", "distributed", "models"):
+        """The other public packages and `bptt.race`, imported on their first use."""
+        if name in ("data", "distributed", "export", "forecast", "models", "runs"):
             return importlib.import_module(f"bptt.{name}")
         if name in ("race", "Race"):
             return getattr(importlib.import_module("bptt.analysis.race"), name)

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bptt.cli import main
-from bptt.cli.folder import load
 from bptt.data import lanes, split
+from bptt.models import CharModel
 
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
 SMALL = ["--hidden", "10", "--batch", "4", "--lr", "0.01", "--device", "cpu", "--steps", "25"]
@@ -73,7 +73,7 @@ def summary(out, name):
 @pytest.fixture
 def sequence(run):
     """The model of the run in float64, and what `--length T --batch B` reads."""
-    model, vocabulary = load(run)
+    model, vocabulary = CharModel.load(run)
     read = lanes(split(vocabulary.encode(TEXT))[1], B)
     return model.double(), read[:T], read[1 : T + 1]
 

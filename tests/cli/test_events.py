@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bptt.cli.events import CURVES
-from bptt.cli.folder import EVENTS, FILES, METRICS
+from bptt.cli.folder import CURVES, EVENTS, FILES, METRICS
 
 
 def read(run):

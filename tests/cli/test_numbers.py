@@ -11,8 +11,8 @@ import pytest
 import torch
 from onnxruntime import InferenceSession
 
-from bptt.cli.jobs.baselines import season_of
-from bptt.cli.jobs.numeric import saved_forecaster
+from bptt.forecast import Errors
+from bptt.models import Forecaster
 
 SMALL = ["--hidden", "8", "--strategy", "tbptt:16", "--device", "cpu"]
 
@@ -46,7 +46,8 @@ def test_errors_by_horizon(trained, folder, series):
     for i, h in enumerate(range(1, 6)):
         for name, guess in (("persistence", y[at]), ("seasonal-naive (12)", y[at + h - 12])):
             assert found["baselines"][name][i] == pytest.approx(np.sqrt(np.mean((y[at + h] - guess) ** 2)))
-    model, known = saved_forecaster(folder / "run")
+    assert Errors.from_dict(found).to_dict() == found  # as a notebook reads it
+    model, known = Forecaster.load(folder / "run")
     assert known["horizons"] == [1, 2, 3, 4, 5]
     inputs = torch.from_numpy(series[900 - 256 : 995])[:, None]  # read after 256 steps of context
     with torch.no_grad():
@@ -119,7 +120,7 @@ def test_forecasts_step_by_step_in_blocks_and_in_two_calls(trained, bptt_, folde
 def test_exports_give_the_same_numbers(trained, bptt_, folder, cell):
     trained("--steps", 3, "--out", "run", "--cell", cell, "--layers", 2)
     assert bptt_("export", "run", "--to", "onnx").code == bptt_("export", "run", "--to", "torch").code == 0
-    model, _ = saved_forecaster(folder / "run")
+    model, _ = Forecaster.load(folder / "run")
     inputs = torch.randn(150, 2, 3) * 3 + 50
     inputs[7, 0, 1] = float("nan")
     with torch.no_grad():
@@ -174,13 +175,3 @@ def test_what_can_t_be(bptt_, folder, series, words, message):
     assert result.code == 2
     assert message in result.error
     assert not (folder / "run").exists()
-
-
-def test_a_season():
-    steps = np.arange(4000)
-    noise = np.random.default_rng(0).normal(size=(4000, 1))
-    wave = np.sin(2 * np.pi * steps / 24)[:, None]
-    assert season_of(wave + noise, 4000, [0]) == 24
-    assert season_of(wave + 0.1 * noise.cumsum(0), 4000, [0]) == 24  # hidden by drift
-    assert season_of(noise, 4000, [0]) is None
-    assert season_of(np.ones((4000, 1)), 4000, [0]) is None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import bptt
-from bptt.cli.model import build, loss
+from bptt.cli.jobs.texts import build
 from bptt.cli.plan import named
 from bptt.cli.strategies import parse_strategy
 from bptt.data import Vocabulary, lanes, load_text
@@ -47,7 +47,7 @@ def ran(text, strategy, kept):
     model = build(len(vocabulary), "gru", HIDDEN, 1)
     memory = None if kept == "all" else bptt.Checkpoints(*map(int, kept.split(" x ")))
     stream, state = [(ids[:-1], ids[1:])], model.initial_state(BATCH)
-    updates = bptt.unroll(model, loss, stream, state, strategy=strategy, memory=memory)
+    updates = bptt.unroll(model, model.loss, stream, state, strategy=strategy, memory=memory)
     return max(update.memory_bytes for update in updates)
 
 

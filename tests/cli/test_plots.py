@@ -7,7 +7,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from bptt.cli.history import History, Validation
+from bptt.analysis.history import History, Validation
 from bptt.cli.plots import BLUE, loss_plot, norm_plot
 from support.drawing import quick_savefig
 

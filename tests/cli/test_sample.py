@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from bptt.cli import main
-from bptt.cli.folder import load
-from bptt.cli.model import CharModel, write
 from bptt.data import Vocabulary
+from bptt.models import CharModel, write
 
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
 TINY = ["--hidden", "12", "--batch", "4", "--strategy", "tbptt:8", "--lr", "0.01", "--device", "cpu"]
@@ -52,7 +51,7 @@ def test_temperature_zero_is_the_likeliest_whatever_the_seed(bptt_, run):
     greedy = bptt_("sample", run, "--temperature", 0, "--seed", 1).out
     assert greedy == bptt_("sample", run, "--temperature", 0, "--seed", 2).out
     assert greedy == bptt_("sample", run, "--temperature", 1e-300, "--seed", 3).out
-    model, vocabulary = load(run)
+    model, vocabulary = CharModel.load(run)
     with torch.no_grad():
         scores, _ = model(vocabulary.encode("\n" + greedy[:-1])[:, None], None)
     assert vocabulary.decode(scores[:, 0].argmax(-1)[:-1]) == greedy[:-1]

@@ -4,20 +4,17 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
 
-from bptt.cli import exchange
 from bptt.cli.contest.folder import ContestFolder
-from bptt.cli.folder import FILES, METRICS, RunFolder, dated, load
-from bptt.cli.lock import LOCK, Lock
-from bptt.cli.printing import UserError
-from bptt.cli.writing import replace
+from bptt.cli.folder import FILES, METRICS, RunFolder, dated
+from bptt.models import CharModel
+from bptt.runs import Lock, exchange
+from bptt.runs.lock import LOCK
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="no flock")
 
@@ -89,7 +86,7 @@ def test_what_a_kill_leaves_is_cleaned_by_the_next_run(train, folder, watched):
         path = next(path for path, found in zip(copies, strays, strict=True) if stray <= found)
         assert train(*words, path).code == 0
         assert sorted(os.listdir(path)) == sorted(FILES)
-        load(path)
+        CharModel.load(path)
 
 
 def test_an_exchange_that_fails_changes_nothing(train, folder, monkeypatch):
@@ -129,51 +126,6 @@ def test_a_second_process_is_refused(train, bptt_, folder):
     assert train("--steps", 2, "--out", "run", "--overwrite").code == 0
 
 
-HOLDER = """if True:
-    import fcntl, sys
-    file = open(".lock", "w")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    file.write("bptt train (process 12 on another)")
-    file.flush()
-    print("locked", flush=True)
-    sys.stdin.read()
-"""
-
-
-@POSIX
-def test_a_lock_goes_with_a_killed_process(folder):
-    with subprocess.Popen([sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        with pytest.raises(UserError, match=r"bptt train \(process 12 on another\) writes here now"):
-            Lock(folder, "bptt train")
-        holder.kill()
-    assert (folder / LOCK).exists()
-    with Lock(folder, "bptt train"):
-        assert f"process {os.getpid()} " in (folder / LOCK).read_text()
-    assert not (folder / LOCK).exists()
-
-
-@POSIX
-def test_a_lock_whose_file_was_removed_on_the_way_is_taken_anew(folder, monkeypatch):
-    """Between opening the file and locking it, its holder may have released and removed it."""
-    import fcntl
-
-    flock, calls = fcntl.flock, []
-
-    def late(number, how):
-        if not calls:
-            (folder / LOCK).unlink()
-        calls.append(number)
-        flock(number, how)
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    with Lock(folder, "bptt train"):
-        assert len(calls) == 2
-        with pytest.raises(UserError, match="writes here now"):
-            Lock(folder, "bptt train")
-
-
 @POSIX
 def test_a_file_system_without_locks_can_be_written_to(train, monkeypatch):
     import fcntl
@@ -183,21 +135,6 @@ def test_a_file_system_without_locks_can_be_written_to(train, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", none)
     assert train("--steps", 2, "--out", "run").code == 0
-
-
-@POSIX
-def test_two_writers_of_one_file_take_turns(folder):
-    """Each finds the name of its temporary file free, and neither renames what the other is writing."""
-    target = folder / "page.html"
-
-    def write(letter):
-        for _ in range(50):
-            replace(target, lambda path: path.write_text(letter * 4000))
-            assert target.read_text() in ("a" * 4000, "b" * 4000)
-
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(write, "ab"))
-    assert [path.name for path in folder.iterdir()] == ["page.html"]
 
 
 def test_dated_folders_of_one_second_differ(folder):

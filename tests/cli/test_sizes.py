@@ -9,8 +9,9 @@ import pytest
 
 import bptt
 from bptt.cli import room
-from bptt.cli.model import CELLS, build
+from bptt.cli.jobs.texts import build
 from bptt.cli.printing import UserError, user_errors
+from bptt.models.layers import CELLS
 
 COMPARE = ["compare", "--budget", "200", "--seeds", "1", "--hidden", "4", "--draws", "3", "--strategies", "tbptt:4"]
 TRAIN = ["--steps", "1", "--hidden", "4", "--batch", "2"]  # the text of these tests has 810 characters a lane then

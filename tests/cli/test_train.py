@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import bptt
 from bptt.cli.folder import FILES
+from bptt.models import CharModel
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -91,10 +92,8 @@ def test_the_metrics(train, folder, text):
 
 
 def test_the_validation_figure_is_that_of_the_saved_weights_on_the_last_tenth(train, folder, text):
-    from bptt.cli.folder import load
-
     train("--steps", 20, "--out", "run")
-    model, vocabulary = load(folder / "run")
+    model, vocabulary = CharModel.load(folder / "run")
     ids = vocabulary.encode(text.read_text())[-180:]
     with torch.no_grad():
         scores, _ = model(ids[:-1, None], None)
@@ -104,7 +103,6 @@ def test_the_validation_figure_is_that_of_the_saved_weights_on_the_last_tenth(tr
 
 def by_hand(text, strategy, length, clip, seed=0):
     """(the model, its updates with the norms of the gradients): the README's loop, with the decoder in the loss."""
-    from bptt.cli.model import CharModel, Undecoded, decoded_loss
     from bptt.data import Vocabulary, chunks, lanes, split
 
     vocabulary = Vocabulary.of(text.read_text())
@@ -114,33 +112,13 @@ def by_hand(text, strategy, length, clip, seed=0):
 
     def updates():
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
-        pair = Undecoded(model), decoded_loss(model)
-        for update in bptt.unroll(*pair, stream, strategy=strategy, initial_state=model.initial_state(4)):
+        for update in bptt.unroll(*model.trained(), stream, strategy=strategy, initial_state=model.initial_state(4)):
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()
             optimizer.zero_grad()
             yield update, norm
 
     return model, updates()
-
-
-def test_the_decoder_in_the_loss_is_the_decoder_before_it():
-    """Losses and gradients of the pair that is trained, against those of the model and the plain loss."""
-    from bptt.cli.model import CharModel, Undecoded, decoded_loss, loss
-
-    torch.manual_seed(0)
-    model = CharModel(29, "gru", 12)
-    ids = torch.randint(29, (31, 4))
-    stream, state = [bptt.Chunk(ids[:-1], ids[1:])], model.initial_state(4)
-    found = []
-    for pair in ((model, loss), (Undecoded(model), decoded_loss(model))):
-        model.zero_grad()
-        updates = bptt.unroll(*pair, stream, strategy=bptt.TruncatedBPTT(8), initial_state=state)
-        losses = torch.stack([update.loss for update in updates])
-        found.append([losses, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
-    assert len(found[0]) == 1 + len(list(model.parameters()))
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=2e-6, atol=2e-6)
 
 
 def test_one_update_is_the_library_s(train, folder, text):

@@ -1,7 +1,8 @@
 """What looks at a model instead of training it, and how results show themselves: tables, records, plots, verdicts."""
 
 from bptt.analysis.explanation import Example, example, explorer
+from bptt.analysis.history import History
 from bptt.analysis.numbers import ladder, number, share, size
 from bptt.analysis.shown import Shown, Table
 
-__all__ = ["Example", "Shown", "Table", "example", "explorer", "ladder", "number", "share", "size"]
+__all__ = ["Example", "History", "Shown", "Table", "example", "explorer", "ladder", "number", "share", "size"]

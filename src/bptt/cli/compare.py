@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from bptt.analysis.race import Contest, Race, Stopped
-from bptt.analysis.race.kept import keep_run, kept_run
-from bptt.analysis.race.report.drawing import curves, places, png
-from bptt.analysis.race.report.page import page
-from bptt.analysis.race.report.panels import cost_panels, gradient_panels, loss_panels
+from bptt.analysis.race.jobs import KilledError
 from bptt.analysis.race.result import WHEN
 from bptt.cli.config import parse
 from bptt.cli.contest.config import CompareConfig, parse_budget
 from bptt.cli.contest.fits import must_fit
-from bptt.cli.contest.folder import PAGE, RESULTS, ContestFolder
-from bptt.cli.contest.jobs import runs_of
+from bptt.cli.contest.folder import PAGE, ContestFolder
 from bptt.cli.contest.progress import Bars
-from bptt.cli.contest.results import numbers
-from bptt.cli.contest.settings import setting
-from bptt.cli.interrupt import Interrupt
+from bptt.cli.contest.settings import chosen_again, setting
 from bptt.cli.printing import UserError, one_line, user_errors
 from bptt.cli.screen import Screen
 from bptt.cli.strategies import parse_strategies
-from bptt.cli.writing import jsonable
+from bptt.cli.streams import tell_of_signal
+from bptt.runs import Interrupt
 from bptt.strategies import says
 
 
@@ -40,7 +33,7 @@ def run(words: Sequence[str]) -> int:
     must_fit(chosen, strategies, budget)
     folder = ContestFolder(config, chosen.digest)
     again = shlex.join(["bptt", "compare", *words, *([] if config.out else ["--out", str(folder.path)])])
-    interrupt, seeds = Interrupt(), config.seeds or 1
+    interrupt, seeds = Interrupt(tell=tell_of_signal), config.seeds or 1
     parts = len(strategies) * (seeds + len(WHEN))
     bars = Bars(parts, chosen.setting.parameter, interrupt)
     contest = Contest(chosen.setting, strategies, budget, seeds, folder, bars)
@@ -54,9 +47,10 @@ def run(words: Sequence[str]) -> int:
                 if kept:
                     bars.say(f"going on    {kept} of {runs} runs are finished and kept")
                 if config.jobs > 1:
-                    _side_by_side(config, contest, bars)
+                    _side_by_side(config, contest)
                 found = contest.run()
-            _write(found, folder, again, config.recorded())
+            found.save(folder.inside, again, config.recorded())
+            folder.finish()
     except Stopped:
         raise UserError(f"stopped; {contest.kept()} of {runs} runs are kept. Go on: {again}", interrupt.code) from None
     except OSError as error:
@@ -67,27 +61,12 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _side_by_side(config: CompareConfig, contest: Contest, bars: Bars) -> None:
+def _side_by_side(config: CompareConfig, contest: Contest) -> None:
     """Make the runs that aren't kept in processes of their own, and keep each as it is finished. Raises Stopped."""
-    missing = [each for each in contest.each() if kept_run(contest.store, *each) is None]
-    bars.begin(f"{config.jobs} runs at once")
-    for done, (run, weights) in enumerate(runs_of(config, missing, bars), 1):
-        keep_run(contest.store, run, weights)
-        bars.ran(run)
-        bars.several(done, len(missing))
-
-
-def _write(found: Race, folder: ContestFolder, again: str, config: dict[str, Any]) -> None:
-    placed = found.standings
-    for name, panels, legend in (
-        ("loss.png", loss_panels(found), curves(found)),
-        ("gradients.png", gradient_panels(placed), places(found)),
-        ("windows.png", cost_panels(placed), []),
-    ):
-        folder.replace(name, partial(png, panels, found, legend))
-    folder.write(RESULTS, json.dumps(jsonable(numbers(found, config)), indent=1) + "\n")
-    folder.write(PAGE, page(found, again))
-    folder.finish()
+    try:
+        contest.side_by_side(partial(chosen_again, config), config.jobs, (chosen_again.__module__,))
+    except KilledError:
+        raise UserError("a process of --jobs was killed. Give fewer; finished runs are kept", 1) from None
 
 
 def _show(found: Race, screen: Screen, path: str) -> None:

@@ -17,12 +17,11 @@ from bptt.analysis import ladder, share
 from bptt.cli.config import PLAIN, at_least_one, can_be_new, flag, parse
 from bptt.cli.data_options import OF_NUMBERS, DataOptions, is_own
 from bptt.cli.files import data_text
-from bptt.cli.folder import CONFIG, load
+from bptt.cli.folder import CONFIG
 from bptt.cli.jobs.make import of_text, saved_job
 from bptt.cli.jobs.own import rows_of
-from bptt.cli.jobs.texts import first_steps
+from bptt.cli.jobs.texts import build, first_steps
 from bptt.cli.jobs.texts import named as model_named
-from bptt.cli.model import CharModel, build, loss
 from bptt.cli.printing import UserError, one_line, user_errors
 from bptt.cli.reading import reading
 from bptt.cli.screen import Screen
@@ -30,8 +29,10 @@ from bptt.cli.strategies import first
 from bptt.cli.subject import Subject, on, own
 from bptt.cli.train import described, device_of
 from bptt.cli.train_config import TrainConfig, parse_train
-from bptt.cli.writing import replace
+from bptt.cli.trained import text_model
 from bptt.data import PYTHON_DOCS, Vocabulary, split
+from bptt.models import CharModel
+from bptt.runs import replace
 from bptt.strategies import says
 
 PLOT = "diagnosis.png"
@@ -165,7 +166,7 @@ def _trained(config: DiagnoseConfig, folder: Path) -> Subject:
         rows_at = 1 if trained.model is None else rows_of(job.model, chunk.inputs)
         title = described(job.name, trained)
         return Subject(job.model, job.loss, chunk, job.start, rows_at, title, told, "step", trained)
-    model, vocabulary = load(folder)
+    model, vocabulary = text_model(folder)
     trained = parse_train([f"--config={folder / CONFIG}"])
     text, source = _text(config.data or trained.data or PYTHON_DOCS, "text" in (config.read_as, trained.read_as))
     with user_errors(prefix=f"--data {source}: "):
@@ -182,7 +183,7 @@ def _of_text(
         _, ids = split(ids)
     chunk = first_steps(ids, config.length, config.batch)
     told = {"text": f"{one_line(source)}, the last {len(ids):,} characters, kept for validation"}
-    return Subject(model, loss, chunk, model.initial_state, 1, title, told, "character", trained)
+    return Subject(model, model.loss, chunk, model.initial_state, 1, title, told, "character", trained)
 
 
 def _text(data: str, surely: bool) -> tuple[str, str]:

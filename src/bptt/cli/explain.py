@@ -18,7 +18,7 @@ from bptt.cli.config import can_be_new, parse
 from bptt.cli.explain_config import ExplainConfig
 from bptt.cli.files import small_text
 from bptt.cli.printing import UserError, one_line, user_errors
-from bptt.cli.writing import write
+from bptt.runs.files import write
 
 
 def run(words: Sequence[str]) -> int:

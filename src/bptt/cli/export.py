@@ -11,12 +11,12 @@ import torch
 import tyro
 
 from bptt.cli.config import parse
-from bptt.cli.folder import MODEL, SERIES, load
-from bptt.cli.jobs.numeric import DTYPES, saved_forecaster
-from bptt.cli.onnx_graph import onnx_model
-from bptt.cli.plain_torch import plain_source
+from bptt.cli.folder import MODEL, SERIES
 from bptt.cli.printing import UserError, one_line
-from bptt.cli.writing import replace
+from bptt.cli.trained import forecaster, text_model
+from bptt.export import to_onnx, to_torch
+from bptt.models.forecaster import DTYPES
+from bptt.runs import replace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,18 +52,21 @@ def run(words: Sequence[str]) -> int:
         )
     dtype, model = torch.int64, None
     if (config.run / SERIES).is_file():
-        model, known = saved_forecaster(config.run)
+        model, known = forecaster(config.run)
         dtype = DTYPES[known["dtype"]]
     else:
-        model = load(config.run)[0]
+        model = text_model(config.run)[0]
     try:
         if config.to == "onnx":
-            data = onnx_model(model, dtype)
+            data = to_onnx(model, dtype)
             replace(out, lambda path: path.write_bytes(data))
         else:
             weights = {name: t.detach().clone() for name, t in model.state_dict().items()}
+            source = to_torch(model, out.stem)
             replace(out.with_suffix(".pt"), lambda path: torch.save(weights, path))
-            replace(out, lambda path: path.write_text(plain_source(model, out.stem), encoding="utf-8"))
+            replace(out, lambda path: path.write_text(source, encoding="utf-8"))
+    except ImportError:
+        raise UserError("--to onnx takes the package onnx: pip install 'bptt[export]'") from None
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror})", 1) from None
     print(f"{one_line(str(out))}" + (f" and {one_line(str(out.with_suffix('.pt')))}" if config.to == "torch" else ""))

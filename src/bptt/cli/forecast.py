@@ -20,14 +20,15 @@ from safetensors.torch import load, save
 from bptt.cli.config import PLAIN, at_least_one, can_be_written, parse
 from bptt.cli.files import small_text
 from bptt.cli.folder import FORECAST, WEIGHTS
-from bptt.cli.jobs.forecaster import Forecaster, step_by_step
-from bptt.cli.jobs.forecasts import shown
-from bptt.cli.jobs.numeric import saved_forecaster
-from bptt.cli.jobs.series import ROWS, read
+from bptt.cli.jobs.series import read
 from bptt.cli.printing import UserError, one_line
 from bptt.cli.screen import Screen
-from bptt.cli.writing import replace
+from bptt.cli.trained import forecaster
 from bptt.data import Table
+from bptt.forecast.errors import shown
+from bptt.forecast.series import ROWS
+from bptt.models import Forecaster
+from bptt.runs import replace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ def run(words: Sequence[str]) -> int:
         can_be_written(config.out, "--out")
         if config.out.exists() and not config.overwrite:
             raise UserError(f"--out {config.out}: exists already. Choose another name, or give --overwrite")
-    model, known = saved_forecaster(config.run)
+    model, known = forecaster(config.run)
     table = read(config.data, "--data", known["columns"])
     stamp = hashlib.sha256((config.run / WEIGHTS).read_bytes()).hexdigest()
     state, before = _state(config.state, model, stamp)
@@ -117,7 +118,7 @@ def _forecasts(
             row = start + int(np.argwhere(np.isinf(stretch))[0, 0])
             raise UserError(f"--data {path}: step {row:,} is infinite. Put a number there, or NaN")
         inputs = torch.from_numpy(stretch)[:, None]
-        outputs, state = step_by_step(model, inputs, state, block)
+        outputs, state = model.read(inputs, state, block)
         made = outputs[:, 0].numpy()
         last.update(outputs=made[-1], state=state)
         yield made
@@ -139,7 +140,7 @@ def _write(path: Path, forecasts: Iterator[np.ndarray], known: dict[str, Any]) -
 def _show(
     screen: Screen, config: ForecastConfig, known: dict[str, Any], table: Table, last: np.ndarray, count: int
 ) -> None:
-    horizons, targets = np.array(known["horizons"]), known["targets"]
+    horizons, targets = known["horizons"], known["targets"]
     read_ = len(table.values)
     screen.say(f"data        {one_line(config.data)}, {read_:,} steps" + f", {count:,} in all" * (count != read_))
     for note in table.notes:
@@ -150,7 +151,7 @@ def _show(
     screen.say(f"\nforecast after the last step{ended}")
     names = [ahead, *itertools.chain.from_iterable((one_line(n), *(["from", "to"] * bool(interval))) for n in targets)]
     rows = []
-    for i in shown(horizons):
+    for i in shown(known["horizons"]):
         row = [str(horizons[i])]
         for k in range(len(targets)):
             value = float(last[i, k])

@@ -14,8 +14,8 @@ import bptt
 from bptt.cli.config import PLAIN, at_least_one, at_most, flag, parse
 from bptt.cli.data_options import DataOptions
 from bptt.cli.files import data_text
+from bptt.cli.jobs.texts import build
 from bptt.cli.jobs.texts import named as model_named
-from bptt.cli.model import build, loss
 from bptt.cli.printing import UserError, one_line, user_errors
 from bptt.cli.screen import Screen
 from bptt.cli.strategies import labelled, parse_strategies
@@ -23,6 +23,7 @@ from bptt.cli.subject import Subject, own
 from bptt.cli.train import device_of
 from bptt.cli.train_config import TrainConfig
 from bptt.data import PYTHON_DOCS, Vocabulary, lanes
+from bptt.models import CharModel
 from bptt.strategies import says
 
 STEPS_MOST = 1_000_000
@@ -67,7 +68,7 @@ class PlanConfig(DataOptions):
         at_least_one(self, "hidden", "layers", "batch", "steps")
         at_most(self, steps=STEPS_MOST)
         try:  # the library knows which texts are sizes
-            bptt.unroll(torch.nn.RNN(1, 1), loss, [], strategy=bptt.FullBPTT(), memory=self.memory)
+            bptt.unroll(torch.nn.RNN(1, 1), CharModel.loss, [], strategy=bptt.FullBPTT(), memory=self.memory)
         except ValueError:
             raise UserError(f'--memory {self.memory!r}: give a size such as "512MiB" or "2GB"') from None
 
@@ -126,7 +127,7 @@ def _subject(config: PlanConfig, device: torch.device) -> Subject:
     with user_errors():
         model = build(len(vocabulary), *shape).to(device)
     chunk = bptt.Chunk(ids[:-1], ids[1:])
-    return Subject(model, loss, chunk, model.initial_state(batch), 1, model_named(*shape), {}, "character")
+    return Subject(model, model.loss, chunk, model.initial_state(batch), 1, model_named(*shape), {}, "character")
 
 
 def named(strategy: Any) -> str:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from typing import Any
+
 from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from bptt.analysis.history import History
+from bptt.analysis.numbers import quantity
+from bptt.cli.printing import bits, size
 from bptt.cli.screen import Screen
 
 
@@ -30,6 +35,31 @@ class Bars(Progress):
     def width(self) -> int:
         """Columns that a line may have."""
         return self.console.width
+
+
+class Averages:
+    """Loss, speed and memory as a bar shows them: averages over the last 50 or so updates."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._smooth: dict[str, float] = {}
+        self._shown = 0
+
+    def numbers(self, record: dict[str, Any], read: int, seconds: float) -> str:
+        """What the bar shows after an update of `read` characters or steps that took `seconds`."""
+        self._shown += 1
+        weight = min(0.98, 1 - 1 / self._shown)  # the first updates are averaged evenly
+        now = {"loss": record["loss"], "read": read, "seconds": seconds, "memory": record["memory_bytes"]}
+        for name, value in now.items():
+            self._smooth[name] = weight * self._smooth.get(name, 0.0) + (1 - weight) * value
+        smooth, history = self._smooth, self._history
+        text = history.measure.in_bits
+        speed = quantity(smooth["read"] / max(smooth["seconds"], 1e-9), "char/s" if text else "steps/s")
+        loss = f"{bits(smooth['loss'] * history.measure.factor)} bits/char  " if text else ""
+        return (
+            f"loss {bits(smooth['loss'])}  {loss}{speed}  gradient "
+            f"{record['grad_norm']:.2g}, {history.clipped / history.step:.0%} clipped  {size(smooth['memory'])}"
+        )
 
 
 class Display(Bars):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import bptt
-from bptt.cli.checkpoint import FOLDER
 from bptt.cli.config import flag
-from bptt.cli.exchange import READY
 from bptt.cli.files import read_settings
+from bptt.cli.folder import CHECKPOINTS
 from bptt.cli.printing import UserError, one_line
 from bptt.cli.ranks import restarts
 from bptt.cli.train_config import HOW_LONG, TrainConfig
+from bptt.runs.exchange import READY
 
 
 def resumed(asked: TrainConfig, saved: dict[str, Any], settings: Path) -> TrainConfig:
@@ -60,7 +59,7 @@ def restarted(asked: TrainConfig) -> bool:
         raise UserError("--overwrite doesn't go with torchrun --max-restarts, which goes on with the run in --out")
     if asked.out is None:
         raise UserError("torchrun --max-restarts goes on with the run in --out: give --out DIR")
-    return restart > 0 and any((asked.out / name).is_dir() for name in (FOLDER, READY))
+    return restart > 0 and any((asked.out / name).is_dir() for name in (CHECKPOINTS, READY))
 
 
 def same_run(asked: TrainConfig, saved: dict[str, Any], path: Path) -> None:
@@ -93,17 +92,3 @@ def versions(processes: int) -> dict[str, str]:
     """What a run's bits depend on beside its settings."""
     threads = str(torch.get_num_threads())
     return {"bptt": bptt.__version__, "torch": torch.__version__, "threads": threads, "processes": str(processes)}
-
-
-def noise(device: torch.device) -> dict[str, Any]:
-    """The states of all random numbers."""
-    on_device = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
-    return {"cpu": torch.get_rng_state(), "device": on_device, "python": random.getstate()}
-
-
-def set_noise(state: dict[str, Any], device: torch.device) -> None:
-    """Put them back."""
-    torch.set_rng_state(state["cpu"])
-    if state["device"] is not None and device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(state["device"])
-    random.setstate(state["python"])

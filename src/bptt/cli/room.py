@@ -7,12 +7,9 @@ import os
 from pathlib import Path
 
 from bptt.cli.printing import UserError, size
+from bptt.models.text import EMBEDDING
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
-EMBEDDING = 64
-"""Numbers that stand for one character; enough for alphabets of a few hundred."""
-LAYERS_MOST = 1000
-"""Recurrent layers on top of each other; of more, building alone takes minutes, and none was ever trained."""
 FLOAT, ADAM = 4, 4
 """Bytes of a number; how often Adam holds each parameter: itself, its gradient and two averages."""
 

@@ -14,11 +14,14 @@ import tyro
 
 from bptt.analysis.numbers import printable
 from bptt.cli.config import at_least_one, at_most, is_seed, parse
-from bptt.cli.folder import MODEL, VOCABULARY, load, load_vocabulary, load_weights
+from bptt.cli.folder import MODEL, VOCABULARY
 from bptt.cli.jobs.own import made_again, stepping
-from bptt.cli.model import Step, write
 from bptt.cli.printing import UserError, one_line, user_errors
+from bptt.cli.trained import fill, text_model
+from bptt.cli.trained import vocabulary as saved_vocabulary
 from bptt.data import Vocabulary
+from bptt.models import write
+from bptt.models.text import Step
 
 LENGTH_MOST = 100_000_000
 """Characters; more would take days."""
@@ -69,7 +72,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _of_text(run: Path) -> tuple[Step, Vocabulary]:
-    model, vocabulary = load(run)
+    model, vocabulary = text_model(run)
     return model.stepping(), vocabulary
 
 
@@ -77,7 +80,7 @@ def _of_own(run: Path) -> tuple[Step, Vocabulary]:
     """Of a run of the user's own model, which must be of a text."""
     if not (run / VOCABULARY).is_file():
         raise UserError(f"{one_line(str(run))}: its model was trained on numbers, and bptt sample writes text")
-    vocabulary = load_vocabulary(run)
+    vocabulary = saved_vocabulary(run)
     made = made_again(run)
-    load_weights(run, made.model, {"sha256": made.digest})
+    fill(run, made.model, {"sha256": made.digest})
     return stepping(made, len(vocabulary)), vocabulary

@@ -74,6 +74,14 @@ def lost(stream: Any) -> OSError | None:
     return raw.error if isinstance(raw, _Raw) else None
 
 
+def tell_of_signal(name: str) -> None:
+    """Say on stderr that a signal came, and what a second one does; inside a handler."""
+    # os.write, since a handler may run while print holds the stream's lock; and nobody may read it any more.
+    with contextlib.suppress(OSError):
+        told = f"\nstopping after this update; {name} again stops at once, without saving\n"
+        os.write(sys.stderr.fileno(), told.encode())
+
+
 def tell_terminal(line: str) -> None:
     """Show a line on the terminal that this process belongs to, if it does to one, whatever the streams are."""
     with contextlib.suppress(OSError):

@@ -19,9 +19,7 @@ import bptt
 from bptt.analysis.numbers import duration
 from bptt.cli import precision
 from bptt.cli import ranks as launched
-from bptt.cli.checkpoint import Found
-from bptt.cli.folder import CONFIG, EVENTS, LOSS_PLOT, NORM_PLOT, PART, REPORT, RunFolder
-from bptt.cli.interrupt import Interrupt
+from bptt.cli.folder import CONFIG, EVENTS, LOSS_PLOT, NORM_PLOT, PART, REPORT, RunFolder, wrong
 from bptt.cli.jobs.job import Job, Results
 from bptt.cli.jobs.make import make_job
 from bptt.cli.jobs.texts import SAMPLE_TEMPERATURE
@@ -35,9 +33,10 @@ from bptt.cli.resuming import must_be, restarted, resumed, same_run
 from bptt.cli.room import FLOAT, must_have_room
 from bptt.cli.screen import Screen
 from bptt.cli.strategies import labelled, long_by, parse_strategy
-from bptt.cli.streams import lost
+from bptt.cli.streams import lost, tell_of_signal
 from bptt.cli.train_config import TrainConfig, parse_train
 from bptt.cli.training import NonFinite, Training
+from bptt.runs import Interrupt, Snapshot
 from bptt.strategies import says
 
 
@@ -60,7 +59,7 @@ def _run(asked: TrainConfig, ranks: Ranks) -> int:
             config, saved = ranks.told(lambda: _saved(asked, config, folder))
         with ranks.agreed():
             read, device = reading(config), device_of(config.device, ranks.size)
-        with Interrupt(ranks.most) as interrupt, Display() as display:
+        with Interrupt(ranks.most, tell_of_signal) as interrupt, Display() as display:
             with ranks.agreed():
                 training = _prepare(config, read, device, folder, display, ranks)
             _begin(training, saved, display)
@@ -88,7 +87,7 @@ def _folder(config: TrainConfig) -> RunFolder:
     return RunFolder(config.out, config.overwrite)
 
 
-def _saved(asked: TrainConfig, config: TrainConfig, folder: RunFolder) -> tuple[TrainConfig, Found]:
+def _saved(asked: TrainConfig, config: TrainConfig, folder: RunFolder) -> tuple[TrainConfig, Snapshot]:
     """The options of the run that goes on, and where it was saved."""
     saved = folder.saved()
     with damaged(folder.path):
@@ -136,15 +135,15 @@ def _shared(config: TrainConfig, job: Job, ranks: Ranks) -> None:
         )
 
 
-def _begin(training: Training, saved: Found | None, display: Display) -> None:
+def _begin(training: Training, saved: Snapshot | None, display: Display) -> None:
     """Make the folder that of this run, or go on where it was saved."""
     folder, config, ranks = training.folder, training.config, training.ranks
     if saved is None:
         if not ranks.told(lambda: folder.held):
             training.begin()
         return
-    for wrong in saved.wrong:
-        display.say(f"going on    {wrong}; from the one before it")
+    for told in wrong(saved.damaged):
+        display.say(f"going on    {told}; from the one before it")
     with ranks.agreed(), damaged(config.out):
         differs = must_be(saved.state, training.job.source.digest, training.job.code, ranks.size)
     if differs is not None:

@@ -13,18 +13,18 @@ from typing import Any
 import torch
 
 import bptt
+from bptt.analysis.history import History, Validation
 from bptt.analysis.numbers import quantity
-from bptt.cli.history import History, Validation
-from bptt.cli.interrupt import Interrupt
 from bptt.cli.jobs.job import Job
 from bptt.cli.jobs.own import rows_of, said
 from bptt.cli.precision import Precision
 from bptt.cli.printing import UserError, brief, fields, no_memory, user_errors
-from bptt.cli.progress import Display
+from bptt.cli.progress import Averages, Display
 from bptt.cli.ranks import Ranks, gone
 from bptt.cli.reading import Read, Reading, Stopping
-from bptt.cli.resuming import noise, set_noise, versions
+from bptt.cli.resuming import versions
 from bptt.cli.train_config import TrainConfig
+from bptt.runs import Interrupt, random_state, set_random_state
 
 IN_A_ROW = 20
 """So many windows that aren't finite, one after the other, end any run."""
@@ -105,7 +105,7 @@ class Training:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self._precision.state(),
-            "noise": self.ranks.all(noise(self.device)),
+            "noise": self.ranks.all(random_state(self.device)),
             "stream": stream,
             "run": run,
         }
@@ -116,7 +116,7 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self._precision.load(state["scaler"])
         if self.ranks.rank < len(state["noise"]):
-            set_noise(state["noise"][self.ranks.rank], self.device)
+            set_random_state(state["noise"][self.ranks.rank], self.device)
         self.history.restore(records)
         self._validated, self._before, self._loaded = state["validated"], state["seconds"], state
         points = self.history.validations
@@ -136,6 +136,7 @@ class Training:
         Raises: NonFinite; UserError for what the library refuses.
         """
         self.began = saved = time.monotonic()
+        bar = Averages(self.history)
         self._say = display.say
         updates = self._stream(interrupt)
         due = int(self._fraction() * self.job.validations)
@@ -151,7 +152,7 @@ class Training:
                 self._leave_out(error)
                 continue
             self._in_a_row = 0
-            display.show(self._fraction(), self.history.numbers(record, read, time.monotonic() - before))
+            display.show(self._fraction(), bar.numbers(record, read, time.monotonic() - before))
             if self._fraction() < 1 and not interrupt.asked:
                 self._validate_if_due(display, interrupt)
             if self.ranks.most(time.monotonic() - saved) > SAVE_SECONDS:

@@ -1,9 +1,7 @@
 """Finished parts of a race, so that one that was killed goes on: runs, their weights, and measured gradients."""
 
-import contextlib
 import json
 import math
-import os
 import re
 from dataclasses import replace
 from hashlib import sha256
@@ -16,6 +14,8 @@ from torch import Tensor, nn
 import bptt
 from bptt.analysis.plain import from_plain, to_plain
 from bptt.analysis.race.runner import Run
+from bptt.runs.files import replace as replace_file
+from bptt.runs.files import write
 
 MISSING = object()
 
@@ -65,7 +65,7 @@ class Folder:
     def save(self, part: str, data: Any) -> None:
         """As `Store` says."""
         if self._path is not None:
-            self._replace(f"{part}.json", lambda path: path.write_text(json.dumps(data), encoding="utf-8"))
+            write(self._path / f"{part}.json", json.dumps(data))
 
     def load_weights(self, part: str, model: nn.Module) -> None:
         """As `Store` says."""
@@ -80,22 +80,11 @@ class Folder:
         if self._path is None:
             self._held[part] = weights
         else:
-            self._replace(f"{part}.pt", lambda path: torch.save(weights, path))
+            replace_file(self._path / f"{part}.pt", lambda path: torch.save(weights, path))
 
     def damaged(self, part: str) -> NoReturn:
         """As `Store` says."""
         raise ValueError(f"folder={str(self._path)!r}: {part} is damaged. Delete {part}.json to run that part again.")
-
-    def _replace(self, name: str, write: Any) -> None:
-        assert self._path is not None
-        new = self._path / f".{name}.part"
-        try:
-            write(new)
-            os.replace(new, self._path / name)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                new.unlink()
-            raise
 
 
 def kept_run(store: Store, name: str, seed: int) -> Run | None:

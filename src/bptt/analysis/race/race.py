@@ -12,6 +12,7 @@ from torch import nn
 
 import bptt
 from bptt.analysis.plain import label
+from bptt.analysis.race.jobs import Make, side_by_side
 from bptt.analysis.race.kept import MISSING, Folder, Store, keep_gradient, keep_run, kept_gradient, kept_run, run_part
 from bptt.analysis.race.result import WHEN, Race
 from bptt.analysis.race.runner import Run, Runner, first_of, unroll, validation_loss
@@ -37,6 +38,9 @@ class Watch:
 
     def ran(self, run: Run) -> None:
         """A run is finished."""
+
+    def several(self, done: int, most: int) -> None:
+        """Of the runs that are made side by side, so many are done."""
 
     def finish(self) -> None:
         """A run or a measurement is finished, or was kept."""
@@ -92,6 +96,21 @@ class Contest:
             gradients={when: self._gradients(when, reference) for when in WHEN},
             reference=reference and (reference.strategy, reference.seed),
         )
+
+    def side_by_side(self, make: Make, jobs: int, preload: tuple[str, ...] = ()) -> None:
+        """Make the runs that aren't kept, so many at once in processes of their own, and keep each when it is finished.
+
+        make: what gives setting, strategies and budget there. Raises: Stopped; KilledError.
+        """
+        missing = [each for each in self.each() if kept_run(self.store, *each) is None]
+        self.watch.begin(f"{jobs} runs at once")
+        for done, found in enumerate(side_by_side(make, jobs, missing, self.watch.asked, preload), 1):
+            if found is None:
+                raise Stopped
+            run, weights = found
+            keep_run(self.store, run, weights)
+            self.watch.ran(run)
+            self.watch.several(done, len(missing))
 
     def one(self, name: str, seed: int) -> Run:
         """One run, made or kept."""

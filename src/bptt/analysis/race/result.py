@@ -244,15 +244,28 @@ class Race(Shown):
 
         command: what makes the same race again, to show. Raises ImportError without matplotlib and jinja2; OSError.
         """
-        try:
-            page = importlib.import_module("bptt.analysis.race.report.page")
-        except ImportError as error:
-            raise ImportError(f"report() needs {error.name}, which isn't installed: pip install 'bptt[cli]'.") from None
-        Path(path).write_text(page.page(self, command), encoding="utf-8")
+        Path(path).write_text(_reporting("page", "report").page(self, command), encoding="utf-8")
+
+    def save(self, folder: str | Path, command: str = "", config: dict[str, Any] | None = None) -> None:
+        """Write report.html, results.json with all numbers, and loss.png, gradients.png, windows.png into a folder.
+
+        config: what makes the same race again, for results.json. Each file is replaced whole. Raises as `report`.
+        """
+        files = _reporting("files", "save")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        files.save(self, Path(folder), command, config or {})
 
     def plot(self, ax: Any = None) -> Any:
         """Validation loss against seconds of training: thin each seed, thick their mean."""
         return _plot(self, axes(ax))
+
+
+def _reporting(name: str, called: str) -> Any:
+    """A module of the report, which needs packages beside torch."""
+    try:
+        return importlib.import_module(f"bptt.analysis.race.report.{name}")
+    except ImportError as error:
+        raise ImportError(f"{called}() needs {error.name}, which isn't installed: pip install 'bptt[cli]'.") from None
 
 
 def interval(found: bptt.Compared) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,23 +13,21 @@ from safetensors.torch import load_file, save
 
 import bptt
 from bptt.analysis.race.kept import MISSING
-from bptt.cli import exchange
+from bptt.analysis.race.report.files import PAGE, PLOTS, RESULTS
 from bptt.cli.contest.config import CompareConfig
 from bptt.cli.files import read_settings, small_text
 from bptt.cli.folder import ALL_FILES as RUN_FILES
-from bptt.cli.folder import RUNS, dated
-from bptt.cli.lock import Lock
+from bptt.cli.folder import RUNS, OutFolder, dated
 from bptt.cli.printing import UserError
-from bptt.cli.writing import jsonable, replace, write
+from bptt.runs import exchange, replace
+from bptt.runs.files import jsonable, write
 
-CONFIG, RESULTS, PAGE = "config.yaml", "results.json", "report.html"
-PLOTS = ("loss.png", "gradients.png", "windows.png")
-PARTS = "parts"
+CONFIG, PARTS = "config.yaml", "parts"
 PART_MOST = 2**28
 """Bytes of a part; a run of a million updates, each of another length, has a tenth of that."""
 
 
-class ContestFolder:
+class ContestFolder(OutFolder):
     """A folder made for one comparison, or found with the finished parts of the very same one.
 
     No other process writes to it until it is closed. With `overwrite`, another comparison that the folder holds stays
@@ -41,29 +38,23 @@ class ContestFolder:
             without its report, or makes a new dated one.
         digest: of a text that is read, "" without: the data belong to what makes a comparison the same.
 
-    Raises: UserError if it holds another comparison or a run of `bptt train`, can't be written to, or is written to by
-        another process.
+    Raises: UserError if it holds another comparison or a run of `bptt train`, and as `OutFolder` does.
     """
 
     def __init__(self, config: CompareConfig, digest: str) -> None:
         identity = {**config.recorded(), "bptt": bptt.__version__}
         if digest:
             identity["sha256"] = digest
-        try:
-            self.path = RUNS if config.out is None else config.out
+        self.path = RUNS if config.out is None else config.out
+
+        def make() -> None:
             if config.out is None:
                 self.path = _unfinished(identity) or dated()
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = Lock(self.path, "bptt compare")
-            try:
-                self._inside = self._find(identity, config.overwrite)
-            except BaseException:
-                self._lock.release()
-                raise
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: no comparison can be written here ({error.strerror}). Choose another --out"
-            ) from None
+
+        def find() -> Path:
+            return self._find(identity, config.overwrite)
+
+        self.inside: Path = self._open(make, find, "bptt compare", "comparison")
 
     def _find(self, identity: dict[str, Any], overwrite: bool) -> Path:
         """Where the comparison is to be written, or goes on: the folder, or one inside that will take its place."""
@@ -88,17 +79,13 @@ class ContestFolder:
 
     def finish(self) -> None:
         """Everything is written: it takes the place of another comparison that the folder holds."""
-        if self._inside != self.path:
+        if self.inside != self.path:
             exchange.commit(self.path)
-            self._inside = self.path
-
-    def close(self) -> None:
-        """Let other processes write here."""
-        self._lock.release()
+            self.inside = self.path
 
     def load(self, part: str) -> Any:
         """The JSON of a finished part, `MISSING` without one."""
-        path = self._inside / PARTS / f"{part}.json"
+        path = self.inside / PARTS / f"{part}.json"
         try:
             return json.loads(small_text(path, PART_MOST)) if path.exists() else MISSING
         except (ValueError, RecursionError, UserError, OSError):
@@ -106,11 +93,11 @@ class ContestFolder:
 
     def save(self, part: str, data: Any) -> None:
         """Keep it."""
-        self.write(f"{PARTS}/{part}.json", json.dumps(jsonable(data)))
+        write(self.inside / PARTS / f"{part}.json", json.dumps(jsonable(data)))
 
     def load_weights(self, part: str, model: torch.nn.Module) -> None:
         """Let `model` be that of the end of a finished run."""
-        path = self._inside / PARTS / f"{part}.safetensors"
+        path = self.inside / PARTS / f"{part}.safetensors"
         try:
             weights, own = load_file(path), model.state_dict()
             if any(weights[name].dtype != t.dtype or not weights[name].isfinite().all() for name, t in own.items()):
@@ -121,20 +108,12 @@ class ContestFolder:
 
     def save_weights(self, part: str, weights: dict[str, torch.Tensor]) -> None:
         """Keep the weights of the end of a run."""
-        replace(self._inside / PARTS / f"{part}.safetensors", lambda path: path.write_bytes(save(weights)))
+        replace(self.inside / PARTS / f"{part}.safetensors", lambda path: path.write_bytes(save(weights)))
 
     def damaged(self, part: str) -> NoReturn:
         """Raise UserError for a part that can't be what was kept."""
-        path = self._inside / PARTS / f"{part}.json"
+        path = self.inside / PARTS / f"{part}.json"
         raise UserError(f"{path}: damaged, or of another version. Delete it to run that part again") from None
-
-    def write(self, name: str, text: str) -> None:
-        """Write a text file."""
-        write(self._inside / name, text)
-
-    def replace(self, name: str, write: Callable[[Path], object]) -> None:
-        """Replace the file `name` by what `write` writes."""
-        replace(self._inside / name, write)
 
 
 _OTHERWISE = ". Give the same options to go on with it, another --out, or --overwrite to replace it"

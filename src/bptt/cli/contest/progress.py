@@ -6,7 +6,7 @@ from bptt.analysis import number
 from bptt.analysis.numbers import duration
 from bptt.analysis.race import Run, Watch
 from bptt.cli import progress
-from bptt.cli.interrupt import Interrupt
+from bptt.runs import Interrupt
 
 
 class Bars(Watch):

@@ -10,19 +10,21 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 import bptt
-from bptt.analysis.race import Setting
-from bptt.cli import model as text_model
-from bptt.cli.contest.config import CompareConfig
+from bptt.analysis.race import Budget, Setting
+from bptt.cli.contest.config import CompareConfig, parse_budget
 from bptt.cli.files import data_text
 from bptt.cli.jobs.own import Chunks, loss_of, make, rows_of, source_of, tried
+from bptt.cli.jobs.texts import build
 from bptt.cli.printing import one_line, user_errors
 from bptt.cli.room import ADAM, FLOAT, must_have_room, numbers_of_layers, numbers_of_window
+from bptt.cli.strategies import parse_strategies
 from bptt.data import PYTHON_DOCS, Vocabulary, chunks, lanes, split
 from bptt.data.influence import BLOCK
 from bptt.data.tasks import SPAN, Adding, BernoulliAdd, CopyMemory, DelayedCopy, InfluenceBalancing, Task
+from bptt.models import CharModel, Network
+from bptt.models.text import EMBEDDING
 
 TASKS: dict[str, Any] = {"copy": CopyMemory, "delayed": DelayedCopy, "adding": Adding, "bernoulli": BernoulliAdd}
 TITLES = {"copy": "copy memory", "delayed": "delayed copy", "adding": "adding", "bernoulli": "Bernoulli add"}
@@ -47,26 +49,9 @@ class Chosen:
     kept: float = 1.0
 
 
-class TaskModel(nn.Module):
-    """A recurrent layer and a linear readout: (inputs (T, B, I), state) -> (outputs (T, B, O), state)."""
-
-    state_batch_dim = 1
-
-    def __init__(self, inputs: int, cell: str, hidden: int, outputs: int) -> None:
-        super().__init__()
-        self.recurrent = text_model.CELLS[cell](inputs, hidden)
-        self.decoder = nn.Linear(hidden, outputs)
-
-    def zero_state(self, inputs: Tensor) -> Any:
-        """Where a sequence starts."""
-        return text_model.zeros(self.recurrent, inputs.shape[1])
-
-    def forward(
-        self, inputs: Tensor, state: Any, is_start: Tensor | None = None, cotangent_weight: Tensor | None = None
-    ) -> tuple[Tensor, Any]:
-        """Both keywords are handed on to the layer, so that a window is one call whatever happens in it."""
-        hidden, last = self.recurrent(inputs, state, is_start=is_start, cotangent_weight=cotangent_weight)
-        return self.decoder(hidden), last
+def chosen_again(config: CompareConfig) -> tuple[Setting, dict[str, Any], Budget]:
+    """What a process of `--jobs` runs: the same setting, strategies and budget."""
+    return setting(config).setting, parse_strategies(config.strategies or ""), parse_budget(config.budget or "")
 
 
 def setting(config: CompareConfig) -> Chosen:
@@ -107,7 +92,7 @@ def _of_task(config: CompareConfig, task: Task) -> Chosen:
             "model": f"{config.cell} of {config.hidden} units and a linear readout, batch {rows}",
             "optimizer": f"Adam, learning rate {config.lr:g}, {_clipping(config)}",
         },
-        build=lambda: TaskModel(task.inputs, cell, hidden, task.outputs),
+        build=lambda: Network(task.inputs, hidden, task.outputs, cell),
         loss=loss,
         stream=lambda seed: task.stream(rows, sequence, seed=seed),
         validation=list(itertools.islice(held_out, count)),
@@ -142,11 +127,11 @@ def _of_text(config: CompareConfig) -> Chosen:
         facts={
             "text": f"{shown}, {len(text):,} characters, {len(vocabulary)} of them distinct, SHA-256 {digest[:12]}...",
             "dependencies": "of unknown length",
-            "model": f"{config.cell} of {config.hidden} units on an embedding of {text_model.EMBEDDING}, batch {rows}",
+            "model": f"{config.cell} of {config.hidden} units on an embedding of {EMBEDDING}, batch {rows}",
             "optimizer": f"Adam, learning rate {config.lr:g}, {_clipping(config)}",
         },
-        build=lambda: text_model.build(len(vocabulary), config.cell or "", config.hidden or 1, 1, ADAM),
-        loss=text_model.loss,
+        build=lambda: build(len(vocabulary), config.cell or "", config.hidden or 1, 1, ADAM),
+        loss=CharModel.loss,
         stream=stream,
         validation=list(chunks(kept[: VALIDATION_STEPS + 1], CHUNK)),
         measured=bptt.Chunk(measured[:-1], measured[1:]),

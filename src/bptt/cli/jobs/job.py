@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from bptt import Chunk
-from bptt.cli.history import Measure
+from bptt.analysis.history import Measure
 from bptt.cli.train_config import TrainConfig
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
-from bptt.cli.folder import CONFIG, MODEL, SERIES, load_weights
+from bptt.cli.folder import CONFIG, MODEL, SERIES
 from bptt.cli.jobs.job import Job
 from bptt.cli.jobs.numeric import numeric_job
 from bptt.cli.jobs.own import own_job
 from bptt.cli.jobs.texts import text_job
 from bptt.cli.train_config import TrainConfig, parse_train
+from bptt.cli.trained import fill
 
 
 def make_job(config: TrainConfig, device: torch.device) -> Job:
@@ -41,5 +42,5 @@ def saved_job(folder: Path) -> tuple[TrainConfig, Job]:
     """
     config = parse_train([f"--config={folder / CONFIG}"])
     job = make_job(config, torch.device("cpu"))
-    load_weights(folder, job.model, job.stamp)
+    fill(folder, job.model, dict(job.stamp))
     return config, job

@@ -18,13 +18,12 @@ import torch
 from torch import nn
 
 import bptt
+from bptt.analysis.history import BITS, LOSS
 from bptt.cli.data_options import DataOptions
 from bptt.cli.files import small_text
 from bptt.cli.folder import MODEL
-from bptt.cli.history import BITS, LOSS
 from bptt.cli.jobs.job import Job
-from bptt.cli.jobs.numeric import held_out
-from bptt.cli.jobs.series import SeriesSource, lanes_of, numbers
+from bptt.cli.jobs.series import SeriesSource, numbers
 from bptt.cli.jobs.texts import TextSource
 from bptt.cli.printing import UserError, no_memory, one_line
 from bptt.cli.train_config import BATCH, TrainConfig
@@ -93,7 +92,7 @@ def made_again(run: Path) -> Made:
 
 
 def stepping(made: Made, characters: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What `bptt.cli.model.write` takes: the user's model, step by step with the state that it returns.
+    """What `bptt.models.write` takes: the user's model, step by step with the state that it returns.
 
     Raises: UserError, at a call, for scores that aren't one for each of the characters.
     """
@@ -266,7 +265,7 @@ def source_of(config: DataOptions, made: Made, batch: int | None) -> Any:
     found = numbers(config, several=False)
     values = found.table.values
     ids = values.dtype.kind in "iu" and values.shape[1] == 1
-    return SeriesSource(found, lanes_of(batch, found), converter(made.model), several=False, flat=ids)
+    return SeriesSource(found, batch, converter(made.model), axis=False, flat=ids)
 
 
 def converter(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -347,13 +346,13 @@ def _named(made: Made) -> str:
 def _told(config: TrainConfig, source: Any) -> dict[str, str]:
     if isinstance(source, OwnStream):
         return {"data": f"the stream of {one_line(str(config.model))}, {source.rows} rows"}
-    found = source.found
-    notes = [*found.table.notes, *(found.wanted.notes if found.paired else ())]
+    found = source.series
     columns = len(found.table.columns)
     ahead = found.horizons[-1]
     return {
         "series": f"{one_line(str(config.data))}, {found.steps:,} steps of {columns} column{'s' * (columns > 1)}, as "
         "they are",
         "targets": f"{', '.join(map(one_line, found.targets))}, {ahead} step{'s' * (ahead != 1)} ahead",
-        "validation": held_out(source)["validation"].split(", ")[0],
-    } | {f"note {i + 1}" if len(notes) > 1 else "note": one_line(note) for i, note in enumerate(notes)}
+        "validation": source.ahead(source.validation),
+        **source.notes,
+    }

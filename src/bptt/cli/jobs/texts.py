@@ -10,15 +10,17 @@ from typing import Any
 import torch
 
 from bptt import Chunk
+from bptt.analysis.history import BITS
 from bptt.cli.files import data_text
 from bptt.cli.folder import VOCABULARY
-from bptt.cli.history import BITS
 from bptt.cli.jobs.job import Job, Results
-from bptt.cli.model import Undecoded, build, decoded_loss, digest, loss, write
-from bptt.cli.printing import UserError, one_line, user_errors
-from bptt.cli.room import ADAM, numbers_of_window
+from bptt.cli.printing import UserError, no_memory, one_line, user_errors
+from bptt.cli.room import ADAM, FLOAT, must_have_room, numbers_of, numbers_of_window
 from bptt.cli.train_config import TrainConfig
 from bptt.data import PYTHON_DOCS, Vocabulary, chunks, lanes, split
+from bptt.models import CharModel, write
+from bptt.models.saved import LAYERS_MOST
+from bptt.models.text import digest
 
 SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 400, 0.6
 VALIDATION_CHUNK = 256
@@ -96,8 +98,7 @@ class TextJob(Job):
     @property
     def trained(self) -> tuple[Any, Any]:
         """The decoder is part of the loss."""
-        model: Any = self.model
-        return Undecoded(model), decoded_loss(model)
+        return self.model.trained()  # pyright: ignore[reportCallIssue]
 
     def start(self, rows: int) -> Any:
         """Zeros."""
@@ -116,6 +117,27 @@ class TextJob(Job):
         return Results(text="".join(written), more=more)
 
 
+def build(characters: int, cell: str, hidden: int, layers: int, copies: int = 1) -> CharModel:
+    """A `CharModel`.
+
+    Arguments:
+        copies: how often what it is built for holds each parameter; training also its gradient and averages.
+
+    Raises: UserError if it doesn't fit into memory, before anything is allocated.
+    """
+    named = f"--hidden {hidden} --layers {layers}"
+    if layers > LAYERS_MOST:
+        raise UserError(f"--layers {layers}: must be at most {LAYERS_MOST:,}")
+    count = numbers_of(characters, cell, hidden, layers)
+    must_have_room(copies * FLOAT * count, named, f"no memory for a model of this size: its {count:,} parameters")
+    try:
+        return CharModel(characters, cell, hidden, layers)
+    except (RuntimeError, MemoryError, TypeError, OverflowError) as error:
+        if not no_memory(error):
+            raise
+        raise UserError(f"{named}: no memory for a model of this size") from None
+
+
 def text_job(config: TrainConfig, device: torch.device) -> TextJob:
     """The character model that `config` names, on a device.
 
@@ -131,7 +153,7 @@ def text_job(config: TrainConfig, device: torch.device) -> TextJob:
     return TextJob(
         name=named(cell, hidden, layers),
         model=model,
-        loss=loss,
+        loss=model.loss,
         source=source,
         measure=BITS,
         config=config,

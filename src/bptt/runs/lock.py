@@ -1,14 +1,11 @@
 """One process at a time: locks that the operating system takes back when their process ends, however it ends."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
-
-from bptt.cli.printing import UserError, one_line
+from typing import Self
 
 try:
     import fcntl
@@ -18,26 +15,43 @@ except ImportError:  # not a POSIX system, where nothing is locked
 LOCK = ".lock"
 
 
-class Lock:
-    """The right to write into a folder, held until it is released or the process ends.
+class InUseError(RuntimeError):
+    """A different process writes to a folder. folder, owner: which one, and who it says it is."""
 
-    The file that is locked says whose it is. One that a killed process left is free.
+    def __init__(self, folder: Path, owner: str) -> None:
+        super().__init__(f"{folder}: {owner} writes here now. Choose a different folder, or wait until it ends.")
+        self.folder, self.owner = folder, owner
+
+
+class Lock:
+    """The right to write to a folder, held until it is released or the process ends, however it ends.
+
+    The operating system holds it, on a file `.lock` that says whose it is; one that a killed process left is free.
+    Where there are no such locks (Windows, some network drives), nothing is locked.
 
     Arguments:
-        folder: exists.
-        who: the command that asks.
+        folder: exists. who: a name for this process, which the others are told.
 
-    Raises: UserError if another process has it; OSError if the folder can't be written to.
+    Raises: InUseError if a different process has it; OSError if the folder can't be written to.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, Lock(folder, "my loop"):
+    ...     try:
+    ...         Lock(folder, "a second one")
+    ...     except InUseError as error:
+    ...         print(error.owner.split(" (")[0])
+    my loop
     """
 
-    def __init__(self, folder: Path, who: str) -> None:
+    def __init__(self, folder: str | Path, who: str = "a process") -> None:
+        folder = Path(folder)
         self._path = folder / LOCK
         while True:
             number = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 if not _locked(number, wait=False):
-                    owner = one_line(os.read(number, 400).decode(errors="replace")) or "another process"
-                    raise UserError(f"{folder}: {owner} writes here now. Choose another --out, or wait until it ends")
+                    owner = " ".join(os.read(number, 400).decode(errors="replace").split())
+                    raise InUseError(folder, owner or "another process")
                 if _is(number, self._path):
                     break
             except BaseException:
@@ -58,7 +72,7 @@ class Lock:
         os.close(self._number)
         self._number = None
 
-    def __enter__(self) -> Lock:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,22 +15,41 @@ CLEAR, NEAR = 0.2, 0.9
 
 
 def last_value(values: np.ndarray, at: np.ndarray, horizons: np.ndarray) -> np.ndarray:
-    """Forecasts (len(at), horizons, columns) that each horizon will be as step `at` is."""
+    """Persistence: forecasts (len(at), horizons, columns) that nothing will change after each of the steps `at`.
+
+    values: (N, columns). at, horizons: whole numbers, the steps after which is forecast, and how far.
+
+    >>> last_value(np.array([[1.0], [5.0], [2.0]]), np.array([0, 1]), np.array([1, 2]))[:, :, 0].tolist()
+    [[1.0, 1.0], [5.0, 5.0]]
+    """
     return np.repeat(values[at][:, None], len(horizons), 1)
 
 
 def last_season(values: np.ndarray, at: np.ndarray, horizons: np.ndarray, season: int) -> np.ndarray:
-    """Forecasts that each horizon will be as it was one season before, or as many as are needed to be known at `at`."""
+    """Seasonal-naive: forecasts that each step will be as it was one season of steps before.
+
+    Further ahead than a season it is as many seasons before as are needed to be known at `at`. Arguments otherwise as
+    those of `last_value`; each of `at` is at least `season` - 1.
+
+    >>> last_season(np.arange(9.0)[:, None], np.array([5]), np.array([1, 4, 5]), season=4)[0, :, 0].tolist()
+    [2.0, 5.0, 2.0]
+    """
     back = horizons - season * np.ceil(horizons / season).astype(int)
     return values[at[:, None] + back]
 
 
 def season_of(values: Any, split: int, places: list[int]) -> int | None:
-    """Steps of a season, None without any.
+    """Steps of a season in the training part, None without any.
+
+    values: (N, F), NaN where one is missing. split: steps of the training part. places: of the columns that count.
 
     That is the first peak of the autocorrelation, beyond its first fall below zero, that is near the largest one: of
     the columns, each without its linear trend, on the end of the training part; or of their changes from step to step,
-    since slow drift may hide a season, if that one is shorter.
+    since slow drift may hide a season, if that one is shorter. The last 32,768 steps are looked at, and seasons of
+    up to 10,000 of them.
+
+    >>> season_of(np.sin(2 * np.pi * np.arange(500) / 12)[:, None], 400, [0])
+    12
     """
     start = max(0, split - LOOKED_AT)
     known = np.asarray(values[start:split], np.float64)[:, places]

@@ -1,11 +1,31 @@
-"""A comparison as plain numbers, for results.json."""
+"""A race as files: the page, all numbers as JSON, and the plots as PNG."""
 
 from __future__ import annotations
 
+import json
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from bptt.analysis.plain import to_plain
 from bptt.analysis.race import Race, Spread, Standing
+from bptt.analysis.race.report.drawing import curves, places, png
+from bptt.analysis.race.report.page import page
+from bptt.analysis.race.report.panels import cost_panels, gradient_panels, loss_panels
+from bptt.runs.files import jsonable, replace, write
+
+RESULTS, PAGE = "results.json", "report.html"
+PLOTS = ("loss.png", "gradients.png", "windows.png")
+
+
+def save(found: Race, folder: Path, command: str, config: dict[str, Any]) -> None:
+    """Write all files, each replaced whole. config: what makes the same race again."""
+    placed = found.standings
+    drawn = (loss_panels(found), curves(found)), (gradient_panels(placed), places(found)), (cost_panels(placed), [])
+    for name, (panels, legend) in zip(PLOTS, drawn, strict=True):
+        replace(folder / name, partial(png, panels, found, legend))
+    write(folder / RESULTS, json.dumps(jsonable(numbers(found, config)), indent=1) + "\n")
+    write(folder / PAGE, page(found, command))
 
 
 def numbers(found: Race, config: dict[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,6 @@ The new files are written into a folder inside. Renaming that folder is what dec
 done again from any point, by whoever comes next.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil
@@ -13,8 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bptt.cli.lock import Lock
-from bptt.cli.printing import UserError
+from bptt.runs.lock import InUseError, Lock
 
 NEW, READY = ".new", ".ready"
 GONE = ".gone"
@@ -79,5 +76,5 @@ def settle_if_idle(folder: Path) -> None:
             return
         except OSError:
             return
-        except UserError:
+        except InUseError:
             time.sleep(0.02)

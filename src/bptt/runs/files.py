@@ -1,7 +1,5 @@
 """Files written so that readers, and whoever comes after a kill or a full disk, find the old one or the new one."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io
@@ -11,17 +9,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bptt.cli.lock import alone
+from bptt.runs.lock import alone
 
 
 class Lines:
-    """A file of lines that is whole to its last line, however its process ends.
+    """A file of lines, such as one of metrics, that is whole to its last line however its process ends.
 
     Arguments:
-        mode: "w" or "a".
+        mode: "w" for a new file, "a" to add to one.
+
+    Raises: OSError.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     lines = Lines(f"{folder}/metrics.jsonl", "w")
+    ...     lines.add('{"step": 1}')
+    ...     lines.close()
+    ...     Path(folder, "metrics.jsonl").read_text()
+    '{"step": 1}\\n'
     """
 
-    def __init__(self, path: Path, mode: str) -> None:
+    def __init__(self, path: str | Path, mode: str) -> None:
         self._file = io.FileIO(path, mode)
 
     def add(self, line: str) -> None:
@@ -41,11 +49,23 @@ class Lines:
             self._file.close()
 
 
-def replace(target: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file and put it in the place of `target`: readers see the old one or the new.
+def replace(target: str | Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file and put it in the place of `target`: readers see the old file or the new one.
 
     What a killed process leaves of it, the next one that writes the same file replaces.
+
+    Arguments:
+        write: gets the path to fill, in the same folder and with the same suffix.
+
+    Raises: OSError, and whatever `write` raises; the old file stays then.
+
+    >>> import tempfile, torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     replace(f"{folder}/weights.pt", lambda path: torch.save({"w": torch.zeros(2)}, path))
+    ...     sorted(each.name for each in Path(folder).iterdir())
+    ['weights.pt']
     """
+    target = Path(target)
     part = temporary(target)
     with alone(part):
         try:
