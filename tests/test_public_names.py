@@ -84,6 +84,7 @@ History(clip=0.0, measure=Measure(unit='character', key='chars', per='bits per c
     read=<factory>, losses=<factory>, grad_norm=<factory>, validations=<factory>, clipped=0, left_out=0, overflowed=0)
 Shown()
 Table(columns, rows, words=1)
+Titled(title, table, levels=(), chosen=False)
 example(x=None, y=None, *, text=None, steps=4, inputs=1, hidden=2, outputs=None, nonlinearity='tanh', loss=None,
     bias=False, radius=0.9, generator=None)
 explorer()

@@ -36,9 +36,8 @@ class ARTBP(Strategy):
     constant, since the random length of the window itself would weigh short windows too much.
     Raises ValueError for every < 1, a law outside [0, 1), and for "mean" with a law that has no mean_length.
     Cost: one forward and one backward per step; memory for one window: mean_length steps in expectation, unbounded
-    without `memory=`; per row the whole sequence. A recurrence without native `cotangent_weight` is called once per
-    interval between draws. Unbiased for frozen parameters; with updates in between, states were computed with the
-    parameters of their time.
+    without `memory=`; per row the whole sequence. A recurrence without native `cotangent_weight` is called once
+    between two draws. Unbiased for frozen parameters; with updates in between, states are those of their time.
 
     >>> import bptt
     >>> strategy = bptt.ARTBP(law=bptt.ConstantLaw(mean_length=4))
