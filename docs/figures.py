@@ -100,6 +100,17 @@ def influence_balancing() -> str:
     return table([name.removeprefix("TBPTT ") for name in shown], [[ends(name) for name in shown]])
 
 
+def artbp_text() -> str:
+    """Bits per character at equal updates and at equal time."""
+    known = result("artbp_text")
+    setting = known["details"]["setting"]
+    equal = {"updates": f"{setting['updates']:,} updates", "time": f"{setting['seconds']:.0f} s of processor time"}
+    return table(
+        ["equal", "TBPTT(50)", "ARTBP(50)", "difference, ARTBP's less TBPTT's", "ARTBP's work over TBPTT's"],
+        [[equal[name], *cells] for name, *cells in known["rows"]],
+    )
+
+
 def plainly(name: str) -> Callable[[], str]:
     """The benchmark's own table."""
 
@@ -115,6 +126,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "readme": readme,
     "influence_balancing": influence_balancing,
     "storage": storage,
+    "artbp_text": artbp_text,
     **{name: plainly(name) for name in ("long_sequence", "overhead", "layers", "ctrnn", "step", "update", "online")},
 }
 

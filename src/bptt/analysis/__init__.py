@@ -5,9 +5,4 @@ from bptt.analysis.history import History
 from bptt.analysis.numbers import ladder, number, share, size
 from bptt.analysis.shown import Shown, Table, Titled
 
-from bptt.analysis.explanation import Example, example, explorer
-from bptt.analysis.history import History
-from bptt.analysis.numbers import ladder, number, share, size
-from bptt.analysis.shown import Shown, Table, Titled
-
 __all__ = ["Example", "History", "Shown", "Table", "Titled", "example", "explorer", "ladder", "number", "share", "size"]

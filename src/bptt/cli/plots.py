@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from cycler import cycler
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -38,5 +37,3 @@ def _run_plot(draw: Callable[[Axes], Axes], title: str, path: Path) -> None:
         inside.remove()
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.savefig(path)
-
-

@@ -45,5 +45,3 @@ def report(
     settings = yaml.safe_dump(config.recorded(), sort_keys=False)
     parts += ["## Settings", block(settings), "`bptt train --config config.yaml` runs them again."]
     return "\n\n".join(parts) + "\n"
-
-
