@@ -11,12 +11,12 @@ from support import oracle
 from support.cases import NAMES, make, some_resets, square
 from support.meters import metered
 from support.runs import check, gradient, unroll
-from support.strategies_under_test import STRATEGIES
+from support.strategies_under_test import CUTTING, STRATEGIES
 
 F64 = torch.float64
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+@pytest.mark.parametrize("strategy", CUTTING.values(), ids=CUTTING)
 @pytest.mark.parametrize("name", ["gru", "lstm"])
 @pytest.mark.thin
 def test_budgets_in_bytes_are_kept(strategy, name):
@@ -36,7 +36,7 @@ def test_budgets_in_bytes_are_kept(strategy, name):
         assert all(u.memory_bytes <= budget for u in updates)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+@pytest.mark.parametrize("strategy", CUTTING.values(), ids=CUTTING)
 @pytest.mark.parametrize("memory", [None, bptt.Checkpoints(3, 2), bptt.Checkpoints(1, 5)], ids=str)
 def test_what_is_reported_is_what_was_used(strategy, memory):
     """No less than autograd held, and no more than that and a few states and cotangents."""
@@ -176,7 +176,7 @@ def test_random_budgets(data):
     draw = data.draw
     length, batch = draw(st.integers(1, 60)), draw(st.integers(1, 3))
     case = make(draw(st.sampled_from(NAMES)), length, B=batch, hidden=draw(st.sampled_from([2, 5, 13])))
-    strategy = STRATEGIES[draw(st.sampled_from(list(STRATEGIES)))]
+    strategy = CUTTING[draw(st.sampled_from(list(CUTTING)))]
     more = {"cuts": draw(st.lists(st.integers(1, 59), max_size=3))} if length == 60 else {}
     more |= {"is_start": some_resets(length, batch, rate=0.1)} if draw(st.booleans()) else {}
     want, updates = gradient(case, strategy, **more)

@@ -7,7 +7,7 @@ import bptt
 from support import oracle
 from support.cases import make, some_resets, square
 from support.runs import check, gradient, unroll
-from support.strategies_under_test import STRATEGIES
+from support.strategies_under_test import CUTTING
 
 T = 9
 NAMES = ["rnn2", "gru", "lstm2", "dict", "named", "complex"]
@@ -24,7 +24,7 @@ def test_clip_equals_the_oracle(name, bound):
         oracle.assert_close(gradient(case, bptt.FullBPTT(), clip_cotangent=1e-3)[0], plain, 1e-6)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+@pytest.mark.parametrize("strategy", CUTTING.values(), ids=CUTTING)
 @pytest.mark.parametrize("memory", [None, bptt.Checkpoints(2, 3)], ids=["stored", "replayed"])
 @pytest.mark.parametrize("resets", [False, True], ids=["no resets", "resets"])
 def test_clip_for_every_strategy(strategy, memory, resets):

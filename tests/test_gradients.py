@@ -8,7 +8,7 @@ import bptt
 from support import oracle
 from support.cases import make, square
 from support.runs import check, engine, expected, gradient, seed, unroll
-from support.strategies_under_test import STRATEGIES, windows
+from support.strategies_under_test import CUTTING, STRATEGIES, windows
 
 T = 10
 BUDGETS = {"stored": None, "1 slot": bptt.Checkpoints(1, 1), "2 slots of 3": bptt.Checkpoints(2, 3), "bytes": "1MiB"}
@@ -27,7 +27,7 @@ def test_decoder_inside_the_loss(strategy, memory):
     check(case, strategy, tensors=[*case.parameters(), *decoder.parameters()], loss=loss, memory=memory, cuts=(3,))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+@pytest.mark.parametrize("strategy", CUTTING.values(), ids=CUTTING)
 @pytest.mark.parametrize("memory", BUDGETS.values(), ids=BUDGETS)
 def test_input_leaves(strategy, memory):
     """Each chunk's inputs are leaves of their own; windows and segments cut them anywhere."""
@@ -86,7 +86,7 @@ class Encoder(nn.Module):
         return xs, h
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+@pytest.mark.parametrize("strategy", CUTTING.values(), ids=CUTTING)
 @pytest.mark.parametrize("memory", BUDGETS.values(), ids=BUDGETS)
 def test_encoder_gets_its_gradient_once(strategy, memory):
     case = make("gru2", T)

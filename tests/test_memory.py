@@ -11,7 +11,7 @@ from bptt._checkpoint import forward_steps
 from support.cases import make, square
 from support.meters import metered
 from support.runs import unroll
-from support.strategies_under_test import STRATEGIES
+from support.strategies_under_test import CUTTING
 
 F64 = torch.float64
 
@@ -69,7 +69,7 @@ def test_forward_steps_by_segments(slots, segment):
     assert update.forward_steps >= length
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+@pytest.mark.parametrize("strategy", CUTTING.values(), ids=CUTTING)
 def test_reported_steps_are_the_steps_that_ran(strategy):
     for memory in (None, bptt.Checkpoints(2, 2), bptt.Checkpoints(1, 1)):
         step, updates = counted(14, strategy, memory, (3, 4))

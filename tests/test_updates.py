@@ -12,7 +12,7 @@ import bptt
 from support import oracle
 from support.cases import make, some_resets, square
 from support.runs import check, engine, gradient, start, unroll
-from support.strategies_under_test import FIXED, STRATEGIES, Table, windows
+from support.strategies_under_test import CUTTING, FIXED, STRATEGIES, Table, windows
 
 FIELDS = {
     "t0",
@@ -47,7 +47,7 @@ def test_every_loss_is_injected_exactly_once(strategy, memory):
     assert updates[-1].t1 == 13
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+@pytest.mark.parametrize("strategy", CUTTING.values(), ids=CUTTING)
 @pytest.mark.parametrize("memory", [None, bptt.Checkpoints(1, 2)], ids=["stored", "replayed"])
 def test_fields_of_an_update(strategy, memory):
     case, mask = make("lstm", 11), ~some_resets(11, 2)

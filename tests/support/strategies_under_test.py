@@ -19,10 +19,16 @@ STRATEGIES = {
     "tbptt-4-99": bptt.TruncatedBPTT(k1=4, k2=99),
     "tbptt-99": bptt.TruncatedBPTT(k1=99),
     "adaptive": bptt.AdaptiveTruncatedBPTT(tolerance=0.3, k_min=1, k_max=9, probe_every=2, window=4),
+    "rtrl-1": bptt.RTRL(),
+    "rtrl-3": bptt.RTRL(3),
     "artbp-constant": bptt.ARTBP(law=bptt.ConstantLaw(mean_length=4)),
     "artbp-polynomial-3": bptt.ARTBP(law=bptt.PolynomialLaw(alpha=3, mean_length=5), every=3),
     "artbp-function-2": bptt.ARTBP(law=lambda k: 0.5 / k, every=2),
 }
+
+CUTTING = {name: strategy for name, strategy in STRATEGIES.items() if not isinstance(strategy, bptt.RTRL)}
+"""For tests of what RTRL refuses (`clip_cotangent`, inputs that carry a graph, plain functions as models) or does
+differently: a window runs twice, and its bytes hold J, which test_online.py and test_influence.py look at."""
 
 RANDOM = [name for name, strategy in STRATEGIES.items() if isinstance(strategy, bptt.ARTBP)]
 FIXED = [name for name in STRATEGIES if name not in RANDOM and name != "adaptive"]  # lengths known beforehand
@@ -34,6 +40,8 @@ def windows(strategy, length: int, updates=()) -> list[oracle.Window]:
         return oracle.full(length)
     if isinstance(strategy, bptt.TruncatedBPTT):
         return oracle.truncated(strategy.k1, strategy.k2 or strategy.k1, length)
+    if isinstance(strategy, bptt.RTRL):  # what J carries is the rest of a graph from the stream's start
+        return oracle.truncated(strategy.k1, length + strategy.k1, length)
     if isinstance(strategy, bptt.AdaptiveTruncatedBPTT):
         return adaptive([update.decision.k for update in updates], length)
     cuts = {update.t1 for update in updates if update.t1 < length}
