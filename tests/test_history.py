@@ -46,5 +46,5 @@ def test_a_text_is_in_bits_and_a_number_that_json_lacks_is_nan(tmp_path):
     assert found.table().columns[2] == "bits per character"
     assert found.table().rows[0][2] == f"{0.5 / math.log(2):.3f}"
     path.write_text('{"kind": "train"}\n')
-    with pytest.raises(ValueError, match="m.jsonl holds no metrics of a run"):
+    with pytest.raises(ValueError, match=r"m\.jsonl holds no metrics of a run"):
         History.read_from(path)

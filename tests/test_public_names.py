@@ -148,6 +148,7 @@ truncated_gradient(trace, tau)
 truncated_weights(steps, tau)
 """,
     "bptt.data": """
+Characters(text, rows)
 Lanes(inputs, batch, length, *, targets=None, horizon=None, epochs=1, missing=False)
 PYTHON_DOCS
 Prefetch(stream, ahead=2)

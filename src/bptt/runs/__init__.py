@@ -1,4 +1,4 @@
-"""What a loop of one's own needs so that nothing is lost: states saved whole, files replaced whole, one writer at a time.
+"""What a loop of your own needs to lose nothing: states saved whole, files replaced whole, one writer at a time.
 
 Nothing here knows of models: what is saved is a nested state, such as `unroll(...).state_dict()` beside those of the
 model and the optimizer.

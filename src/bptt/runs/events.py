@@ -1,6 +1,7 @@
 """A run as TensorBoard shows it: curves and texts, in a file that is whole to its last event."""
 
 import importlib
+import io
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +37,7 @@ class Events:
         except ImportError:
             raise ImportError("Events needs tensorboard, which isn't installed: pip install tensorboard.") from None
         self._began = time.time() if began is None else began
-        self._writer = writer(Path(path).open("wb", buffering=0))
+        self._writer = writer(io.FileIO(path, "wb"))
         self._write(self._began, file_version="brain.Event:2")
 
     def add(self, step: int, values: Mapping[str, float], seconds: float | None = None) -> None:

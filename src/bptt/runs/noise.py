@@ -23,7 +23,9 @@ def random_state(device: str | torch.device = "cpu") -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: str | torch.device = "cpu") -> None:
-    """Put back what `random_state` returned; for a device of a different kind than `state` was taken on, the CPU's alone.
+    """Put back what `random_state` returned.
+
+    device: as given to `random_state`; on the CPU, a device's own state is left out.
 
     >>> set_random_state(random_state())
     """

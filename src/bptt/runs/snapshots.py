@@ -28,7 +28,7 @@ class DamagedError(ValueError):
 
 
 class Snapshot(NamedTuple):
-    """The step after which a state was saved, the state, and later snapshots that are damaged: step -> what is wrong."""
+    """The step after which a state was saved, the state, and damaged later ones: step -> what is wrong."""
 
     step: int
     state: Any

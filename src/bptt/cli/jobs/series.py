@@ -16,13 +16,18 @@ from bptt.forecast.lanes import Stretch
 
 
 @contextlib.contextmanager
-def options(**named: str) -> Iterator[None]:
-    """ValueErrors that begin with the name of an argument, told of the option that it comes from."""
+def options(otherwise: str = "", **named: str) -> Iterator[None]:
+    """ValueErrors that begin with the name of an argument, told of the option that it comes from.
+
+    otherwise: what is put before all others.
+    """
     try:
         yield
     except ValueError as error:
         name, _, rest = str(error).partition(": ")
-        raise UserError(f"{named[name.partition('=')[0]]}: {one_line(rest).rstrip('.')}") from error
+        option = named.get(name.partition("=")[0])
+        told = f"{otherwise}{error}" if option is None else f"{option}: {one_line(rest).rstrip('.')}"
+        raise UserError(told) from error
 
 
 def numbers(config: DataOptions, several: bool = True) -> Series:
@@ -65,7 +70,7 @@ class SeriesSource(Source):
 
     def measured(self, steps: int | None = None, rows: int | None = None) -> Chunk:
         """The first steps of lanes of what is held out. Raises UserError."""
-        with options(steps=f"--length {steps}", rows=f"--batch {rows}"):
+        with options(f"--batch {rows}: ", steps=f"--length {steps}"):
             return super().measured(steps, rows)
 
     @property

@@ -14,57 +14,40 @@ from bptt.analysis.history import BITS
 from bptt.cli.files import data_text
 from bptt.cli.folder import VOCABULARY
 from bptt.cli.jobs.job import Job, Results
+from bptt.cli.jobs.series import options
 from bptt.cli.printing import UserError, no_memory, one_line, user_errors
 from bptt.cli.room import ADAM, FLOAT, must_have_room, numbers_of, numbers_of_window
 from bptt.cli.train_config import TrainConfig
-from bptt.data import PYTHON_DOCS, Vocabulary, chunks, lanes, split
+from bptt.data import PYTHON_DOCS, Characters, characters
 from bptt.models import CharModel, write
 from bptt.models.saved import LAYERS_MOST
 from bptt.models.text import digest
 
 SAMPLE_LENGTH, SAMPLE_TEMPERATURE = 400, 0.6
-VALIDATION_CHUNK = 256
-LENGTH, ROWS = 200, 8
-"""Of what is looked at where nothing is said."""
 
 
-class TextSource:
-    """The characters of a text as ids, its last tenth held out.
+class TextSource(Characters):
+    """`bptt.data.Characters` of the text that `--data` names.
 
-    rows: lanes that the training part is cut into. surely: whether it was said that a text is meant.
+    surely: whether it was said that a text is meant.
     """
 
     unit = "character"
 
     def __init__(self, data: str, rows: int, surely: bool = False) -> None:
         text = data_text(data, surely)
-        self.vocabulary, self.rows = Vocabulary.of(text), rows
         with user_errors(prefix=f"--batch {rows}: "):
-            train, validation = split(self.vocabulary.encode(text))
-            self._train = lanes(train, rows)
-        # Each lane starts from the zero state, so lanes of validation are few enough for that not to count.
-        self._validation = validation
-        self._held_out = lanes(validation, max(1, min(rows, len(validation) // 1000)))
-        self.steps, self.held_out_rows = len(self._train) - 1, self._held_out.shape[1]
-        self.digest = digest(self.vocabulary, self._train, self._held_out)
+            super().__init__(text, rows)
+        self.digest = digest(self.vocabulary, *self.lanes)
         source = "Python documentation" if data == PYTHON_DOCS else data
-        count = len(self.vocabulary)
         self.told = {
-            "text": f"{one_line(source)}, {len(text):,} characters, {count} of them distinct",
-            "validation": f"the last {len(validation):,} characters, in {self.held_out_rows} lanes, state carried",
+            "text": f"{one_line(source)}, {len(text):,} characters, {len(self.vocabulary)} of them distinct",
+            "validation": f"the last {len(self.end):,} characters, in {self.held_out_rows} lanes, state carried",
         }
 
-    def stream(self, length: int, epochs: int | None) -> Any:
-        """Chunks of the training part."""
-        return chunks(self._train, length, epochs)
-
-    def held_out(self) -> Any:
-        """Chunks of what is held out."""
-        return chunks(self._held_out, VALIDATION_CHUNK)
-
-    def measured(self, steps: int | None, rows: int | None) -> Chunk:
-        """The first steps of lanes of what is held out."""
-        return first_steps(self._validation, steps, rows)
+    def measured(self, steps: int | None = None, rows: int | None = None) -> Chunk:
+        """The first steps of lanes of what is held out. Raises UserError."""
+        return first_steps(self.end, steps, rows)
 
     @property
     def files(self) -> dict[str, str]:
@@ -73,22 +56,9 @@ class TextSource:
 
 
 def first_steps(ids: torch.Tensor, steps: int | None, rows: int | None) -> Chunk:
-    """The first `steps` of `rows` lanes of the characters kept for validation, or about LENGTH of ROWS.
-
-    Raises: UserError where they have fewer.
-    """
-    count = len(ids)
-    batch = rows or max(1, min(ROWS, count // ((steps or LENGTH) + 1)))
-    with user_errors(prefix=f"--batch {batch}: "):
-        read = lanes(ids, batch)
-    most = len(read) - 1
-    length = min(LENGTH, most) if steps is None else steps
-    if length > most:
-        raise UserError(
-            f"--length {length}: the {count:,} characters kept for validation make {batch} lane{'s' * (batch > 1)} of "
-            f"only {most:,} to predict; give that or less"
-        )
-    return Chunk(read[:length], read[1 : length + 1])
+    """The first `steps` of `rows` lanes of the characters kept for validation. Raises UserError for too many."""
+    with options(f"--batch {rows or 1}: ", steps=f"--length {steps}"):
+        return characters.first_steps(ids, steps, rows)
 
 
 @dataclasses.dataclass(frozen=True)
