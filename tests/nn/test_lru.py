@@ -93,3 +93,16 @@ def test_bad_arguments():
     refused(lambda: bptt.nn.LRU(2, 2, 2, max_phase=0), "max_phase")
     refused(lambda: bptt.nn.LRU(2, 2, 2)(torch.zeros(3, 4)), "(3, 4)")
     refused(lambda: bptt.nn.LRU(2, 2, 2)(torch.zeros(3, 1, 2), torch.zeros(1, 1, 2)), "complex")
+
+
+@pytest.mark.deep
+def test_a_hundred_thousand_steps_in_one_pass_hold_no_more_than_a_thousand():
+    layer, held = bptt.nn.LRU(2, 4, 4), []
+    stream = ((torch.randn(1000, 1, 2), torch.randn(1000, 1, 4)) for _ in range(100))
+    optimizer = torch.optim.SGD(layer.parameters(), 1e-3)
+    for update in bptt.unroll(layer, LOSS, stream, strategy=bptt.RTRL(250)):
+        optimizer.step()
+        optimizer.zero_grad()
+        held.append(update.memory_bytes)
+    assert update.t1 == 100_000
+    assert held[1] == held[-1]
