@@ -8,7 +8,7 @@ gradient to RTRL's for the same weights, which change as training goes on, over 
 The figures beside ours are those of a table published in 2026 for the same task (results and code of "Certified
 low-rank real-time recurrent learning for dense recurrent neural networks"), in which KF-RTRL has .0384 / .0286 /
 .0126 and cosine .512, and RFLO .0704 / .0572 / .0442 and .288. Its TBPTT(25) makes one update for each window of 25
-steps, 600 in all where every other method makes 15,000: that is our line TBPTT(25). TBPTT(1, 25) makes an update a
+steps, 600 in all where every other method makes 15,000: that is our line TBPTT(25). TBPTT(1, 25) makes an update per
 step, like the others, through the last 25 steps. Its UORO keeps a product for each lane, ours one for all, which is
 noisier; our SnAp-1 sees a step's own loss through the step exactly, which the published one masks.
 

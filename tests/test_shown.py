@@ -62,7 +62,7 @@ def test_tensors_come_back_as_they_were(results):
 
 @pytest.mark.parametrize("data", [{}, {"steps": 3}, [], None, {"answers": [{"question": 1}]}])
 def test_other_data_is_refused(data):
-    with pytest.raises(ValueError, match=r"from_dict: this is no Verification.to_dict\(\)") as raised:
+    with pytest.raises(ValueError, match=r"from_dict: this isn't what Verification.to_dict\(\) gives") as raised:
         bptt.Verification.from_dict(data)
     assert "\n" not in str(raised.value)
 

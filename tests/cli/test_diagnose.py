@@ -176,7 +176,7 @@ def test_regimes(bptt_, run, weight, regime):
     rewrite(run, change)
     result = bptt_("diagnose", run, "--length", 40, "--batch", 2)
     assert (result.code, result.err) == (0, "")
-    rate = f"{torch.tensor(weight).log():+.3g} nats a step" if weight else "nothing is left"
+    rate = f"{torch.tensor(weight).log():+.3g} nats per step" if weight else "nothing is left"
     assert summary(result.out, "regime").startswith(regime)
     assert rate in summary(result.out, "regime")
     memory = {0.3: "5 steps: from that lag on", 1.0: "over 20 steps: ", 1.3: "over 20 steps: ", 0.0: "none: no loss"}

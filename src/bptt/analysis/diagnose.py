@@ -63,7 +63,7 @@ def diagnose(
     max_lag: 1 .. T; None is min(T, 100). exponents: of each row; None is min(state size, 32).
     discard: QR steps left out of (2), the first ones being the last in time; None is T // 10.
     singular_lags: lags whose Jacobian chain is taken, ending at the last state; None is 1, 10 and 100 as far as
-        max_lag, 1 and 10 for more than 256 numbers a row, none for more than 1024.
+        max_lag, 1 and 10 for more than 256 numbers per row, none for more than 1024.
     truncations: the τ of (3) and (4), 1 .. max_lag; None is 1, 2, 4, ...
     params: θ; None is what model and loss register. What a learned initial state gets is left out.
     fraction: of the largest mean norm, in (0, 1), below which credit counts as forgotten. levels: in [0, 1].
@@ -211,7 +211,7 @@ def _exponents(value: Any, size: int) -> int:
         return min(size, 32)
     _errors.check_count(value, "exponents")
     if value > size:
-        raise ValueError(f"exponents={value} of a state of {size} real numbers a row: there are {size}.")
+        raise ValueError(f"exponents={value} of a state of {size} real numbers per row: there are {size}.")
     return value
 
 

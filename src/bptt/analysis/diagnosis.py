@@ -19,7 +19,7 @@ BOUNDS = (1, 0.1, 0.01)
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis(Shown):
-    """What `diagnose` found; tensors are float64 on the CPU, rates are in nats a step.
+    """What `diagnose` found; tensors are float64 on the CPU, rates are in nats per step.
 
     Printed, or at the end of a notebook's cell, it is credit by lag as a table and the verdict.
 
@@ -58,7 +58,7 @@ class Diagnosis(Shown):
 
     @property
     def growth_rate(self) -> float:
-        """The mean of `growth_rates` over rows, in nats a step."""
+        """The mean of `growth_rates` over rows, in nats per step."""
         return self.growth_rates.mean().item()
 
     @property
@@ -113,7 +113,7 @@ class Diagnosis(Shown):
         pace = f"a factor e every {1 / abs(rate):.3g} steps"
         if self.regime == "marginal":
             pace = f"at most a factor e in {self.steps} steps"
-        return f"{self.regime}, {round(rate, 5):+.3g} nats a step: {pace}"
+        return f"{self.regime}, {round(rate, 5):+.3g} nats per step: {pace}"
 
     def _memory(self) -> str:
         lags, largest = len(self.mean), self.mean.max().item()
@@ -240,6 +240,6 @@ def _exponents(found: Diagnosis, ax: Any) -> None:
     ax.plot(places, values.mean(0), "o-", color="C0", markersize=3, label="mean")
     ax.axhline(0, color=ax.xaxis.label.get_color(), linewidth=1)
     ax.set_xlim(0, len(places) + 1)
-    ax.set_xlabel(f"place, of {found.state_size}")
+    ax.set_xlabel(f"rank among {found.state_size} exponents")
     ax.set_ylabel("Lyapunov exponent,\nnats per step")
     ax.legend()

@@ -94,7 +94,7 @@ class Plan(Shown):
         )
 
     def table(self, named: Callable[[Any], str] = label) -> Table:
-        """A line a row. named: a strategy's text.
+        """A line for each row. named: a strategy's text.
 
         `kept` is all that the backward pass needs, or so many states x segments of steps that run again; `reach` the
         mean number of steps that a loss is differentiated through, its own included.
@@ -134,7 +134,7 @@ class Plan(Shown):
 
 
 def _plot(found: Plan, ax: Any) -> Any:
-    """A row a row: memory, and the time in words; what doesn't fit the budget is hollow, the best one bold."""
+    """A line for each row: memory, and the time in words; what doesn't fit the budget is hollow, the best one bold."""
     unit = 2**20
     for place, row in enumerate(found.rows):
         fill = "full" if row.fits else "none"

@@ -106,7 +106,7 @@ class Shown:
         try:
             return from_plain(cls, data)
         except (TypeError, ValueError, KeyError) as error:
-            raise ValueError(f"from_dict: this is no {cls.__name__}.to_dict() ({error}).") from error
+            raise ValueError(f"from_dict: this isn't what {cls.__name__}.to_dict() gives ({error}).") from error
 
     def __str__(self) -> str:
         tables = (f"{title}\n{table}\n" if title else str(table) for title, table, *_ in self.tables())

@@ -28,7 +28,7 @@ class ExplainConfig:
     text: Annotated[str | None, _SEQUENCE, tyro.conf.arg(metavar="STR", help_behavior_hint="")] = None
     """Predict each next character of this text, up to 13 of them, one-hot; steps and sizes follow from it."""
     data: Annotated[Path | None, _SEQUENCE, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """CSV file of numbers, a row a step: the columns of x_t, then those of the target y_t, or its class."""
+    """CSV file of numbers, a row per step: the columns of x_t, then those of the target y_t, or its class."""
     steps: Annotated[int | None, PLAIN] = None
     """T, at most 12. 4 if not given, or what the text or data have."""
     input: Annotated[int | None, PLAIN] = None
