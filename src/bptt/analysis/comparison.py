@@ -14,7 +14,7 @@ from bptt.analysis.verdict import verdicts
 
 @dataclass(frozen=True)
 class Comparison(Shown):
-    """What `compare` found; printed, or at the end of a notebook's cell, a table, a line for each strategy, and the verdict.
+    """What `compare` found; printed or shown in a notebook, a table with a line for each strategy, and the verdict.
 
     steps: T. norms: name -> ‖g*‖ of that parameter. norm: ‖g*‖ of all. entries: a `Compared` each strategy, as listed.
     """
@@ -77,7 +77,7 @@ def _cells(entry: Compared) -> tuple[str, ...]:
 
 
 def _plot(found: Comparison, ax: Any) -> Any:
-    """A row for each strategy: the bias with its interval, and the root of bias² + variance, what a single gradient is off."""
+    """A row for each strategy: the bias with its interval, and √(bias² + variance), how far off a single gradient is."""
     rows = range(len(found.entries))
     for row, entry in zip(rows, found.entries, strict=True):
         value, low, high = entry.bias

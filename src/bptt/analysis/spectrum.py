@@ -60,8 +60,8 @@ def lyapunov(jacobians: Iterable[Tensor], *, exponents: int | None = None, disca
     exponents: how many, the largest first; None is all n.
     discard: how many of the first steps are left out of the mean, while Q turns into its directions.
 
-    Returns (exponents,) or (rows, exponents), float64, in nats per step, sorted; the members of a complex pair differ by
-    O(1/steps), their mean doesn't. -inf where a factor is singular.
+    Returns (exponents,) or (rows, exponents), float64, in nats per step, sorted; the members of a complex pair differ
+    by O(1/steps), their mean doesn't. -inf where a factor is singular.
     Raises ValueError for matrices that aren't square, or no more of them than `discard`.
     Cost: n² · exponents a step, one matrix at a time in memory.
 

@@ -34,8 +34,8 @@ class DataOptions:
     """A model of your own: NAME() in FILE.py returns a module, or (module, loss), or (module, loss, stream). The file
     is run as it is. Without it the model is one that comes with bptt."""
     data: Annotated[str | None, FROM] = None
-    """UTF-8 text file; or numbers in order, a row per step: .csv, .parquet, .npy or .wav. Two come along: python-docs, a
-    text of about 465,000 characters, taken if nothing is given; and weather, a year of hours."""
+    """UTF-8 text file; or numbers in order, a row per step: .csv, .parquet, .npy or .wav. Two come along: python-docs,
+    a text of about 465,000 characters, taken if nothing is given; and weather, a year of hours."""
     read_as: Annotated[Literal["text"] | None, PLAIN] = None
     """Read a table's characters as a text."""
     columns: Annotated[str | None, tyro.conf.arg(metavar="COLUMNS", help_behavior_hint="")] = None

@@ -142,7 +142,7 @@ def between(run: Run, axis: Callable[[Point], float], at: float) -> float:
 
 @dataclass(frozen=True)
 class Race(Shown):
-    """What `race` found; printed, or at the end of a notebook's cell, a table, a line for each strategy, and the verdict.
+    """What `race` found; printed or shown in a notebook, a table with a line for each strategy, and the verdict.
 
     title, facts: of what was learned. budget: of each run. unit, rows: what a step of a row is, and how many rows lie
         side by side. steps: of the sequence whose gradient was measured. draws: of a strategy that draws, there.
