@@ -77,7 +77,7 @@ def _cells(entry: Compared) -> tuple[str, ...]:
 
 
 def _plot(found: Comparison, ax: Any) -> Any:
-    """A row for each strategy: the bias with its interval, and √(bias² + variance), how far off a single gradient is."""
+    """A row for each strategy: the bias with its interval, and √(bias² + variance), how far off one gradient is."""
     rows = range(len(found.entries))
     for row, entry in zip(rows, found.entries, strict=True):
         value, low, high = entry.bias
