@@ -187,7 +187,7 @@ def test_bad_arguments(case):
         args = args or (case.model, square, chunk)
         return lambda: bptt.compare(*args, **keywords)
 
-    refused(call(strategies=[CUT, "tbptt:2"]), "'tbptt:2'", "no strategy", kind=TypeError)
+    refused(call(strategies=[CUT, "tbptt:2"]), "'tbptt:2'", "isn't a strategy", kind=TypeError)
     refused(call(strategies=[bptt.TruncatedBPTT]), "TruncatedBPTT(...)", kind=TypeError)
     refused(call(strategies=CUT), "TruncatedBPTT(k1=2, k2=None)", "into a list", kind=TypeError)
     refused(call(strategies="tbptt:2"), "tbptt:2", "list", kind=TypeError)

@@ -268,7 +268,7 @@ def test_parameters_that_are_exchanged_between_updates_are_refused(strategy):
         updates = bptt.unroll(layer, LOSS, [(torch.randn(5, 2, 3), torch.randn(5, 2, 4))], strategy=strategy)
         next(updates)
         change(layer)
-        refused(lambda updates=updates: next(updates), "exchanged, frozen or unfrozen", "in place")
+        refused(lambda updates=updates: next(updates), "replaced, frozen or unfrozen", "in place")
 
 
 class Normed(nn.Module):

@@ -249,7 +249,7 @@ def test_what_cannot_be():
         bptt.per_window(3)
     with pytest.raises(TypeError, match=r"can't be called as function\(outputs, targets\), or"):
         bptt.per_window(lambda outputs: outputs)
-    with pytest.raises(TypeError, match=r"per_window\(Learned\): that is a class"):
+    with pytest.raises(TypeError, match=r"per_window\(Learned\): this is a class"):
         bptt.per_window(Learned)
     with pytest.raises(ValueError, match=r"window=5 is for losses by per_window"):
         bptt.evaluate(layer(), bptt.per_step(nn.MSELoss()), [(X, Y)], window=5)

@@ -45,7 +45,7 @@ def test_train_and_diagnose(train, bptt_, width):
 
 @pytest.mark.thin
 def test_plan_and_compare(bptt_, text, width, monkeypatch):
-    monkeypatch.setattr("bptt.cli.compare._write", lambda *args: None)  # drawing takes most of the time
+    monkeypatch.setattr("bptt.analysis.race.Race.save", lambda *args: None)  # drawing takes most of the time
     common = ["--hidden", 4, "--batch", 2]
     result = bptt_("plan", "--data", text, "--steps", 50, *common, "--strategies", "full,artbp:5,tbptt:1:20")
     assert result.code == 0
