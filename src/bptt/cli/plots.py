@@ -27,13 +27,13 @@ def norm_plot(history: History, title: str, path: Path) -> None:
 
 
 def _run_plot(draw: Callable[[Axes], Axes], title: str, path: Path) -> None:
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title, fontsize=11, loc="left", parse_math=False)
-    with rc_context({"axes.prop_cycle": cycler(color=[BLUE, ORANGE])}):
+    with rc_context({"axes.prop_cycle": cycler(color=[BLUE, ORANGE])}):  # looked up when the file is drawn
+        figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_title(title, fontsize=11, loc="left", parse_math=False)
         draw(axes)
-    style(axes, axes.get_xlabel(), axes.get_ylabel())
-    if (inside := axes.get_legend()) is not None:
-        inside.remove()
-        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.savefig(path)
+        style(axes, axes.get_xlabel(), axes.get_ylabel())
+        if (inside := axes.get_legend()) is not None:
+            inside.remove()
+            figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+        figure.savefig(path)

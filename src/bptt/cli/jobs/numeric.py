@@ -51,7 +51,8 @@ class NumericJob(Job):
         found = forecasts(self.model.eval(), self.source, self.season, seek=False)
         errors = found.errors()
         folder.write(FORECAST, json.dumps(jsonable(errors.to_dict()), indent=1) + "\n")
-        folder.replace(FORECAST_PLOT, lambda path: _draw(found, self.name).savefig(path))
+        with rc_context({"axes.prop_cycle": cycler(color=[BLUE, ORANGE])}):
+            folder.replace(FORECAST_PLOT, lambda path: _draw(found, self.name).savefig(path))
         table = errors.table()
         return Results(
             title=f"error on the last {errors.steps:,} steps, held out (root mean square)",
@@ -68,11 +69,10 @@ def _draw(found: Forecasts, title: str) -> Figure:
     figure = Figure(figsize=(9, 7 if several else 4.5), dpi=120, layout="constrained")
     figure.suptitle(title, fontsize=11, x=0.01, ha="left", parse_math=False)
     above, *below = figure.subplots(2 if several else 1, 1, squeeze=False)[:, 0]
-    with rc_context({"axes.prop_cycle": cycler(color=[BLUE, ORANGE])}):
-        for axes, each in zip((above, *below), (found, found.errors()), strict=False):
-            each.plot(axes)
-            style(axes, axes.get_xlabel(), axes.get_ylabel())
-            axes.legend(frameon=False, fontsize=9)
+    for axes, each in zip((above, *below), (found, found.errors()), strict=False):
+        each.plot(axes)
+        style(axes, axes.get_xlabel(), axes.get_ylabel())
+        axes.legend(frameon=False, fontsize=9)
     above.set_ylabel(one_line(found.series.targets[0]), parse_math=False)
     above.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
