@@ -13,7 +13,7 @@ from matplotlib.figure import Figure  # a Figure of its own draws with Agg and n
 from bptt.analysis.history import History
 from bptt.analysis.race.report.panels import style
 
-BLUE, PALE, ORANGE, GREY = "#1f5fa8", "#a9c4e4", "#d2601a", "#666666"
+BLUE, ORANGE = "#1f5fa8", "#d2601a"
 
 
 def loss_plot(history: History, title: str, path: Path) -> None:
