@@ -191,8 +191,7 @@ def run(
     by_window = span.problem.loss.by_window
     cotangent: list[Tensor | None] | None = None
     found: deque[Losses] = deque()
-    memory_bytes, differentiable = 0.0, False
-    refused: Any = None
+    memory_bytes, differentiable, refused = 0.0, False, None
     loss: Any = None
     measured = isinstance(memory, Budget) or rewind.forward_steps > 0
     objective = _looked_ahead(span, segments) if by_window and not whole else None
@@ -212,8 +211,7 @@ def run(
             if objective is not None:
                 found, differentiable = deque([objective.found]), objective.differentiable
             if last:
-                loss = total_of(found)
-                refused = _agreed(ranks, found, loss, window, by_window)
+                loss, refused = _agreed(ranks, found, window, by_window)
             cotangents = 1 if cotangent is None else 2
             after = tape.after if after is None else after
             kept = tape.kept if kept is None else kept
@@ -277,14 +275,14 @@ def total_of(found: Sequence[Losses]) -> Tensor:
 
 
 def _agreed(
-    ranks: Ranks, found: Sequence[Losses], total: Tensor, window: Window, by_window: bool
-) -> NonFiniteError | None:
-    """The error to raise if a loss of the window isn't finite on some rank: at once, or after a wrapper's backward.
+    ranks: Ranks, found: Sequence[Losses], window: Window, by_window: bool
+) -> tuple[Tensor, NonFiniteError | None]:
+    """The sum of the losses; and the error where one isn't finite on some rank: at once, or after a wrapper's backward.
 
-    found: the losses of consecutive segments, the first of them at `window.first`; `total` is their sum. A wrapper
-    waits for the backward pass that belongs to its forward pass, so all ranks then make it.
+    found: the losses of consecutive segments, the first of them at `window.first`. A wrapper waits for the backward
+    pass that belongs to its forward pass, so all ranks then make it.
     """
-    error = None
+    error, total = None, total_of(found)
     try:
         if by_window:
             check_value(found[0].values, window.first, window.stop)
@@ -297,8 +295,8 @@ def _agreed(
     except NonFiniteError as wrong:
         if not ranks.wrappers:
             raise
-        return wrong
-    return None
+        return total, wrong
+    return total, None
 
 
 def refuse(

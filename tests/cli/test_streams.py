@@ -178,6 +178,7 @@ def test_ctrl_c_in_a_terminal_with_everything_piped_to_tee(folder, text, environ
     command = f"{sys.executable} -c 'import sys; from bptt.cli import main; sys.exit(main())' {words}"
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background hands on that it is ignored
         os.execvpe(
             "bash", ["bash", "-c", f"trap : INT; {command} 2>&1 | tee log; echo code ${{PIPESTATUS[0]}}"], environment
         )
