@@ -19,9 +19,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Of a test marked thin, and of each grid of nine cases or more, a sixth of the cases; the others are deep.
+    """Of a test marked thin, and of each grid of nine cases or more, an eighth of the cases; the others are deep.
 
-    A grid has two lists of cases or more. Never two cases in a row run, and never are eight missing in a row.
+    A grid has two lists of cases or more. Never two cases in a row run, and at most twelve are missing in a row.
     """
     named = [(item, (getattr(item, "originalname", item.name), item.path)) for item in items]
     cases, number = Counter(name for _, name in named), Counter()
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items):
         grid = cases[name] >= 9 and len(list(item.iter_markers("parametrize"))) > 1
         if grid or item.get_closest_marker("thin"):
             number[name] += 1
-            if (number[name] - 1) * (math.sqrt(5) - 1) / 2 % 1 >= 1 / 6:
+            if (number[name] - 1) * (math.sqrt(5) - 1) / 2 % 1 >= 1 / 8:
                 item.add_marker(pytest.mark.deep)
 
 

@@ -183,7 +183,12 @@ def quick_plots(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("matplotlib.figure.Figure.savefig", quick_savefig)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def deep_if_long(command: str):
+    """Comparisons on a task take seconds each; that of the default task stands for them in CI."""
+    return pytest.param(command, marks=pytest.mark.deep) if command.startswith("bptt compare --task") else command
+
+
+@pytest.mark.parametrize("command", map(deep_if_long, COMMANDS))
 def test_command_of_a_page_runs(command, trained, tmp_path, monkeypatch, capsys):
     """As it stands, but on a small text and for a few updates. Of make, the target exists: CI itself is `make test`."""
     program, *words = shlex.split(command)

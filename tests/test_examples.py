@@ -33,7 +33,16 @@ def beside_benchmarks(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
 
 
-SLOW = ("spectral_radius.py", "carry.md", "recurrent_rl.md", "control.md")
+SLOW = (
+    "spectral_radius.py",
+    "carry.md",
+    "comparing.md",
+    "control.md",
+    "recurrent_rl.md",
+    "spiking.md",
+    "task_trained.md",
+    "theory_growth.md",
+)
 """They take seconds each, and run in the deep profile."""
 
 

@@ -130,7 +130,7 @@ def test_in_a_stack_the_masks_are_those_of_the_whole_state(monkeypatch, double):
 
 
 @pytest.mark.parametrize("strategy", [bptt.RTRL(3), bptt.SnAp(1, 3)], ids=str)
-@pytest.mark.parametrize("kind", ["ddp", "average"])
+@pytest.mark.parametrize("kind", [pytest.param("ddp", marks=pytest.mark.deep), "average"])
 def test_two_ranks_are_one_with_all_rows(pair, kind, strategy):
     want, steps = ranks.alone(strategy, {})
     for got, same in pair(ranks.train, kind, strategy, {}):

@@ -65,7 +65,7 @@ def test_spectrum_of_a_linear_map(n):
     assert torch.equal(lyapunov([W] * 40, exponents=2), lyapunov(iter([W] * 40), exponents=2))
 
 
-@pytest.mark.parametrize("top", [1.3, 0.6])
+@pytest.mark.parametrize("top", [pytest.param(1.3, marks=pytest.mark.deep), 0.6])
 def test_spectrum_and_growth_rate_through_diagnose(top):
     made = [apart(8, seed, top) for seed in range(3)]
     found = linear(torch.stack([W for W, _ in made]), 1200)
