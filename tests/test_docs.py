@@ -188,7 +188,7 @@ def deep_if_long(command: str):
     return pytest.param(command, marks=pytest.mark.deep) if command.startswith("bptt compare --task") else command
 
 
-@pytest.mark.parametrize("command", map(deep_if_long, COMMANDS))
+@pytest.mark.parametrize("command", [deep_if_long(command) for command in COMMANDS])
 def test_command_of_a_page_runs(command, trained, tmp_path, monkeypatch, capsys):
     """As it stands, but on a small text and for a few updates. Of make, the target exists: CI itself is `make test`."""
     program, *words = shlex.split(command)
