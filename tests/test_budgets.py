@@ -170,6 +170,7 @@ def test_a_compound_budget_with_a_vocabulary():
     assert update.forward_steps > 80
 
 
+@pytest.mark.deep
 @given(st.data())
 def test_random_budgets(data):
     """Kept by every window, with the gradient of full storage; the least that an error names works."""

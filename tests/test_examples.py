@@ -38,6 +38,8 @@ SLOW = (
     "carry.md",
     "comparing.md",
     "control.md",
+    "encoder_decoder.py",
+    "memory.md",
     "recurrent_rl.md",
     "spiking.md",
     "task_trained.md",

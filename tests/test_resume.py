@@ -271,6 +271,7 @@ def test_after_a_stream_that_broke_off_the_window_that_was_begun_is_drawn_again(
         assert all(torch.equal(a, b) for a, b in zip(weights(whole[0]), weights(again[0]), strict=True)), broken
 
 
+@pytest.mark.deep
 def test_in_another_process(tmp_path):
     """Three runs of three strategies, saved here and continued by one new process."""
     script, wanted = [], []

@@ -205,6 +205,7 @@ def test_compare_takes_each_strategy_at_its_own_windows():
     assert short.bias.value == pytest.approx(((gradients(model) - exact).norm() / exact.norm()).item(), rel=1e-9)
 
 
+@pytest.mark.deep
 def test_plan_counts_the_outputs():
     model, loss = layer(), bptt.per_window(energy)
     found = bptt.plan(model, loss, (X, Y), steps=200, memory="40KiB", strategies=[bptt.FullBPTT()])

@@ -102,6 +102,7 @@ def test_two_then_one_then_four(pair, four, bptt_, folder, monkeypatch):
     same(folder / "whole", folder / "parts", 1e-10)
 
 
+@pytest.mark.deep
 def test_a_restart_goes_on_and_ends_with_the_same_bits(pair, folder):
     """All end at once, as torchrun has them; the same command goes on, and doesn't with other settings."""
     run = words(folder, "tbptt:5:13")

@@ -186,6 +186,7 @@ def test_another_comparison_stays_until_the_new_one_is_finished(compare, folder,
         assert contents(path)["results.json"] == new["results.json"]
 
 
+@pytest.mark.deep
 def test_a_stopped_comparison_over_another_goes_on(compare, folder, monkeypatch):
     compare("--budget", 20)
     old = contents(folder / "out")
