@@ -270,7 +270,8 @@ def test_short_calls(cell):
             y, state = ours(x[t : t + 1], state)
         outputs.append(y.detach())
     assert_equal([torch.cat(outputs), *(s.detach() for s in leaves(state))], whole)
-    assert fits._pays(ours, x[:1], False) == (bptt.nn.kernels.chosen is not None)
-    assert not fits._pays(ours, torch.randn(1, 9, 3), False)
+    if bptt.nn.kernels.chosen is not None:
+        assert fits._pays(ours, x[:1], False)
+        assert not fits._pays(ours, torch.randn(1, 9, 3), False)
     for T in range(1, 12):
         assert_equal([ours(x[:T])[0]], [whole[0][:T]])

@@ -108,6 +108,8 @@ def test_freed_before_the_backward_pass(cell, dtype, name):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_more_than_one_pass_and_a_checkpoint(cell):
+    if cell == "LSTM" and bptt.nn.kernels.chosen is None:
+        pytest.skip("without kernels an LSTM is torch.nn's own, whose outputs may not be changed")
     theirs, ours = pair(cell, SIZE, 5)
     x = torch.randn(T, B, SIZE)
 

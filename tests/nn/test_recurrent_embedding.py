@@ -76,7 +76,8 @@ def test_ids_of_any_kind(cell):
     turned = embedding.detach().t().contiguous().t().requires_grad_()
     assert_equal(found(ours, ours(ids, embedding=turned), turned), expected, 0)
     with torch.no_grad():
-        assert torch.equal(ours(ids, embedding=embedding)[0], expected[0])
+        exact = bptt.nn.kernels.chosen is not None  # else torch.nn's own forward runs, which rounds differently
+        torch.testing.assert_close(ours(ids, embedding=embedding)[0], expected[0], rtol=0, atol=0 if exact else 1e-6)
 
 
 @pytest.mark.parametrize("name", KERNELS)

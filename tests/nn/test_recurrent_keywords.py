@@ -187,10 +187,12 @@ def test_resets_of_all_and_of_none(cell):
     x, hx = torch.randn(6, 2, 3), state_of(cell, 2, 2, 5)
     plain = gradients(ours, x, hx)
     same = gradients(ours, x, hx, is_start=torch.zeros(6, 2, dtype=torch.bool), cotangent_weight=torch.ones(6))
-    for a, b in zip(plain, same, strict=True):
-        assert torch.equal(a, b)
+    exact = (
+        bptt.nn.kernels.chosen is not None
+    )  # else torch.nn's own forward runs without keywords, and rounds differently
+    assert_equal(same, plain, 0 if exact else 1e-5)
     as_numbers = gradients(ours, x, hx, is_start=torch.zeros(6, dtype=torch.uint8))
-    assert all(torch.equal(a, b) for a, b in zip(plain, as_numbers, strict=True))
+    assert_equal(as_numbers, plain, 0 if exact else 1e-5)
     every = ours(x, hx, is_start=torch.ones(6, dtype=torch.bool))[0]
     alone = torch.cat([ours(x[t : t + 1])[0] for t in range(6)])
     assert_equal([every], [alone])

@@ -225,7 +225,10 @@ def _in_torch(given: Given, ignored: int, d: Maybe, losses: Maybe, norms: Tensor
     for rows in (slice(a, a + step) for a in range(0, len(x), step)):
         z = functional.linear(x[rows], w, b)
         if losses is not None:
-            norms[rows] = z.logsumexp(1)
+            most = z.amax(1, keepdim=True)
+            norms[rows] = (
+                most[:, 0] + (z - most).exp_().sum(1).log_()
+            )  # NaN where a score is infinite, as in the kernels
             losses[rows] = (norms[rows] - z.gather(1, at[rows])[:, 0]).masked_fill_(~known[rows], 0)
         if d_x is None and d_w is None and d_b is None:
             continue
