@@ -178,15 +178,13 @@ def run(
     averages gradients in that call alone. look: called before each segment, see `Guard.look`.
     Cost: the schedule's advances and one forward and backward of every segment.
     """
-    window, begin = span.window, span.begin
-    plan = _planned(span, memory, ranks)
+    window, plan = span.window, _planned(span, memory, ranks)
     length = plan.segment if plan else window.stop - window.start
     whole = window.start + length >= window.stop
     segments = span.segments(length, replays=not whole)
     key = None if plan else _kind(span, segments[0])
-    rewind = Rewind(segments, plan.slots if plan else 1, begin)
+    rewind = Rewind(segments, plan.slots if plan else 1, span.begin)
     rewind.forward_steps, kept, after = _unfinished(span, length)
-    kept = begin if kept is None and window.keep == window.start else kept
     segments[0].reaches_all, flush = bool(ranks.wrappers), ranks.flushes(len(segments[0].calls))
     by_window = span.problem.loss.by_window
     cotangent: list[Tensor | None] | None = None
@@ -257,9 +255,9 @@ def _beside(window: Window, like: Tree, states: int, cotangents: int) -> int:
 
 
 def _unfinished(span: Span, length: int) -> tuple[int, Tree, Tree]:
-    """(steps run, state at `keep`, at `stop`), by a pass without a graph if rows are dead there; else Nones."""
+    """(steps run, state at `keep`, at `stop`), by a pass without a graph if rows are dead there; None: unknown yet."""
     if not isinstance(span.time, Sheltered) or not span.time.unfinished:
-        return 0, None, None
+        return 0, span.begin if span.window.keep == span.window.start else None, None
     span = replace(span, problem=replace(span.problem, clip=None), time=span.time.whole)
     kept, after = None, span.begin
     with isolated(span.problem.model, span.tensors):

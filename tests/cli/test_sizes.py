@@ -30,7 +30,7 @@ def test_what_can_be_had(monkeypatch):
     assert 0 < whole < 2**60
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (2**20, 2**20))
     assert room.memory_here() == 0
-    with pytest.raises(UserError, match=r"--hidden 9: this would take 7B or more, and 0B can be had"):
+    with pytest.raises(UserError, match=r"--hidden 9: this would take 7 B or more, and 0 B can be had"):
         room.must_have_room(7, "--hidden 9", "this")
 
 

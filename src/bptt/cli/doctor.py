@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 import bptt
-from bptt.cli.printing import UserError, one_line, size
+from bptt.analysis import size
+from bptt.cli.printing import UserError, one_line
 from bptt.data import PYTHON_DOCS, load_text
 from bptt.nn import kernels
 

@@ -148,19 +148,6 @@ def bits(value: float) -> str:
     return f"{value:.3f}" if value < 1000 else f"{value:.3g}"
 
 
-def size(count: float) -> str:
-    """A number of bytes, as `--memory` takes it.
-
-    >>> size(512 * 2**20), size(1000)
-    ('512MiB', '1000B')
-    """
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            break
-        count /= 1024
-    return f"{count:.4g}{unit}"
-
-
 def brief(seconds: float) -> str:
     """A time in eight columns.
 

@@ -10,8 +10,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 
 from bptt.analysis.history import History
-from bptt.analysis.numbers import quantity
-from bptt.cli.printing import bits, size
+from bptt.analysis.numbers import quantity, size
+from bptt.cli.printing import bits
 from bptt.cli.screen import Screen
 
 

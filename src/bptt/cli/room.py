@@ -6,7 +6,8 @@ import contextlib
 import os
 from pathlib import Path
 
-from bptt.cli.printing import UserError, size
+from bptt.analysis import size
+from bptt.cli.printing import UserError
 from bptt.models.text import EMBEDDING
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
@@ -35,7 +36,7 @@ def must_have_room(count: float, named: str, what: str, remedy: str = "Give smal
     """Raise `UserError` where `what` takes more than `count` bytes, at the least, and this machine has less."""
     here = memory_here()
     if count > here:
-        wanted = size(count) if count < 2**40 else f"{count / 2**30:,.0f}GiB"
+        wanted = size(count) if count < 2**40 else f"{count / 2**30:,.0f} GiB"
         raise UserError(f"{named}: {what} would take {wanted} or more, and {size(here)} can be had. {remedy}")
 
 

@@ -12,8 +12,6 @@ from torch.nn import functional
 
 ACTIVATIONS = ("identity", "tanh", "relu", "sigmoid", "softplus")
 """In the order of their numbers in native/sequence.h."""
-BY_UNIT = 2
-"""P: the number of parameters by unit, for a cell that has them, as in native/sequence.h."""
 
 
 class Given(NamedTuple):
