@@ -40,7 +40,7 @@ from support import RESULTS, report
 UNITS, LANES, RESET, TAIL, FULL = 64, 8, 200, 2_500, 15_000
 EVERY = 3_000
 """Steps, of whose last 200 the cosines are taken."""
-MASKED = "SnAp-1, a step's own loss masked"
+MASKED = "SnAp-1 as published"
 STRATEGIES: dict[str, Any] = {
     "SnAp-1": bptt.SnAp(order=1),
     "TBPTT(1, 25)": bptt.TruncatedBPTT(k1=1, k2=25),

@@ -122,7 +122,7 @@ def online() -> str:
         _, _, value, _, _, published = found[name, column]
         return f"{float(value):.2g}" + (f" ({published})" if published else "")
 
-    names = ["RTRL", "SnAp-1", "TBPTT(25)", "UORO", "TBPTT(1, 25)"]
+    names = ["RTRL", "SnAp-1", "SnAp-1 as published", "TBPTT(25)", "UORO", "TBPTT(1, 25)"]
     rows = [[name, *(cell(name, column) for column in columns)] for name in names]
     return table(["", *columns.values()], rows)
 

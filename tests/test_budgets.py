@@ -1,5 +1,7 @@
 """Budgets in bytes: kept as measured from outside, reported, refused with a number that works."""
 
+import pickle
+
 import pytest
 import torch
 from hypothesis import given
@@ -208,3 +210,14 @@ def test_budgets_where_windows_and_calls_differ(number):
         )
         held = [u.memory_bytes for u in run]
         assert 0 < min(held) <= max(held) <= budget
+
+
+@pytest.mark.parametrize(
+    "error",
+    [bptt.BudgetError("too small", 64, bptt.FullBPTT()), bptt.NonFiniteLossError("a loss is nan", 7)],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_go_through_a_pipe_with_their_fields(error):
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert (str(again), vars(again)) == (str(error), vars(error))

@@ -100,3 +100,13 @@ def test_initial_state_is_called_for_the_windows_that_use_it():
         calls.clear()
         list(unroll(case, bptt.TruncatedBPTT(3), state=case.zeros(), initial_state=initial, memory=memory))
         assert not calls
+
+
+def test_a_function_that_needs_arguments_is_refused_at_the_call():
+    case = make("gru", T)
+
+    def zeros(rows):
+        return torch.zeros(1, rows, 4, dtype=F64)
+
+    with pytest.raises(TypeError, match=r"^initial_state=zeros\(rows\) is called without arguments: .*lambda"):
+        unroll(case, bptt.TruncatedBPTT(3), initial_state=zeros)

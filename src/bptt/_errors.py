@@ -16,6 +16,10 @@ class NonFiniteError(FloatingPointError, ValueError):
         super().__init__(message)
         self.step = step
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What a worker process sends back is made anew from both."""
+        return type(self), (str(self), self.step)
+
 
 class NonFiniteLossError(NonFiniteError):
     """A loss came out as NaN or infinite; `.step` is the first such step, counted from the stream's start."""
@@ -46,6 +50,10 @@ class BudgetError(ValueError):
     def __init__(self, message: str, least: int, strategy: Any = None) -> None:
         super().__init__(message)
         self.least, self.strategy = least, strategy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As that of `NonFiniteError`."""
+        return type(self), (str(self), self.least, self.strategy)
 
 
 def named(thing: Any) -> str:

@@ -1,5 +1,7 @@
 """What a call is given beside the stream and the strategy, checked once, and the state that each window starts from."""
 
+import contextlib
+import inspect
 import math
 import sys
 from collections.abc import Iterable
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from bptt import _boundary, _loss, _masks, _recurrence, _tree
 from bptt._checkpoint import Checkpoints, Memory, parse
-from bptt._errors import check_gradient_possible
+from bptt._errors import check_gradient_possible, named
 from bptt._loss import Loss, StepLoss
 from bptt._masks import Sheltered
 from bptt._ranks import check_group
@@ -75,7 +77,9 @@ class Options:
         itself = initial_state is None and default_dim is None and _recurrence.starts_itself(model)
         if state is None and initial_state is None and default_dim is None and not itself:
             _recurrence.no_state(model)
-        if not callable(initial_state):
+        if callable(initial_state):
+            _check_called_bare(initial_state)
+        else:
             _tree.check_dense(initial_state, "initial_state")
         batch_dim = default_dim if state_batch_dim is None else state_batch_dim
         _boundary.batch_dim(batch_dim, state if state is not None else initial_state, clip_cotangent)
@@ -210,6 +214,19 @@ def _check_fixed(strategy: Any) -> None:
 
 class _Drawn(Exception):
     pass
+
+
+def _check_called_bare(function: Any) -> None:
+    """Raise unless `initial_state=` can be called without arguments; a signature that can't be read is no reason to."""
+    with contextlib.suppress(ValueError):
+        signature = inspect.signature(function)
+        try:
+            signature.bind()
+        except TypeError:
+            raise TypeError(
+                f"initial_state={named(function)}{signature} is called without arguments: pass a function that needs "
+                f"none, such as lambda: {named(function)}(...)."
+            ) from None
 
 
 def _check_reduction(value: Any) -> None:
