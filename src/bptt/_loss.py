@@ -198,8 +198,8 @@ def per_step(criterion: Callable[..., Tensor]) -> Loss:
         if outputs.dim() < 3:
             return _not_spread(unreduced(outputs, targets), outputs, targets)
         lead = outputs.shape[:2]
-        losses = unreduced(outputs.flatten(0, 1), targets.flatten(0, 1))
-        return _not_spread(losses, outputs, targets).unflatten(0, lead)
+        losses = _not_spread(unreduced(outputs.flatten(0, 1), targets.flatten(0, 1)), outputs, targets)
+        return losses.reshape(*lead, *losses.shape[1:])
 
     loss.__name__ = f"per_step({_errors.named(criterion)})"
     ignored = _ignored_target(criterion)

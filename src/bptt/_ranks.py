@@ -163,10 +163,11 @@ class Ranks:
 
     def settle(self, error: Exception | None = None) -> None:
         """Continue together, or raise on all ranks the error that the first of them has met."""
-        if error is None:
+        if self.alone:
+            if error is not None:
+                raise error
+        elif error is None:
             self._agreed(Entry(FINE))
-        elif self.alone:
-            raise error
         else:
             self._gather(Entry(FAILED))
             raise self._blamed(error) from error
@@ -187,7 +188,7 @@ class Ranks:
 
     def fine(self, fine: bool) -> bool:
         """Whether it is on all ranks."""
-        return all(entry.value for entry in self._agreed(Entry(FINE, value=float(fine))))
+        return fine if self.alone else all(entry.value for entry in self._agreed(Entry(FINE, value=float(fine))))
 
     def found(self, error: NonFiniteGradientError, known: bool) -> NoReturn:
         """Raise on all ranks the error of the first one that knows the step; each rank has looked for it."""

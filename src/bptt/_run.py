@@ -294,10 +294,11 @@ class Run:
             outcome = self._absorbed(influence, span, outcome, noise)
         self.debts.add(span, progress.carried, outcome.cotangent)
         if given.burn_in:
+            span = replace(span, window=given)
             ran = outcome.forward_steps + given.burn_in
             outcome = replace(outcome, kept=outcome.kept if kept is None else kept, forward_steps=ran)
         after = given_progress.after(given, outcome)
-        return Done(replace(span, window=given), outcome, factor, asked, after)
+        return Done(span, outcome, factor, asked, after)
 
     def _absorbed(self, influence: Influence, span: Span, outcome: Outcome, noise: Snapshot) -> Outcome:
         """The outcome of a window; its bytes include what is carried out of it."""
