@@ -54,3 +54,17 @@ def test_a_budget_is_kept_while_many_vjps_are_taken(strategy):
     own = allocated(run(bptt.TruncatedBPTT(1)))
     for memory in (info.value.least, int(1.1 * info.value.least)):
         assert allocated(run(strategy, memory)) <= memory + own
+
+
+@pytest.mark.parametrize("strategy", [bptt.RTRL(), bptt.SnAp(2), bptt.SnAp(1), bptt.UORO()], ids=str)
+def test_more_than_the_machine_has_is_refused_before_it_is_filled(strategy, monkeypatch):
+    """A GRU of 8 units has 312 parameters, so J of a row has 2,496 numbers: 20 kB for two rows, and more beside."""
+    layer, stream = bptt.nn.GRU(3, 8), [(torch.randn(5, 2, 3), torch.randn(5, 2, 8))]
+    monkeypatch.setattr(bptt._influence, "memory_here", lambda: 19_000)
+    run = bptt.unroll(layer, LOSS, stream, strategy=strategy)
+    if isinstance(strategy, bptt.UORO) or strategy == bptt.SnAp(1):  # a few times 312 numbers a row
+        assert sum(update.steps for update in run) == 5
+    else:
+        with pytest.raises(ValueError, match=r"^∂s/∂θ, which is carried, would take 0.0 GiB, and .* can be had: carry"):
+            next(run)
+        assert all(p.grad is None for p in layer.parameters())

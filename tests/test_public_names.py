@@ -89,6 +89,7 @@ example(x=None, y=None, *, text=None, steps=4, inputs=1, hidden=2, outputs=None,
     bias=False, radius=0.9, generator=None)
 explorer()
 ladder(most)
+memory_here()
 number(value)
 share(value)
 size(count)

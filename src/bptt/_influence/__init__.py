@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bptt import _tree
@@ -13,6 +14,7 @@ from bptt._influence.by_unit import ByUnit
 from bptt._influence.exact import Exact
 from bptt._influence.masks import Masks
 from bptt._influence.product import Product
+from bptt._machine import memory_here
 from bptt._options import Options
 from bptt._segment import Span
 from bptt._snapshot import Snapshot
@@ -49,7 +51,20 @@ def entered(influence: Influence, span: Span, before: Snapshot | None) -> tuple[
     if first and isinstance(influence, Exact):
         alone = influence.masks is None or influence.masks.order > 1
         influence = ByUnit.of(influence, span, alone) or influence
+    if first:
+        _must_have_room(influence)
     return (replace(span, enter=influence.enter) if window.start else span), noise, influence
+
+
+def _must_have_room(influence: Influence) -> None:
+    """Raise ValueError for more than the machine's memory, which is found out here before anything is filled."""
+    assert influence.rows is not None
+    needed, here = influence.nbytes, memory_here()
+    if influence.rows.device == torch.device("cpu") and needed > here:
+        raise ValueError(
+            f"∂s/∂θ, which is carried, would take {needed / 2**30:,.1f} GiB, and {here / 2**30:,.1f} GiB can be had: "
+            f"carry less, by bptt.UORO(), or by bptt.SnAp(order=1) of one layer of bptt.nn, or give fewer batch rows."
+        )
 
 
 def resumed(influence: Influence, saved: dict[str, Any], like: Tree) -> Influence:

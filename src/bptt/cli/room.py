@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from pathlib import Path
-
-from bptt.analysis import size
+from bptt.analysis import memory_here, size
 from bptt.cli.printing import UserError
 from bptt.models.text import EMBEDDING
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 FLOAT, ADAM = 4, 4
 """Bytes of a number; how often Adam holds each parameter: itself, its gradient and two averages."""
-
-
-def memory_here() -> float:
-    """Bytes that this process can have at most: the machine's memory, or a limit of the shell or container below it."""
-    limits = [float("inf")]
-    with contextlib.suppress(AttributeError, ValueError, OSError, ImportError):  # not a POSIX system
-        import resource
-
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-        if soft != resource.RLIM_INFINITY:
-            taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-            limits.append(max(0, soft - taken))
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):
-            limits.append(int(Path(path).read_text()))
-    return min(limits)
 
 
 def must_have_room(count: float, named: str, what: str, remedy: str = "Give smaller sizes") -> None:

@@ -21,8 +21,8 @@ class RTRL(Online):
     of the initial state, which is zero unless that state is learned.
     One update for each k1 steps and one for the tail; `reduction="mean"` divides by k1. Nothing is dropped.
     Raises ValueError for k1 < 1; in a run for a plain function without `params=`, for `clip_cotangent`, for inputs
-    that require a gradient, for batch rows that aren't independent, and for parameters that are replaced; BudgetError
-    if `memory=` can't hold J.
+    that require a gradient, for batch rows that aren't independent, for parameters that are replaced, and on a CPU for
+    a J that the machine's memory can't hold; BudgetError if `memory=` can't.
     Cost: n vjps of the window for each batch row, where n is how many numbers a row's state has, and n² P / k1
     multiplications per step; memory for k1 steps, and for n P numbers per row.
 
