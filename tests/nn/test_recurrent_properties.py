@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -32,7 +32,7 @@ class Drawn:
     needed: list[bool]
     seed: int
     rows: int = 0  # of an embedding whose rows are the inputs; 0: none
-    ulps: int = 0  # seed of a random unit in the last place added to every given number; 0: none
+    near: int = 0  # seed of a call nearby, with every given number moved by up to a thousandth; 0: this call itself
 
     def layer(self, module, dtype):
         """The same weights in every module and dtype."""
@@ -83,10 +83,10 @@ class Drawn:
         return layer(x._replace(data=embedding[x.data]) if packed else embedding[x], hx)
 
     def _moved(self, x):
-        if not self.ulps:
+        if not self.near:
             return x
-        g = torch.Generator().manual_seed(self.ulps)
-        return x * (1 + torch.finfo(x.dtype).eps * torch.randint(-1, 2, x.shape, generator=g))
+        g = torch.Generator().manual_seed(self.near)
+        return (x.float() * (1 + (torch.rand(x.shape, generator=g) - 0.5) / 500)).to(x.dtype)
 
     def _laid_out(self, x):
         if self.layout == "transposed":
@@ -155,31 +155,68 @@ def calls(draw, projections: bool = True):
     )
 
 
-def as_exact_as_torchs(drawn, dtype=torch.float32, names=KERNELS):
-    """The largest error over the largest entry at most three times torch.nn's, or 2e-6 (float64: 1e-13).
-
-    A tensor of few numbers is now and then exact by luck, so torch.nn's error is the largest of eight more roundings
-    of the same call where one isn't enough.
-    """
-    exact, floor = drawn.run(nn, F64), 2e-6 if dtype == torch.float32 else 1e-13
-    theirs = errors(drawn.run(nn, dtype), exact, few=16)
+def as_exact_as_torchs(drawn, names=KERNELS):
+    """The largest error over the largest entry at most three times torch.nn's in float32, or 2e-6."""
+    exact, allowed = drawn.run(nn, F64), Allowed(drawn)
     for name in names:
         with kernel(name):
-            ours = errors(drawn.run(bptt.nn, dtype), exact, few=16)
-        if not all(a <= max(3 * b, floor) for a, b in zip(ours, theirs, strict=True)):
-            others = [errors(replace(drawn, ulps=i).run(nn, dtype), exact, few=16) for i in range(1, 9)]
-            theirs = [max(column) for column in zip(theirs, *others, strict=True)]
-        assert all(a <= max(3 * b, floor) for a, b in zip(ours, theirs, strict=True)), (name, ours, theirs)
+            allowed.check(errors(drawn.run(bptt.nn, torch.float32), exact, few=16), name)
+
+
+class Allowed:
+    """`scale` times the larger of 2e-6 and three times the error of torch.nn's float32 in a call, and `more`.
+
+    Errors are by tensor. A tensor of few numbers is now and then exact by luck: where σ is close to 1, one rounding of
+    it decides how exact 1 - σ is. So torch.nn's error is the largest of that in up to 64 more calls nearby where that
+    in the call itself isn't enough.
+    """
+
+    def __init__(self, drawn, scale=1.0, more=0.0):
+        self._drawn, self._scale, self._more = drawn, scale, more
+        self._theirs, self._near = torchs_errors(drawn), 0
+
+    def check(self, ours, what):
+        """Raise AssertionError if one of our errors is larger."""
+        while self._near < 64 and not self._holds(ours):
+            self._near += 1
+            others = torchs_errors(replace(self._drawn, near=self._near))
+            self._theirs = [max(pair) for pair in zip(self._theirs, others, strict=True)]
+        assert self._holds(ours), (what, ours, self._allowed())
+
+    def _holds(self, ours):
+        return all(a <= b for a, b in zip(ours, self._allowed(), strict=True))
+
+    def _allowed(self):
+        return [self._scale * max(3 * b, 2e-6) + self._more for b in self._theirs]
+
+
+def torchs_errors(drawn):
+    """The errors of torch.nn's float32."""
+    return errors(drawn.run(nn, torch.float32), drawn.run(nn, F64), few=16)
+
+
+ONE_UNIT = Drawn("GRU", (1, 1, 20, 1), {}, "contiguous", None, False, False, None, [True] * 7, 535)
+"""z = 0.9986, so that 1 - z has the error of z times 700, of which torch.nn's float32 happens to have little here."""
 
 
 @given(calls())
+@example(ONE_UNIT)
 def test_float32_as_exact_as_torchs(drawn):
     as_exact_as_torchs(drawn)
 
 
 @given(calls())
 def test_float64_as_exact_as_torchs(drawn):
-    as_exact_as_torchs(drawn, F64, ["eager"])
+    """Nothing more exact is at hand, but torch.nn's float32: float64 rounds by 2**-29 of what that does.
+
+    So ours and torch.nn's are apart by its error, and by ours of three times that. Then torch.nn's float64 takes weight
+    gradients as one sum over all rows, unlike its float32 and ours: N roundings of at most 2**-53 of the sum so far,
+    independent of each other, so about 2**-53 N**0.5 of the largest sum, and this twice.
+    """
+    N = drawn.sizes[0] * drawn.sizes[1]
+    allowed = Allowed(drawn, 4 / 3 * 2**-29, 2**-52 * N**0.5)
+    with kernel("eager"):
+        allowed.check(errors(drawn.run(bptt.nn, F64), drawn.run(nn, F64), few=16), "eager")
 
 
 @pytest.mark.skipif(bptt.nn.kernels.chosen is None, reason="no kernels on this machine")
