@@ -2,6 +2,8 @@
 
 import datetime
 import tempfile
+from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -71,21 +73,26 @@ def test_a_time_of_numbers(name, tmp_path):
     few=st.booleans(),
 )
 def test_missing_rows_stand_where_they_belong(start, step, kept, parquet, few):
+    """NaN for each; refused if more are missing than there, or most rows don't follow on the one before."""
     kept = [True, True, True, True, *kept, True]
     rows = [i for i, there in enumerate(kept) if there]
     stamps = [start + i * step for i in rows]
+    missing, single = len(kept) - len(rows), sum(b - a == 1 for a, b in pairwise(rows))
+    refused = missing > len(rows) or 2 * single < len(rows) - 1
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(spool, "ROWS", 5 if few else spool.ROWS)
         patch.setattr("bptt.data.table.ROWS", 5 if few else spool.ROWS)
-        if parquet:
-            pq.write_table(pa.table({"x": range(len(rows)), "t": stamps}), Path(folder) / "a.parquet")
-            found = load_series(Path(folder) / "a.parquet")
-        else:
-            found = table(folder, stamps)
+        with pytest.raises(ValueError, match="and the usual spacing is") if refused else nullcontext():
+            if parquet:
+                pq.write_table(pa.table({"x": range(len(rows)), "t": stamps}), Path(folder) / "a.parquet")
+                found = load_series(Path(folder) / "a.parquet")
+            else:
+                found = table(folder, stamps)
+    if refused:
+        return
     expected = np.full(len(kept), np.nan, np.float32)
     expected[rows] = range(len(rows))
     np.testing.assert_array_equal(found.values[:, 0], expected)
-    missing = len(kept) - len(rows)
     assert [note for note in found.notes if f"{missing} missing step" in note] == list(found.notes[1:])
 
 

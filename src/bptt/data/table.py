@@ -75,8 +75,9 @@ def load_series(path: str | Path, *, columns: Sequence[str] | None = None) -> Ta
 
     In a CSV or Parquet file, the time is the first column if it holds dates, or the column that is named date, time,
     datetime or timestamp (or is the first and has no name): ISO 8601, or numbers. It isn't one of the values; it must
-    rise by equal steps, which may be months or years. Missing rows in between become NaN, as do empty cells, NA, NaN
-    and null. Truth values are 0 and 1.
+    rise by equal steps, which may be months or years. Missing rows in between become NaN, unless they are more than
+    the rows there, or most rows don't follow on the one before. Empty cells, NA, NaN and null become NaN too. Truth
+    values are 0 and 1.
 
     Arguments:
         path: the file.
