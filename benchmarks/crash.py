@@ -26,23 +26,27 @@ from pathlib import Path
 import torch
 
 from bptt.cli import main
+from support import report
 
+KILLS = 100
 TRAIN = shlex.split("train --data text.txt --hidden 16 --batch 4 --strategy artbp:12 --steps 160 --device cpu --out")
 COMPARE = shlex.split("compare --strategies tbptt:4,artbp:4 --budget 1000 --seeds 2 --draws 3 --hidden 8 --out")
 NOT_EQUAL = ("elapsed", "seconds", "memory_bytes")
 """What a clock says, and the bytes of a window that was measured after another one."""
-SECONDS = 2
-"""The place of a point's seconds."""
 
 
 def command(words: list[str], after: float | None = None) -> int | None:
     """Run `bptt` in a process of its own; its exit code, None if it was killed `after` so many seconds."""
     child = os.fork()
     if child == 0:
-        null = os.open(os.devnull, os.O_RDWR)
-        for number in (1, 2):
-            os.dup2(null, number)
-        os._exit(main(words))
+        code = 1
+        try:
+            null = os.open(os.devnull, os.O_RDWR)
+            for number in (1, 2):
+                os.dup2(null, number)
+            code = main(words)
+        finally:  # whatever was raised, this process ends here
+            os._exit(code)
     ends = None if after is None else time.monotonic() + after
     while ends is None or time.monotonic() < ends:
         pid, status = os.waitpid(child, 0 if ends is None else os.WNOHANG)
@@ -66,10 +70,7 @@ def compared(path: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for part in sorted((path / "parts").iterdir()):
         if part.suffix == ".json":
-            values = json.loads(part.read_text())
-            for point in values.get("points", []):
-                point[SECONDS] = None
-            found[part.name] = bare(values)
+            found[part.name] = bare(json.loads(part.read_text()))
         else:
             found[part.name] = part.read_bytes()
     return found
@@ -92,8 +93,8 @@ def resume(path: Path) -> list[str]:
 
 def crash(
     name: str, start: list[str], again: Callable[[Path], list[str]], result: Callable[[Path], object], kills: int
-) -> bool:
-    """Kill runs `kills` times; print what became of them, and return whether all ended as the first."""
+) -> list[object]:
+    """Kill runs `kills` times: a row of how many runs failed, and how many ended unlike the first."""
     began = time.monotonic()
     if command([*start, f"{name}-whole"]) != 0:
         raise SystemExit(f"bptt {' '.join(start)} fails without being killed")
@@ -109,11 +110,10 @@ def crash(
         failed += code != 0
         with contextlib.suppress(OSError, ValueError):
             equal += code == 0 and result(path) == whole
-    print(f"{name:8} {done:4} kills  {runs:3} runs  {failed} failed  {runs - equal} differ", flush=True)
-    return failed == 0 and equal == runs
+    return [name, done, runs, failed, runs - equal]
 
 
-def run(kills: int) -> bool:
+def run(kills: int) -> list[list[object]]:
     """Both commands."""
     torch.set_num_threads(1)
     random.seed(0)
@@ -121,12 +121,14 @@ def run(kills: int) -> bool:
         Path("text.txt").write_text("the quick brown fox jumps over the lazy dog.\n" * 60)
         trains = crash("train", TRAIN, resume, trained, kills)
         compares = crash("compare", COMPARE, lambda path: [*COMPARE, str(path)], compared, kills)
-    return trains and compares
+    return [trains, compares]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="SIGKILL at random moments.")
-    parser.add_argument("--kills", type=int, default=100)
-    good = run(parser.parse_args().kills)
-    print("met" if good else "MISSED")
-    sys.exit(not good)
+    parser.add_argument("--kills", type=int, default=KILLS, help="of each command")
+    kills = parser.parse_args().kills
+    rows = run(kills)
+    missed = [f"{name}: {failed} of {n} runs failed, {unlike} differ" for name, _, n, failed, unlike in rows if unlike]
+    file = "crash" if kills >= KILLS else "crash_quick"
+    sys.exit(report(file, ["command", "kills", "runs", "failed", "differ"], rows, missed))

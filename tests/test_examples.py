@@ -14,7 +14,8 @@ LONG = {"flow", "fuzzy", "lorenz"}  # at most 150 lines, and they take `--quick`
 BENCHMARKS = {
     path.stem: path for pattern in ("*.py", "reproductions/*.py") for path in (ROOT / "benchmarks").glob(pattern)
 }
-QUICK = {"influence_balancing": ["--steps", "300"], "unbiased": ["--seeds", "1"]}  # the others take `--quick`
+QUICK = {"crash": ["--kills", "1"], "influence_balancing": ["--steps", "300"], "unbiased": ["--seeds", "1"]}
+"""The others take `--quick`."""
 
 
 @pytest.fixture(autouse=True)
