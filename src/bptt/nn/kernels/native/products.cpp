@@ -2,44 +2,16 @@
 //
 // Blocks of K rows of B are packed in panels by all threads; each thread multiplies them with its own rows of C, whose
 // part of A it copies to a place of its own, CHUNK rows at a time, so that both lie in the cache.
-#include <array>
-#include <utility>
-
 #include "parts.h"
 #include "team.h"
-#include "vectors.h"
+#include "tiles.h"
 
 namespace bptt {
 namespace BPTT_ISA {
 
-constexpr int WIDTH = 2, WIDE = WIDTH * LANES;
-constexpr int MOST = (BPTT_REGISTERS - WIDTH - 1) / WIDTH > 12 ? 12 : (BPTT_REGISTERS - WIDTH - 1) / WIDTH;
 constexpr int64_t FEW_PANELS = 4;
 constexpr int64_t AHEAD = 12;  // rows of A that are prefetched: they are too far apart for the machine to guess
 constexpr int64_t DEPTH = 256, CHUNK = 8 * MOST, STRIDE = DEPTH + LANES;  // a power of two would crowd one set of the cache
-
-int64_t padded(int64_t n) { return (n + WIDE - 1) / WIDE * WIDE; }
-
-// c[r][j] (+)= Σ_k a[r][k] panel[k][j] + bias[j], for the n columns of a panel.
-template <int ROWS, int TRANSPOSED>
-void product_tile(const float *a, int64_t lda, const float *panel, int64_t K, float *c, int64_t ldc, int64_t n, const float *bias, bool add) {
-    V sum[ROWS][WIDTH];
-    multiply<ROWS, WIDTH, TRANSPOSED ? ROWS : 1>(sum, a, TRANSPOSED ? 1 : lda, panel, K);
-    for (int r = 0; r < ROWS; ++r)
-        for (int v = 0; v < WIDTH && n > v * LANES; ++v) {
-            V x = sum[r][v];
-            if (bias) x += load(bias + v * LANES, n - v * LANES);
-            if (add) x += load(c + r * ldc + v * LANES, n - v * LANES);
-            store(c + r * ldc + v * LANES, x, n - v * LANES);
-        }
-}
-
-using ProductTile = void (*)(const float *, int64_t, const float *, int64_t, float *, int64_t, int64_t, const float *, bool);
-template <int TRANSPOSED, size_t... N> constexpr auto product_tiles(std::index_sequence<N...>) {
-    return std::array<ProductTile, sizeof...(N)>{product_tile<N + 1, TRANSPOSED>...};
-}
-constexpr std::array<std::array<ProductTile, MOST>, 2> TILES{
-    product_tiles<0>(std::make_index_sequence<MOST>()), product_tiles<1>(std::make_index_sequence<MOST>())};
 
 // The panels of B, and after them those of B2.
 struct Columns {
@@ -50,15 +22,10 @@ struct Columns {
     void pack(int64_t panel, int64_t k0, int64_t K, float *out) const {
         const bool second = panel >= first;
         const int64_t j = (second ? panel - first : panel) * WIDE, n = (second ? p.n2 : p.n) - j;
-        if (!second && p.b_transposed) {
-            for (int v = 0; v < WIDTH; ++v)
-                transposed(p.b + (j + v * LANES) * p.ldb + k0, p.ldb, n - v * LANES, K, out + v * LANES, WIDE);
-            return;
-        }
+        if (!second && p.b_transposed) return pack_transposed(p.b + j * p.ldb + k0, p.ldb, n, K, out);
         for (int64_t k = k0; k < k0 + K; ++k, out += WIDE) {
             const float *in = second ? p.b2[k] : p.b + k * p.ldb;
-            for (int v = 0; v < WIDTH; ++v)
-                *(V *)(out + v * LANES) = in && n > v * LANES ? load(in + j + v * LANES, n - v * LANES) : V{};
+            pack_row(in ? in + j : nullptr, n, out);
         }
     }
 };
@@ -123,7 +90,8 @@ void multiplication(int thread, int threads, void *data) {
                 float *c = (second ? p.c2 : p.c) + from * ldc + j;
                 for (int64_t block = 0; block < chunk.blocks; ++block)
                     TILES[p.a_transposed][chunk.rows(block) - 1](
-                        a + chunk.edge(block) * lda, lda, packed + panel * K * WIDE, K, c + chunk.edge(block) * ldc, ldc,
+                        a + chunk.edge(block) * lda, p.a_transposed ? chunk.rows(block) : lda, packed + panel * K * WIDE, WIDE, K,
+                        c + chunk.edge(block) * ldc, ldc,
                         (second ? p.n2 : p.n) - j, p.bias && k0 == 0 && !second ? p.bias + j : nullptr, p.add || k0 > 0);
             }
         }

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "parts.h"
 #if defined(__AVX512F__)
@@ -117,32 +118,34 @@ template <int ROWS> INLINE void dots(const float *const *a, const float *w, int6
     }
 }
 
-// sum[r][v] = Σ_k a[r lda + k step] panel[k][v]. Few rows keep several sums, since each addition waits for the last one.
-template <int ROWS, int WIDTH, int STEP = 1>
-INLINE void multiply(V (&sum)[ROWS][WIDTH], const float *a, int64_t lda, const float *panel, int64_t K) {
-    constexpr int SUMS = ROWS * WIDTH >= 8 ? 1 : ROWS * WIDTH >= 4 ? 2 : 4;
-    V more[SUMS][ROWS][WIDTH];  // the first of them is `sum`
-    for (int r = 0; r < ROWS; ++r)
-        for (int v = 0; v < WIDTH; ++v) {
-            sum[r][v] = V{};
-            for (int s = 1; s < SUMS; ++s) more[s][r][v] = V{};
-        }
-    const V *w = (const V *)panel;
+// f(0), ..., f(N - 1), written out: a loop over an array would keep it in memory.
+template <class F, int... N> INLINE void each(F f, std::integer_sequence<int, N...>) { (f(N), ...); }
+template <int N, class F> INLINE void each(F f) { each(f, std::make_integer_sequence<int, N>()); }
+
+// sum[r][v] = Σ_k a[r lda + k step] panel[k][v], rows of the panel `ldb` floats apart. Few rows keep several sums, since
+// each addition waits for the last one.
+template <int ROWS, int WIDTH>
+INLINE void multiply(V (&sum)[ROWS][WIDTH], const float *a, int64_t lda, const float *panel, int64_t K, int64_t step = 1, int64_t ldb = WIDTH * LANES) {
+    constexpr int ALL = ROWS * WIDTH, SUMS = ALL >= 8 ? 1 : ALL >= 4 ? 2 : 4, GROUPS = (ROWS + 2) / 3;
+    V sums[SUMS][ALL];
+    const float *rows[GROUPS];  // of three rows, since x86 has addresses p, p + l and p + 2 l
+    each<GROUPS>([&](int g) __attribute__((always_inline)) { rows[g] = a + 3 * g * lda; });
+    each<SUMS * ALL>([&](int i) __attribute__((always_inline)) { sums[i / ALL][i % ALL] = V{}; });
+    const auto add = [&](int s) __attribute__((always_inline)) {
+        each<ROWS>([&](int r) __attribute__((always_inline)) {
+            const float x = rows[r / 3][r % 3 * lda];
+            each<WIDTH>([&](int v) __attribute__((always_inline)) { sums[s][r * WIDTH + v] += x * ((const V *)panel)[v]; });
+        });
+        each<GROUPS>([&](int g) __attribute__((always_inline)) { rows[g] += step; });
+        panel += ldb;
+    };
     int64_t k = 0;
-    for (; k + SUMS <= K; k += SUMS) {
-        for (int s = 0; s < SUMS; ++s)
-            for (int r = 0; r < ROWS; ++r) {
-                float x = a[r * lda + (k + s) * STEP];
-                for (int v = 0; v < WIDTH; ++v) (s ? more[s][r][v] : sum[r][v]) += x * w[s * WIDTH + v];
-            }
-        w += SUMS * WIDTH;
-    }
-    for (; k < K; ++k, w += WIDTH)
-        for (int r = 0; r < ROWS; ++r)
-            for (int v = 0; v < WIDTH; ++v) sum[r][v] += a[r * lda + k * STEP] * w[v];
-    for (int s = 1; s < SUMS; ++s)
-        for (int r = 0; r < ROWS; ++r)
-            for (int v = 0; v < WIDTH; ++v) sum[r][v] += more[s][r][v];
+    for (; k + SUMS <= K; k += SUMS) each<SUMS>(add);
+    for (; k < K; ++k) add(0);
+    each<ALL>([&](int i) __attribute__((always_inline)) {
+        for (int s = 1; s < SUMS; ++s) sums[0][i] += sums[s][i];
+        sum[i / WIDTH][i % WIDTH] = sums[0][i];
+    });
 }
 
 // The same product with the columns [0, n) of w (K, .), read in place.
