@@ -101,11 +101,11 @@ def test_gradcheck_through_the_fallback(V: int, monkeypatch: pytest.MonkeyPatch)
     w, b = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((V, 2), (V,)))
     targets = torch.tensor([0, -100, 3, 1, 2])
     if V < 100:
-        of = lambda *given: readout.Readout.apply(*given, targets, -100, True)  # noqa: E731
+        of = lambda *given: readout.Readout.apply(*given, targets, -100, "none", True)  # noqa: E731
         assert torch.autograd.gradcheck(of, (x, w, b))
         assert torch.autograd.gradgradcheck(of, (x, w, b))
     d = torch.randn(5, dtype=torch.float64)
-    found = torch.autograd.grad(readout.Readout.apply(x, w, b, targets, -100, True), [x, w, b], d)
+    found = torch.autograd.grad(readout.Readout.apply(x, w, b, targets, -100, "none", True), [x, w, b], d)
     scores = functional.cross_entropy(functional.linear(x, w, b), targets, reduction="none")
     for one, other in zip(found, torch.autograd.grad(scores, [x, w, b], d), strict=True):
         torch.testing.assert_close(one, other)
@@ -229,8 +229,8 @@ def test_the_kernels_compute_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_gradient_nothing_is_computed_for_one(monkeypatch: pytest.MonkeyPatch):
     given: list[object] = []
     compute = readout._compute
-    monkeypatch.setattr(readout, "_compute", lambda *args: (given.append(args[-1]), compute(*args)))
+    monkeypatch.setattr(readout, "_compute", lambda *args: (given.append(args[-2:]), compute(*args)))
     loss = bptt.nn.LinearCrossEntropyLoss(3, 5)
     with torch.no_grad():
         loss(torch.randn(4, 3), torch.randint(5, (4,)))
-    assert given == [(None, None, None)]
+    assert given == [((None, None, None), None)]

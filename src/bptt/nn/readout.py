@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from bptt import _torch
 from bptt.nn import fits, kernels
-from bptt.nn.kernels.buffers import empty_like
+from bptt.nn.kernels.buffers import empty, empty_like
 from bptt.nn.kernels.native import WHOLE
 from bptt.nn.uncompiled import uncompiled
 
@@ -94,19 +94,14 @@ class LinearCrossEntropyLoss(nn.Module):
         if not plain or not _served(input, w, b):
             return self._by_torch(functional.linear(input, w, b), target, ignored)
         learns = torch.is_grad_enabled()  # a node's forward pass can't tell
-        losses: Any = Readout.apply(input.reshape(-1, input.shape[-1]), w, b, target.reshape(-1), ignored, learns)
-        if self.reduction == "none":
-            return losses.reshape(target.shape)
-        total = losses.sum()
-        return total if self.reduction == "sum" else total / (target != ignored).sum()
+        losses: Any = Readout.apply(input, w, b, target, ignored, self.reduction, learns)
+        return losses
 
     def _by_torch(self, scores: Tensor, target: Tensor, ignored: int) -> Tensor:
-        V, likely = scores.shape[-1], target.shape == scores.shape
-        losses = functional.cross_entropy(
-            scores.reshape(-1, V), target.reshape(-1, V) if likely else target.reshape(-1), self.weight,
-            ignore_index=ignored, reduction=self.reduction, label_smoothing=self.label_smoothing,
+        return _cross_entropy(
+            scores, target, weight=self.weight, ignore_index=ignored, reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
         )  # fmt: skip
-        return losses.reshape(scores.shape[:-1]) if self.reduction == "none" else losses
 
     def _check(self, input: Tensor, target: Tensor) -> None:
         """Raise ValueError unless inputs and targets fit."""
@@ -146,40 +141,58 @@ def _served(x: Tensor, w: Tensor, b: Maybe) -> bool:
     )
 
 
+def _cross_entropy(scores: Tensor, target: Tensor, *, reduction: str, **options: Any) -> Tensor:
+    """torch's, for classes or probabilities of any leading axes."""
+    V, likely = scores.shape[-1], target.shape == scores.shape
+    losses = functional.cross_entropy(
+        scores.reshape(-1, V), target.reshape(-1, V) if likely else target.reshape(-1), reduction=reduction, **options
+    )
+    return losses.reshape(scores.shape[:-1]) if reduction == "none" else losses
+
+
 class Readout(torch.autograd.Function):
-    """(N, I), (V, I), (V,) or None, targets (N,), the ignored target -> losses (N,)."""
+    """(..., I), (V, I), (V,) or None, targets (...), the ignored target, how to reduce -> losses (...) or a number."""
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, x: Tensor, w: Tensor, b: Maybe, targets: Tensor, ignored: int, learns: bool
+        ctx: Any, x: Tensor, w: Tensor, b: Maybe, targets: Tensor, ignored: int, reduction: str, learns: bool
     ) -> Tensor:
-        given = _given(x, w, b, targets)
-        losses, norms = x.new_empty(len(x)), x.new_empty(len(x))
-        at_once = learns and _native(x) is not None and len(w) <= WHOLE
-        grads = _like(given, ctx.needs_input_grad if at_once else (False,) * 3)
-        _compute(given, ignored, None, losses, norms, grads)
-        ctx.ignored = ignored
-        ctx.save_for_backward(x, w, b, targets, norms, *grads)
-        return losses
+        given, rows = _given(x, w, b, targets), targets.numel()
+        native = _native(x) if learns and any(ctx.needs_input_grad) else None
+        losses, norms = x.new_empty(targets.shape), x.new_empty(rows)
+        kept = empty((rows, len(w)), x) if native and native.keeps(rows, *w.shape) else None
+        at_once = native and kept is None and len(w) <= WHOLE
+        grads = _like(given, ctx.needs_input_grad) if at_once else NONE
+        _compute(given, ignored, None, losses, norms, grads, kept)
+        counted = (targets != ignored).sum() if reduction == "mean" else None
+        ctx.ignored, ctx.reduction = ignored, reduction
+        ctx.save_for_backward(x, w, b, targets, norms, kept, counted, *grads)
+        if reduction == "none":
+            return losses
+        return losses.sum() if counted is None else losses.sum() / counted
 
     @staticmethod
     @uncompiled
     def backward(ctx: Any, d: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Equation (2), pulled back; already found in the forward pass if all losses count alike."""
-        x, w, b, targets, norms, *grads = ctx.saved_tensors
+        x, w, b, targets, norms, kept, counted, *grads = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled() or _torch.is_wrapped(d):
-            return *_differentiable((x, w, b), targets, ctx.ignored, d, needed), None, None, None
-        if any(g is not None for g in grads) and bool((d == d[0]).all()):
-            return *[None if g is None else torch.mul(g, d[0], out=empty_like(g)) for g in grads], None, None, None
+            return *_differentiable((x, w, b), targets, ctx.ignored, ctx.reduction, d, needed), *REST
         given = _given(x, w, b, targets)
+        d = (d if counted is None else d / counted).expand(targets.shape).reshape(-1).contiguous()
+        if any(g is not None for g in grads) and bool((d == d[0]).all()):
+            return *[None if g is None else torch.mul(g, d[0], out=empty_like(g)) for g in grads], *REST
         wanted = _like(given, needed)
-        _compute(given, ctx.ignored, d.contiguous(), None, norms, wanted)
-        return *wanted, None, None, None
+        _compute(given, ctx.ignored, d, None, norms, wanted, kept)
+        return *wanted, *REST
 
 
 Given = tuple[Tensor, Tensor, Maybe, Tensor]
 Grads = tuple[Maybe, Maybe, Maybe]
+NONE: Grads = (None, None, None)
+REST = (None,) * 4
+"""The gradients of what isn't x, w or b."""
 
 
 def _native(x: Tensor) -> kernels.Native | None:
@@ -196,11 +209,14 @@ def _like(given: Given, needed: Any) -> Grads:
     return x, w, b
 
 
-def _compute(given: Given, ignored: int, d: Maybe, losses: Maybe, norms: Tensor, grads: Grads) -> None:
-    """Fill losses and norms (log Σ exp of each row's scores), or use known norms; fill the gradients, for d or 1."""
+def _compute(given: Given, ignored: int, d: Maybe, losses: Maybe, norms: Tensor, grads: Grads, kept: Maybe) -> None:
+    """Fill losses and norms (log Σ exp of each row's scores), or use known norms; fill the gradients, for d or 1.
+
+    kept: the scores' cotangents, filled with the losses, used for the gradients; or None.
+    """
     native, V = _native(given[0]), len(given[1])
     right = (
-        native.readout(given, ignored, d, losses, norms, grads)
+        native.readout(given, ignored, d, losses, norms, grads, kept)
         if native
         else _in_torch(given, ignored, d, losses, norms, grads)
     )
@@ -213,7 +229,10 @@ def _compute(given: Given, ignored: int, d: Maybe, losses: Maybe, norms: Tensor,
 def _in_torch(given: Given, ignored: int, d: Maybe, losses: Maybe, norms: Tensor, grads: Grads) -> bool:
     """`Native.readout` in torch's operators, some rows at a time; False if a target isn't a class."""
     x, w, b, targets = given
+    x, targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
+    losses = None if losses is None else losses.view(-1)
     d_x, d_w, d_b = grads
+    d_x = None if d_x is None else d_x.view(x.shape)
     known = targets != ignored
     if losses is not None and bool((known & ((targets < 0) | (targets >= len(w)))).any()):
         return False
@@ -244,12 +263,14 @@ def _in_torch(given: Given, ignored: int, d: Maybe, losses: Maybe, norms: Tensor
     return True
 
 
-def _differentiable(given: tuple[Any, ...], targets: Tensor, ignored: int, d: Tensor, needed: Any) -> list[Maybe]:
+def _differentiable(
+    given: tuple[Any, ...], targets: Tensor, ignored: int, reduction: str, d: Tensor, needed: Any
+) -> list[Maybe]:
     """The same gradients by torch, with a graph if one is asked for; this holds all scores."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         x, w, b = (None if t is None else t.view_as(t) for t in given)
-        losses = functional.cross_entropy(functional.linear(x, w, b), targets, ignore_index=ignored, reduction="none")  # pyright: ignore[reportArgumentType]
+        losses = _cross_entropy(functional.linear(x, w, b), targets, ignore_index=ignored, reduction=reduction)  # pyright: ignore[reportArgumentType]
     wanted: Any = [t for t, need in zip((x, w, b), needed, strict=True) if need]
     found = iter(torch.autograd.grad(losses, wanted, d, create_graph=again))
     return [next(found) if need else None for need in needed]

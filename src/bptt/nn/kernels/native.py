@@ -32,6 +32,8 @@ _NONE = (None,) * len(_OF_PLAN)
 _AFTER = bytes(8 * (_ALL - _BEFORE - _PLAIN))
 WHOLE = 1024
 """Up to this many classes, a readout holds all scores of a row at once, as in native/losses.cpp."""
+KEPT = 2**17
+"""Up to so many weights, a readout's packed weights and each thread's part of their gradient stay in the cache."""
 FEW = 8
 """Up to this many steps and rows, the kernels read the weights in place, instead of packing them first."""
 
@@ -71,17 +73,26 @@ class Native:
         if self.library.bptt_forward(self.isa, before + _pack_plain(*pointers) + _AFTER):
             raise MemoryError("bptt.nn: no memory for the gates of a few steps.")
 
-    def readout(self, given: Any, ignored: int, d: Maybe, losses: Maybe, norms: Tensor, grads: Any) -> bool:
+    def keeps(self, rows: int, classes: int, inputs: int) -> bool:
+        """Whether a readout keeps its scores' cotangents, as measured; they take no more memory than the inputs."""
+        return rows > FEW and classes <= inputs and inputs * classes <= KEPT
+
+    def readout(
+        self, given: Any, ignored: int, d: Maybe, losses: Maybe, norms: Tensor, grads: Any, kept: Maybe
+    ) -> bool:
         """The cross entropy of the scores x W^T + b, row by row; False if a target isn't a class.
 
-        given: x (N, I), w (V, I), b (V,) or None, targets (N,). ignored: the target of rows without a loss.
+        given: x (N, I), w (V, I), b (V,) or None, targets (N,); N may be several axes. ignored: the target of rows
+        without a loss.
         losses, norms: (N,), to be written; or losses is None and norms, log Σ exp of each row's scores, are known.
         d: (N,), the cotangents of the losses, None for 1. grads: as x, w, b, None if not wanted.
+        kept: (N, V), the scores' cotangents for d = 1, written with the losses, and then given with d for the grads;
+        None: they aren't kept.
         """
-        (N, wide), V = given[0].shape, len(given[1])
-        pointers = [0 if t is None else t.data_ptr() for t in (*given, d, losses, norms, *grads)]
+        N, (V, wide) = given[3].numel(), given[1].shape
+        pointers = [0 if t is None else t.data_ptr() for t in (*given, d, losses, norms, *grads, kept)]
         failed = self.library.bptt_readout(
-            self.isa, struct.pack("15q", torch.get_num_threads(), N, wide, V, ignored, *pointers)
+            self.isa, struct.pack("16q", torch.get_num_threads(), N, wide, V, ignored, *pointers)
         )
         if failed == 1:
             raise MemoryError(f"bptt.nn: no memory for blocks of the scores of {V} classes.")

@@ -12,7 +12,12 @@ static int64_t classes_of(const Readout &r) { return std::min(r.classes, WIDE); 
 static int64_t stride_of(const Readout &r) { return (classes_of(r) + 15) / 16 * 16; }
 static int64_t rows_of(const Readout &r) { return std::min(r.rows, std::max<int64_t>(ELEMENTS / stride_of(r), 48)); }
 
+static int threads_of(const Readout &r) {
+    return r.rows * r.classes * r.inputs > FEW_TERMS ? int(std::min(r.threads, r.rows)) : 1;
+}
+
 int64_t readout_room(const Kernels &kernels, const Readout &r) {
+    if (r.kept) return kernels.kept_room(r, threads_of(r));
     const int64_t packed = std::max(kernels.product_packed(classes_of(r), 0), kernels.product_packed(r.inputs, 0));
     return (packed + 15) / 16 * 16 + rows_of(r) * stride_of(r) + 3 * r.rows;
 }
@@ -64,6 +69,7 @@ struct Blocks {
 }  // namespace
 
 void readout(const Kernels &kernels, const Readout &r, float *room) {
+    if (r.kept) return kernels.kept(r, threads_of(r), room);
     const int64_t packed = std::max(kernels.product_packed(classes_of(r), 0), kernels.product_packed(r.inputs, 0));
     float *at = room + (packed + 15) / 16 * 16, *rest = at + rows_of(r) * stride_of(r);
     const Blocks blocks{kernels, r, room, at, rest, rest + r.rows, rest + 2 * r.rows};

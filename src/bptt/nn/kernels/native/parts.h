@@ -90,6 +90,7 @@ struct Scores {
     float *at;                // the scores, with room up to a multiple of LANES
     float *sums, *largest, *picked, *norms, *losses;
     const float *d_losses;    // null: ones
+    float *kept;              // (N, V) where the cotangents go; null: in the place of the scores
 };
 
 // One instruction set.
@@ -104,6 +105,8 @@ struct Kernels {
     void (*product)(const Product &);
     void (*sums)(const Sums &);
     void (*scores)(const Scores &);
+    int64_t (*kept_room)(const ::Readout &, int threads);
+    void (*kept)(const ::Readout &, int threads, float *room);
 };
 
 }  // namespace bptt

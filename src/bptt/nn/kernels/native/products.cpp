@@ -172,6 +172,8 @@ void forward(const Recurrence &steps);
 void backward(const Recurrence &steps);
 void sums(const Sums &sums);  // of sums.cpp
 void scores(const Scores &scores);  // of readout.cpp
+int64_t kept_room(const ::Readout &r, int threads);  // of kept.cpp
+void kept(const ::Readout &r, int threads, float *room);
 
 bool supported() { return BPTT_SUPPORTED; }
 
@@ -182,6 +184,7 @@ bool supported() { return BPTT_SUPPORTED; }
 extern const Kernels BPTT_TABLE;
 const Kernels BPTT_TABLE{
     BPTT_NAME(BPTT_ISA), BPTT_ISA::supported, BPTT_ISA::shape, BPTT_ISA::packed, BPTT_ISA::forward, BPTT_ISA::backward,
-    BPTT_ISA::product_packed, BPTT_ISA::product, BPTT_ISA::sums, BPTT_ISA::scores};
+    BPTT_ISA::product_packed, BPTT_ISA::product, BPTT_ISA::sums, BPTT_ISA::scores,
+    BPTT_ISA::kept_room, BPTT_ISA::kept};
 
 }  // namespace bptt

@@ -52,8 +52,9 @@ static void whole_row(const Scores &s, int64_t row, float *z, int64_t wide) {
     s.norms[row] = most + std::log(sum);
     s.losses[row] = ignored ? 0.f : s.norms[row] - picked;
     if (!s.differentiate) return;
-    for (int64_t j = 0; j < wide; j += LANES) *(V *)(z + j) = ignored ? V{} : *(const V *)(z + j) * each;
-    if (!ignored) z[s.targets[row]] -= d;
+    float *out = s.kept ? s.kept + row * s.classes : z;
+    for (int64_t j = 0; j < wide; j += LANES) store(out + j, ignored ? V{} : *(const V *)(z + j) * each, s.count - j);
+    if (!ignored) out[s.targets[row]] -= d;
 }
 
 // A block of a row's scores.

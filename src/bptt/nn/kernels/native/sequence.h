@@ -56,7 +56,8 @@ struct Readout {                                    // 8 bytes each
     float *losses;                                  // (N,); null: not wanted, and norms are given
     float *norms;                                   // (N,) the logarithms of the sums of exponentials
     float *d_x, *d_w, *d_b;                         // as x, w, b; null: not wanted
-};
+    float *kept;                                    // (N, V) the scores' cotangents for ones: to be written with the
+};                                                  // losses, then given for the gradients; null: they aren't kept
 
 typedef void (*Parallel)(void (*body)(void *), void *data, unsigned threads, unsigned flags);
 
