@@ -157,39 +157,40 @@ class Readout(torch.autograd.Function):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, x: Tensor, w: Tensor, b: Maybe, targets: Tensor, ignored: int, reduction: str, learns: bool
     ) -> Tensor:
-        given, rows = _given(x, w, b, targets), targets.numel()
+        given, rows, how = _given(x, w, b, targets), targets.numel(), (ignored, reduction)
         native = _native(x) if learns and any(ctx.needs_input_grad) else None
-        losses, norms = x.new_empty(targets.shape), x.new_empty(rows)
-        kept = empty((rows, len(w)), x) if native and native.keeps(rows, *w.shape) else None
-        at_once = native and kept is None and len(w) <= WHOLE
+        keeps = native is not None and native.keeps(rows, *w.shape)
+        kept, norms = (empty((rows, len(w)), x), None) if keeps else (None, x.new_empty(rows))
+        losses = x.new_empty(targets.shape if reduction == "none" else ())
+        at_once = native is not None and not keeps and len(w) <= WHOLE
         grads = _like(given, ctx.needs_input_grad) if at_once else NONE
-        _compute(given, ignored, None, losses, norms, grads, kept)
-        counted = (targets != ignored).sum() if reduction == "mean" else None
-        ctx.ignored, ctx.reduction = ignored, reduction
-        ctx.save_for_backward(x, w, b, targets, norms, kept, counted, *grads)
-        if reduction == "none":
-            return losses
-        return losses.sum() if counted is None else losses.sum() / counted
+        _compute(given, how, None, losses, norms, grads, kept)
+        ctx.how, ctx.at_once = how, at_once
+        ctx.save_for_backward(x, w, b, targets, norms, kept, *grads)
+        return losses
 
     @staticmethod
     @uncompiled
     def backward(ctx: Any, d: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Equation (2), pulled back; already found in the forward pass if all losses count alike."""
-        x, w, b, targets, norms, kept, counted, *grads = ctx.saved_tensors
+        x, w, b, targets, norms, kept, *grads = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled() or _torch.is_wrapped(d):
-            return *_differentiable((x, w, b), targets, ctx.ignored, ctx.reduction, d, needed), *REST
+            return *_differentiable((x, w, b), targets, ctx.how, d, needed), *REST
+        if ctx.at_once:
+            first = d.reshape(-1)[0]
+            if d.dim() == 0 or bool((d == first).all()):
+                return *[None if g is None else torch.mul(g, first, out=empty_like(g)) for g in grads], *REST
         given = _given(x, w, b, targets)
-        d = (d if counted is None else d / counted).expand(targets.shape).reshape(-1).contiguous()
-        if any(g is not None for g in grads) and bool((d == d[0]).all()):
-            return *[None if g is None else torch.mul(g, d[0], out=empty_like(g)) for g in grads], *REST
         wanted = _like(given, needed)
-        _compute(given, ctx.ignored, d, None, norms, wanted, kept)
+        _compute(given, ctx.how, d.contiguous(), None, norms, wanted, kept)
         return *wanted, *REST
 
 
 Given = tuple[Tensor, Tensor, Maybe, Tensor]
 Grads = tuple[Maybe, Maybe, Maybe]
+How = tuple[int, str]
+"""The ignored target, and how to reduce."""
 NONE: Grads = (None, None, None)
 REST = (None,) * 4
 """The gradients of what isn't x, w or b."""
@@ -209,32 +210,34 @@ def _like(given: Given, needed: Any) -> Grads:
     return x, w, b
 
 
-def _compute(given: Given, ignored: int, d: Maybe, losses: Maybe, norms: Tensor, grads: Grads, kept: Maybe) -> None:
+def _compute(given: Given, how: How, d: Maybe, losses: Maybe, norms: Maybe, grads: Grads, kept: Maybe) -> None:
     """Fill losses and norms (log Σ exp of each row's scores), or use known norms; fill the gradients, for d or 1.
 
-    kept: the scores' cotangents, filled with the losses, used for the gradients; or None.
+    kept: the scores' cotangents, filled with the losses, used for the gradients, in place of norms; or None.
     """
     native, V = _native(given[0]), len(given[1])
     right = (
-        native.readout(given, ignored, d, losses, norms, grads, kept)
+        native.readout(given, how, d, losses, norms, grads, kept)
         if native
-        else _in_torch(given, ignored, d, losses, norms, grads)
+        else _in_torch(given, how, d, losses, norms, grads)
     )
     if not right:
         raise IndexError(
-            f"LinearCrossEntropyLoss: a target is neither a class from 0 to {V - 1} nor the ignored one, {ignored}."
+            f"LinearCrossEntropyLoss: a target is neither a class from 0 to {V - 1} nor the ignored one, {how[0]}."
         )
 
 
-def _in_torch(given: Given, ignored: int, d: Maybe, losses: Maybe, norms: Tensor, grads: Grads) -> bool:
+def _in_torch(given: Given, how: How, d: Maybe, losses: Maybe, norms: Any, grads: Grads) -> bool:
     """`Native.readout` in torch's operators, some rows at a time; False if a target isn't a class."""
     x, w, b, targets = given
-    x, targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
-    losses = None if losses is None else losses.view(-1)
+    x, targets = x.view(-1, x.shape[-1]), targets.view(-1)
     d_x, d_w, d_b = grads
     d_x = None if d_x is None else d_x.view(x.shape)
-    known = targets != ignored
-    if losses is not None and bool((known & ((targets < 0) | (targets >= len(w)))).any()):
+    known = targets != how[0]
+    divisor = known.sum() if how[1] == "mean" else 1
+    d = None if d is None else (d / divisor).expand(known.shape) if how[1] != "none" else d.view(-1)
+    each = None if losses is None else x.new_empty(len(x))
+    if each is not None and bool((known & ((targets < 0) | (targets >= len(w)))).any()):
         return False
     at = torch.where(known, targets, 0)[:, None]
     for total in (d_w, d_b):
@@ -243,12 +246,12 @@ def _in_torch(given: Given, ignored: int, d: Maybe, losses: Maybe, norms: Tensor
     step = max(1, ELEMENTS // len(w))
     for rows in (slice(a, a + step) for a in range(0, len(x), step)):
         z = functional.linear(x[rows], w, b)
-        if losses is not None:
+        if each is not None:
             most = z.amax(1, keepdim=True)
             norms[rows] = (
                 most[:, 0] + (z - most).exp_().sum(1).log_()
             )  # NaN where a score is infinite, as in the kernels
-            losses[rows] = (norms[rows] - z.gather(1, at[rows])[:, 0]).masked_fill_(~known[rows], 0)
+            each[rows] = (norms[rows] - z.gather(1, at[rows])[:, 0]).masked_fill_(~known[rows], 0)
         if d_x is None and d_w is None and d_b is None:
             continue
         z.sub_(norms[rows, None]).exp_().scatter_add_(1, at[rows], z.new_full((len(z), 1), -1.0))
@@ -260,17 +263,17 @@ def _in_torch(given: Given, ignored: int, d: Maybe, losses: Maybe, norms: Tensor
             d_w.addmm_(z.t(), x[rows])
         if d_b is not None:
             d_b.add_(z.sum(0))
+    if losses is not None and each is not None:
+        losses.copy_(each.view(losses.shape) if how[1] == "none" else each.sum() / divisor)
     return True
 
 
-def _differentiable(
-    given: tuple[Any, ...], targets: Tensor, ignored: int, reduction: str, d: Tensor, needed: Any
-) -> list[Maybe]:
+def _differentiable(given: tuple[Any, ...], targets: Tensor, how: How, d: Tensor, needed: Any) -> list[Maybe]:
     """The same gradients by torch, with a graph if one is asked for; this holds all scores."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         x, w, b = (None if t is None else t.view_as(t) for t in given)
-        losses = _cross_entropy(functional.linear(x, w, b), targets, ignore_index=ignored, reduction=reduction)  # pyright: ignore[reportArgumentType]
+        losses = _cross_entropy(functional.linear(x, w, b), targets, ignore_index=how[0], reduction=how[1])  # pyright: ignore[reportArgumentType]
     wanted: Any = [t for t, need in zip((x, w, b), needed, strict=True) if need]
     found = iter(torch.autograd.grad(losses, wanted, d, create_graph=again))
     return [next(found) if need else None for need in needed]

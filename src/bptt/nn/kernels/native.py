@@ -26,12 +26,15 @@ _ALL = _NUMBERS + len(_OF_PLAN) + len(Tensors._fields) + len(_TENSORS) + len(Wan
 _ZEROS = (0,) * len(Wanted._fields)
 _pack = struct.Struct(f"{_ALL}q").pack
 _BEFORE, _PLAIN = _NUMBERS + len(_OF_PLAN), len(Tensors._fields) + 5
+_pack_readout = struct.Struct("17q").pack
 _pack_plain = struct.Struct(f"{_PLAIN}q").pack
 _pack_tensors = struct.Struct(f"{_ALL - _BEFORE}q").pack
 _NONE = (None,) * len(_OF_PLAN)
 _AFTER = bytes(8 * (_ALL - _BEFORE - _PLAIN))
 WHOLE = 1024
 """Up to this many classes, a readout holds all scores of a row at once, as in native/losses.cpp."""
+REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
+"""As in native/sequence.h."""
 KEPT = 2**17
 """Up to so many weights, a readout's packed weights and each thread's part of their gradient stay in the cache."""
 FEW = 8
@@ -78,21 +81,22 @@ class Native:
         return rows > FEW and classes <= inputs and inputs * classes <= KEPT
 
     def readout(
-        self, given: Any, ignored: int, d: Maybe, losses: Maybe, norms: Tensor, grads: Any, kept: Maybe
+        self, given: Any, how: tuple[int, str], d: Maybe, losses: Maybe, norms: Maybe, grads: Any, kept: Maybe
     ) -> bool:
-        """The cross entropy of the scores x W^T + b, row by row; False if a target isn't a class.
+        """The cross entropy of the scores x W^T + b, row by row or reduced; False if a target isn't a class.
 
-        given: x (N, I), w (V, I), b (V,) or None, targets (N,); N may be several axes. ignored: the target of rows
-        without a loss.
+        given: x (N, I), w (V, I), b (V,) or None, targets (N,); N may be several axes.
+        how: the target of rows without a loss, and "none", "sum" or "mean".
         losses, norms: (N,), to be written; or losses is None and norms, log Σ exp of each row's scores, are known.
-        d: (N,), the cotangents of the losses, None for 1. grads: as x, w, b, None if not wanted.
-        kept: (N, V), the scores' cotangents for d = 1, written with the losses, and then given with d for the grads;
-        None: they aren't kept.
+        d: (N,), the cotangents of the losses, None for 1. Reduced, d and losses are single numbers.
+        grads: as x, w, b, None if not wanted.
+        kept: (N, V), the scores' cotangents for losses of cotangent 1, written with the losses and then given for the
+        grads, in place of norms; None: they aren't kept.
         """
-        N, (V, wide) = given[3].numel(), given[1].shape
+        N, (V, wide), (ignored, reduction) = given[3].numel(), given[1].shape, how
         pointers = [0 if t is None else t.data_ptr() for t in (*given, d, losses, norms, *grads, kept)]
         failed = self.library.bptt_readout(
-            self.isa, struct.pack("16q", torch.get_num_threads(), N, wide, V, ignored, *pointers)
+            self.isa, _pack_readout(torch.get_num_threads(), N, wide, V, ignored, REDUCTIONS[reduction], *pointers)
         )
         if failed == 1:
             raise MemoryError(f"bptt.nn: no memory for blocks of the scores of {V} classes.")

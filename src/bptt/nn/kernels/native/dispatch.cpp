@@ -93,12 +93,27 @@ static int32_t enter(int32_t isa, const Sequence *q, void (*pass)(const Kernels 
 }
 
 static int32_t enter(int32_t isa, const Readout *r) {
-    for (int64_t i = 0; i < r->rows; ++i)
-        if (r->targets[i] != r->ignored && (r->targets[i] < 0 || r->targets[i] >= r->classes)) return 2;
+    const int64_t N = r->rows, V = r->classes;
+    int64_t counted = 0;
+    for (int64_t i = 0; i < N; ++i) {
+        if (r->targets[i] == r->ignored) continue;
+        if (r->targets[i] < 0 || r->targets[i] >= V) return 2;
+        ++counted;
+    }
     const Kernels &kernels = *usable(isa);
-    float *room = static_cast<float *>(scratch.of(size_t(readout_room(kernels, *r)) * sizeof(float)));
-    if (!room) return 1;
-    readout(kernels, *r, room);
+    const int64_t room = readout_room(kernels, *r);
+    float *at = static_cast<float *>(scratch.of(size_t(room + (r->reduction ? 2 * N : 0)) * sizeof(float)));
+    if (!at) return 1;
+    if (!r->reduction) return readout(kernels, *r, at), 0;
+    Readout each = *r;
+    const float divisor = r->reduction == MEAN ? float(counted) : 1.f;
+    if (r->losses) each.losses = at + room;
+    std::fill_n(at + room + N, N, (r->d_losses ? *r->d_losses : 1.f) / divisor);
+    each.d_losses = at + room + N;
+    readout(kernels, each, at);
+    double sum = 0;
+    for (int64_t i = 0; i < N && r->losses; ++i) sum += each.losses[i];
+    if (r->losses) *r->losses = float(sum) / divisor;
     return 0;
 }
 

@@ -48,7 +48,7 @@ static void losses(int thread, int threads, void *data) {
     kept.barrier.wait(threads);
     Scores s{};
     s.threads = 1, s.add = s.differentiate = true, s.count = s.classes = V, s.stride = kept.stride, s.ignored = r.ignored;
-    s.targets = r.targets, s.at = kept.block(thread), s.norms = r.norms, s.losses = r.losses, s.kept = r.kept;
+    s.targets = r.targets, s.at = kept.block(thread), s.losses = r.losses, s.kept = r.kept;
     for (s.row = r.rows * thread / threads; s.row < last; s.row += s.rows) {
         s.rows = std::min(ROWS, last - s.row);
         multiply_block<0>(s.rows, V, I, r.x + s.row * I, I, kept.packed, WIDE, I * WIDE, s.at, s.stride, r.b, false);

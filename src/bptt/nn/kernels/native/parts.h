@@ -88,7 +88,7 @@ struct Scores {
     int64_t rows, count, row, first, classes, stride, ignored;
     const int64_t *targets;   // this and all below: of all rows
     float *at;                // the scores, with room up to a multiple of LANES
-    float *sums, *largest, *picked, *norms, *losses;
+    float *sums, *largest, *picked, *norms, *losses;  // norms may be null with all classes at once
     const float *d_losses;    // null: ones
     float *kept;              // (N, V) where the cotangents go; null: in the place of the scores
 };

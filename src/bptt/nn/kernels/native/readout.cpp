@@ -49,8 +49,9 @@ static void whole_row(const Scores &s, int64_t row, float *z, int64_t wide) {
     V terms{};
     for (int64_t j = 0; j < wide; j += LANES) terms += *(V *)(z + j) = exponential(*(const V *)(z + j) - most);
     const float sum = sum_of(terms), d = s.d_losses ? s.d_losses[row] : 1.f, each = d / sum;
-    s.norms[row] = most + std::log(sum);
-    s.losses[row] = ignored ? 0.f : s.norms[row] - picked;
+    const float norm = most + std::log(sum);
+    if (s.norms) s.norms[row] = norm;
+    s.losses[row] = ignored ? 0.f : norm - picked;
     if (!s.differentiate) return;
     float *out = s.kept ? s.kept + row * s.classes : z;
     for (int64_t j = 0; j < wide; j += LANES) store(out + j, ignored ? V{} : *(const V *)(z + j) * each, s.count - j);

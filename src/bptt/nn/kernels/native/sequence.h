@@ -45,16 +45,19 @@ struct Sequence {                                   // 8 bytes each
     float *d_by_unit;                               // (B, P, H) added to: sums over a row's steps
 };
 
-// The cross entropy of the scores x W^T + b, row by row.
+enum Reduction : int64_t { EACH = 0, SUM = 1, MEAN = 2 };
+
+// The cross entropy of the scores x W^T + b, row by row, or reduced over the rows that aren't ignored to one number.
 struct Readout {                                    // 8 bytes each
     int64_t threads;                                // at most so many
     int64_t rows, inputs, classes;                  // N, I, V
     int64_t ignored;                                // the target of rows whose loss is 0
+    int64_t reduction;
     const float *x, *w, *b;                         // (N, I), (V, I), (V,) or null
     const int64_t *targets;                         // (N,)
-    const float *d_losses;                          // (N,); null: ones
-    float *losses;                                  // (N,); null: not wanted, and norms are given
-    float *norms;                                   // (N,) the logarithms of the sums of exponentials
+    const float *d_losses;                          // (N,), reduced (1,); null: ones
+    float *losses;                                  // (N,), reduced (1,); null: not wanted, and norms or kept are given
+    float *norms;                                   // (N,) the logarithms of the sums of exponentials; with kept null
     float *d_x, *d_w, *d_b;                         // as x, w, b; null: not wanted
     float *kept;                                    // (N, V) the scores' cotangents for ones: to be written with the
 };                                                  // losses, then given for the gradients; null: they aren't kept
