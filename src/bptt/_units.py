@@ -6,16 +6,15 @@ A layer that is run inside `listening` reports each call as `Units`; its outputs
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 
 class Part(NamedTuple):
     """What a parameter does in each step to the units that it belongs to.
 
-    parameter: of shape (G H, J) or (G H,), G groups of one row for each unit. factor: (T, B, G, H, d), the derivative
+    parameter: of shape (G H, J) or (G H,), G groups of one row for each unit. factor: (T, B, d, G, H), the derivative
     of a unit's d numbers with respect to the product of the parameter's row and the operand. operand: (T, B, J); None
     is 1.
     """
@@ -25,18 +24,36 @@ class Part(NamedTuple):
     operand: Tensor | None
 
 
+Absorbed = tuple[Tensor, Tensor, Tensor | None]
+"""A parameter's entries (B, d, G, H, J), contiguous, with `Part.factor` and `Part.operand`."""
+
+
+class Passes(Protocol):
+    """What goes over the entries E, what each parameter has done to its own unit."""
+
+    def absorb(self, keep: Tensor, parts: list[Absorbed]) -> None:
+        """E ← D E + I over all steps of a call, in place. keep: as in `Units`. A unit that keeps nothing forgets E."""
+        ...
+
+    def pull(self, c: Tensor, entries: list[Tensor]) -> list[Tensor]:
+        """c · E (G, H, J) from c (B, d, H) and each E (B, d, G, H, J); an entry whose cotangent is 0 adds nothing."""
+        ...
+
+
 class Units(NamedTuple):
     """A call of T steps of a layer of H units with d numbers in their state.
 
-    keep: (T, B, H, d, d), the derivative of a unit's numbers with respect to the same numbers one step before.
+    keep: (T, B, d, d, H), the derivative of a unit's numbers with respect to the same numbers one step before.
     parts: one for each parameter. begin, end: the leaves of the state before and after the call, (1, B, H); none for
-    zeros. alone: whether no unit depends on another, so that nothing is left out.
+    zeros. passes: what does the work in this dtype on this device. alone: whether no unit depends on another, so that
+    nothing is left out.
     """
 
     keep: Tensor
     parts: list[Part]
     begin: list[Tensor]
     end: list[Tensor]
+    passes: Passes
     alone: bool = False
 
 
@@ -64,15 +81,3 @@ def tell(units: Callable[[], Units]) -> None:
     found = _heard.get()
     if found is not None:
         found.append(units)
-
-
-def products(keep: Tensor) -> tuple[Tensor, Tensor]:
-    """The product of `keep` over the steps after each step (T, B, H, d, d), and over all steps (B, H, d, d)."""
-    if keep.shape[-1] == 1:
-        whole = keep.flip(0).cumprod(0).flip(0)
-        return torch.cat([whole[1:], torch.ones_like(whole[:1])]), whole[0]
-    found = [torch.eye(keep.shape[-1], dtype=keep.dtype, device=keep.device).expand(keep.shape[1:])]
-    for step in reversed(keep.unbind()):
-        found.append(found[-1] @ step)
-    *later, whole = found
-    return torch.stack(later[::-1]), whole

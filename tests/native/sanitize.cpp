@@ -59,6 +59,8 @@ static decltype(bptt_isa) *isa_name;
 static decltype(bptt_forward) *forward;
 static decltype(bptt_backward) *backward;
 static decltype(bptt_readout) *readout;
+static decltype(bptt_absorb) *absorb;
+static decltype(bptt_pull) *pull;
 
 static void compare(const char *isa, const char *what, const float *got, const Doubles &want) {
     double worst = 0, largest = 0.05;  // what is less comes of numbers near 1, which were rounded
@@ -379,6 +381,35 @@ static void readouts(int isa, int64_t N, int64_t I, int64_t V, int threads) {
     if (r.d_b) compare(name, "d_b of a readout", r.d_b, db);
 }
 
+static void influences(int isa, int64_t T, int64_t B, int64_t d, int64_t G, int64_t H, int64_t J, int threads) {
+    Floats keep(T * B * d * d * H, 1), factor(T * B * d * G * H, 1), operand(T * B * J, 1), entries(B * d * G * H * J, 1);
+    Floats cotangents(B * d * H, 1), sums(G * H * J);
+    Influence q{};
+    q.threads = threads, q.steps = T, q.rows = B, q.numbers = d, q.groups = G, q.units = H, q.width = J;
+    q.entries = entries.at.get(), q.keep = keep.at.get(), q.factor = factor.at.get();
+    q.operand = chance(0.7) ? operand.at.get() : nullptr, q.cotangents = cotangents.at.get(), q.sums = sums.at.get();
+    const int64_t b = whole(0, B - 1), h = whole(0, H - 1), t = whole(0, T - 1);  // a unit that starts anew
+    for (int64_t i = 0; i < d * d; ++i) keep.at[((t * B + b) * d * d + i) * H + h] = 0;
+    Doubles e(entries.at.get(), entries.at.get() + entries.n), was(e), want(G * H * J);
+    for (int64_t i = 0; i < d * G; ++i) entries.at[((b * d * G + i) * H + h) * J + whole(0, J - 1)] = INFINITY;
+    for (int64_t s = 0; s < T; ++s, was = e)
+        for (int64_t i = 0; i < entries.n; ++i) {
+            const int64_t j = i % J, u = i / J % H, g = i / J / H % G, k = i / J / H / G % d, row = i / J / H / G / d, at = s * B + row;
+            e[i] = double(q.factor[((at * d + k) * G + g) * H + u]) * (q.operand ? q.operand[at * J + j] : 1);
+            for (int64_t l = 0; l < d; ++l) e[i] += double(q.keep[((at * d + k) * d + l) * H + u]) * was[(((row * d + l) * G + g) * H + u) * J + j];
+        }
+    if (absorb(isa, &q)) abort();
+    compare(isa_name(isa), "entries", q.entries, e);
+    for (int64_t k = 0; k < d; ++k) cotangents.at[(b * d + k) * H + h] = 0;
+    for (int64_t i = 0; i < entries.n; ++i) {
+        const int64_t u = i / J % H, k = i / J / H / G % d, row = i / J / H / G / d;
+        want[i % (G * H * J)] += double(q.cotangents[(row * d + k) * H + u]) * q.entries[i];
+    }
+    for (int64_t i = 0; i < d * G; ++i) entries.at[((b * d * G + i) * H + h) * J + whole(0, J - 1)] = INFINITY;
+    if (pull(isa, &q)) abort();
+    compare(isa_name(isa), "sums of entries", q.sums, want);
+}
+
 int main(int, char **argv) {
     void *library = dlopen(argv[1], RTLD_NOW);
     if (!library) return printf("%s\n", dlerror()), 2;
@@ -387,6 +418,8 @@ int main(int, char **argv) {
     forward = entry<decltype(bptt_forward)>(library, "bptt_forward");
     backward = entry<decltype(bptt_backward)>(library, "bptt_backward");
     readout = entry<decltype(bptt_readout)>(library, "bptt_readout");
+    absorb = entry<decltype(bptt_absorb)>(library, "bptt_absorb");
+    pull = entry<decltype(bptt_pull)>(library, "bptt_pull");
     for (int isa = 0; isa_name(isa); ++isa) {
         for (const int threads : {1, 2, 3, 5}) {  // five asked for, three given
             use_openmp(threads == 1 ? nullptr : parallel, number, count);
@@ -411,6 +444,14 @@ int main(int, char **argv) {
             for (const int64_t V : {1, 3, 17, 96, 1023, 1024, 1025, 2051})
                 for (const int64_t N : {1, 5, 8, 9, 70}) readouts(isa, N, whole(1, 40), V, threads);
             readouts(isa, 600, 33, 1100, threads), readouts(isa, 700, 5, 1000, threads);
+        }
+        for (const int threads : {1, 2, 5}) {
+            use_openmp(threads == 1 ? nullptr : parallel, number, count);
+            given = threads == 5 ? 3 : 64;
+            for (const int64_t d : {1, 2})
+                for (const int64_t H : {1, 5, 16, 37})
+                    for (const int64_t J : {1, 3, 16, 33, 150}) influences(isa, whole(1, 70), whole(1, 3), d, whole(1, 4), H, J, threads);
+            influences(isa, 3, 9, 2, 3, 50, 70, threads), influences(isa, 2, 70, 1, 2, 32, 64, threads);
         }
         random_bits = drawn;
         printf("%s: %d checks so far, %d wrong\n", isa_name(isa), checks, failures);

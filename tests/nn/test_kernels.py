@@ -38,6 +38,26 @@ def test_a_compiler_means_kernels():
     assert instructions not in ("avx2", "avx512") or instructions in NATIVE
 
 
+@pytest.mark.parametrize("name", KERNELS)
+def test_what_each_parameter_does_to_its_own_unit(name):
+    """E ← D E + I and c · E, where a unit starts anew with infinite entries too: the recursion in float64."""
+    for T, B, d, G, H, J in ((1, 1, 1, 3, 17, 70), (35, 2, 1, 2, 5, 1), (40, 3, 2, 4, 19, 37), (2, 70, 2, 1, 33, 16)):
+        keep, factor, x = torch.randn(T, B, d, d, H) / 2, torch.randn(T, B, d, G, H), torch.randn(T, B, J)
+        entries, c = torch.randn(B, d, G, H, J), torch.randn(B, d, H)
+        want = entries.double()
+        keep[T // 2, 0, ..., 2], entries[0, :, :, 2], want[0, :, :, 2] = 0, torch.inf, 0
+        for t in range(T):
+            moved = torch.einsum("bklh,blghj->bkghj", keep[t].double(), want)
+            want = moved + factor[t].double()[..., None] * x[t, :, None, None, None].double()
+        with kernel(name):
+            kernels.passes(keep).absorb(keep, [(entries, factor, x)])
+            assert (entries - want).abs().max() < 1e-5 * want.abs().max()
+            c[0, 0, 2], entries[0, 0, :, 2], want[0, 0, :, 2] = 0, torch.inf, 0
+            (found,) = kernels.passes(c).pull(c, [entries])
+        want = (c[:, :, None, :, None] * want).sum((0, 1))
+        assert (found - want).abs().max() < 1e-5 * want.abs().max()
+
+
 @needs_native
 def test_the_last_one_is_chosen():
     assert NATIVE[0] == "generic"
@@ -98,6 +118,9 @@ def test_a_library_that_is_cut_short(tmp_path):
     assert "doesn't load" in load([tmp_path])[1]
 
 
+PASSES = ("bptt_forward", "bptt_backward", "bptt_readout", "bptt_absorb", "bptt_pull")
+
+
 def stale(numbers, lacks=""):
     """A library as ctypes shows it, of so many numbers a struct, without one of its functions."""
 
@@ -108,14 +131,12 @@ def stale(numbers, lacks=""):
         def __call__(self, *args):
             return self.value
 
-    passes = dict.fromkeys(("bptt_forward", "bptt_backward", "bptt_readout"), 0)
+    passes = dict.fromkeys(PASSES, 0)
     names = {"bptt_numbers": numbers, "bptt_use_openmp": None, "bptt_isa": None, **passes}
     return type("Library", (), {name: Function(value) for name, value in names.items() if name != lacks})()
 
 
-@pytest.mark.parametrize(
-    "lacks", ["bptt_numbers", "bptt_use_openmp", "bptt_isa", "bptt_forward", "bptt_backward", "bptt_readout"]
-)
+@pytest.mark.parametrize("lacks", ["bptt_numbers", "bptt_use_openmp", "bptt_isa", *PASSES])
 def test_a_library_that_lacks_a_function(tmp_path, monkeypatch, lacks):
     (tmp_path / "libbptt.so").touch()
     monkeypatch.setattr(ctypes, "CDLL", lambda path, mode=0: stale(48, lacks))

@@ -245,7 +245,7 @@ class Influence(ABC):
                 f"{here}: make the model, params= and batch rows those of the saved run."
             )
         assert self.rows is not None
-        return leaf, saved.to(leaf.device, self.rows.dtype, copy=True)
+        return leaf, saved.to(leaf.device, self.rows.dtype, copy=True).contiguous()
 
 
 def _without(tree: Tree, rows: Tensor, dims: Any) -> Tree:

@@ -13,7 +13,7 @@ from bptt._segment import Segment, Span
 from bptt._snapshot import Snapshot, isolated
 from bptt._stream import Data
 from bptt._tree import Tree
-from bptt._units import Units
+from bptt._units import Passes, Units
 
 
 class ByUnit(Influence):
@@ -25,6 +25,7 @@ class ByUnit(Influence):
     d: int
     units: int
     entries: list[Tensor]
+    passes: Passes | None = None
 
     @classmethod
     def of(cls, other: Influence, span: Span, alone: bool) -> "ByUnit | None":
@@ -33,10 +34,7 @@ class ByUnit(Influence):
         alone: whether no unit may depend on another.
         """
         one = cls.resumed(other)
-        span = one.span(span)
-        with isolated(one.problem.model, span.tensors), torch.no_grad():
-            step = Segment(span, span.window.start, span.window.start + 1)
-            units = one._of_calls(step, span.begin)[0]
+        units = one._first(span)
         known = {id(part.parameter) for part in units.parts} if units else set()
         if (
             units is None
@@ -45,9 +43,9 @@ class ByUnit(Influence):
             or any(id(leaf) not in known for leaf in one.theta)
         ):
             return None
-        _, rows, one.units, one.d, _ = units.keep.shape
-        like = units.keep
-        one.entries = [like.new_zeros(rows, one.d, numbers(leaf)) for leaf in one.theta]
+        _, rows, one.d, _, one.units = units.keep.shape
+        one.passes = units.passes
+        one.entries = [units.keep.new_zeros(rows, one.d, numbers(leaf)) for leaf in one.theta]
         return one
 
     @classmethod
@@ -56,6 +54,18 @@ class ByUnit(Influence):
         one = cls.__new__(cls)
         vars(one).update(vars(other))
         return one
+
+    def begin(self, span: Span) -> None:
+        """The same; a run that goes on finds what does the work."""
+        super().begin(span)
+        if self.passes is None:
+            self.passes = _checked(self._first(span), span.window.start, span.window.start + 1).passes
+
+    def _first(self, span: Span) -> Units | None:
+        """What the layer does in a window's first step, only looked at."""
+        span = self.span(span)
+        with isolated(self.problem.model, span.tensors), torch.no_grad():
+            return self._of_calls(Segment(span, span.window.start, span.window.start + 1), span.begin)[0]
 
     def _include(self, leaf: Tensor) -> None:
         raise ValueError(
@@ -108,48 +118,29 @@ class ByUnit(Influence):
         with noise.installed(), torch.no_grad():
             for segment in span.segments(min(length or steps, steps), replays=False):
                 units, carried = self._of_calls(segment, carried)
-                if units is None:
-                    raise ValueError(
-                        f"steps {segment.start} to {segment.stop - 1}: the state is no longer that of one layer's "
-                        f"call, by whose units ∂s/∂θ is carried: call the layer once, on the state as it is given."
-                    )
-                self._take(units)
+                self._take(_checked(units, segment.start, segment.stop))
 
     def _take(self, units: Units) -> None:
-        """E ← D E + I, D over all steps of the call, I by one product over them."""
-        later, whole = _units.products(units.keep)
-        gone = whole.flatten(1).eq(0).all(1)
+        """E ← D E + I over a call."""
         parts = {id(part.parameter): part for part in units.parts}
-        factors: dict[int, Tensor] = {}
-        for i, leaf in enumerate(self.theta):
-            part, entries = parts[id(leaf)], self.entries[i]
-            if bool(gone.any()):  # 0 times an infinite entry isn't 0
-                entries[gone] = 0
-            if id(part.factor) not in factors:  # (B, d G H, T)
-                factors[id(part.factor)] = _over_steps(later, part.factor)
-            flat = factors[id(part.factor)]
-            old = entries.view(len(flat), self.d, part.factor.shape[2], -1, _width(leaf))
-            if self.d == 1:
-                old.mul_(whole[:, None, None, :, 0])
-            else:
-                old.copy_(torch.einsum("bhkl,blghj->bkghj", whole, old))
-            rows = entries.view(len(flat), flat.shape[1], -1)
-            if part.operand is None:
-                rows.add_(flat.sum(2, keepdim=True))
-            else:
-                rows.baddbmm_(flat, part.operand.movedim(0, 1))
+        found = [parts[id(leaf)] for leaf in self.theta]
+        units.passes.absorb(
+            units.keep, [(E, part.factor, part.operand) for E, part in zip(self._by_row(), found, strict=True)]
+        )
+
+    def _by_row(self) -> list[Tensor]:
+        """E of each parameter as (B, d, G, H, J)."""
+        sizes = len(self.entries[0]), self.d, -1, self.units
+        return [
+            E.view(*sizes, leaf.shape[1] if leaf.dim() > 1 else 1)
+            for E, leaf in zip(self.entries, self.theta, strict=True)
+        ]
 
     def pull(self, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """c · E, rows whose cotangent is zero left out."""
-        c = self._by_unit(cotangents)
-        dead = c.eq(0).flatten(1).all(1)
-        found: list[Tensor | None] = []
-        for entries, leaf in zip(self.entries, self.theta, strict=True):
-            each = entries.reshape(len(c), self.d, -1, c.shape[2], _width(leaf))
-            if bool(dead.any()):
-                each = each.masked_fill(dead[:, None, None, None, None], 0)
-            found.append(torch.einsum("bkh,bkghj->ghj", c, each).reshape(leaf.shape).to(leaf.dtype))
-        return found
+        """c · E, entries whose cotangent is zero left out."""
+        assert self.passes is not None
+        found = self.passes.pull(self._by_unit(cotangents), self._by_row())
+        return [x.reshape(leaf.shape).to(leaf.dtype) for x, leaf in zip(found, self.theta, strict=True)]
 
     def _by_unit(self, cotangents: Sequence[Tensor | None]) -> Tensor:
         """The cotangents of the state's leaves as (B, d, H): leaf after leaf, of a complex one both parts."""
@@ -183,16 +174,13 @@ class ByUnit(Influence):
         self.theta, self.entries = [leaf for leaf, _ in pairs], [saved for _, saved in pairs]
 
 
-def _over_steps(later: Tensor, factor: Tensor) -> Tensor:
-    """What each step's factor has become at the call's end, (B, d G H, T)."""
-    one = later.shape[-1] == 1
-    moved = later[:, :, None, :, 0] * factor if one else torch.einsum("tbhkl,tbghl->tbghk", later, factor)
-    return moved.permute(1, 4, 2, 3, 0).flatten(1, 3)
-
-
-def _width(leaf: Tensor) -> int:
-    """J of a parameter (G H, J) or (G H,)."""
-    return leaf.shape[1] if leaf.dim() > 1 else 1
+def _checked(units: Units | None, start: int, stop: int) -> Units:
+    if units is None:
+        raise ValueError(
+            f"steps {start} to {stop - 1}: the state is no longer that of one layer's call, by whose units ∂s/∂θ is "
+            f"carried: call the layer once, on the state as it is given."
+        )
+    return units
 
 
 def _same(some: list[Tensor], others: list[Tensor]) -> bool:
@@ -225,4 +213,4 @@ def _joined(calls: list[Units]) -> Units:
         operand = None if column[0].operand is None else torch.cat([part.operand for part in column])  # pyright: ignore[reportCallIssue, reportArgumentType]
         parts.append(column[0]._replace(factor=torch.cat([part.factor for part in column]), operand=operand))
     keep = torch.cat([call.keep for call in calls])
-    return Units(keep, parts, calls[0].begin, calls[-1].end, all(call.alone for call in calls))
+    return Units(keep, parts, calls[0].begin, calls[-1].end, calls[0].passes, all(call.alone for call in calls))

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from bptt import _errors, _units
 from bptt._units import Part, Units
-from bptt.nn import fits, layer
+from bptt.nn import fits, kernels, layer
 
 
 class LRU(nn.Module):
@@ -144,15 +144,14 @@ class LRU(nn.Module):
     def _units(self, x: Tensor, before: Tensor, driven: Tensor, begin: list[Tensor], end: list[Tensor]) -> Units:
         """What each parameter did to its own unit, a complex number being two."""
         turn, gamma = self.eigenvalues, self.gamma_log.exp()
-        keep = torch.stack([turn.real, -turn.imag, turn.imag, turn.real], -1).unflatten(-1, (2, 2))
+        keep = torch.stack([turn.real, -turn.imag, turn.imag, turn.real]).unflatten(0, (2, 2))
         moved, nothing = before * turn, torch.zeros_like(gamma)
 
         def each(derivative: Tensor) -> Tensor:
-            return torch.view_as_real(derivative.resolve_conj()).unsqueeze(2)
+            return torch.stack([derivative.real, derivative.imag], 2).unsqueeze(3)
 
-        of_b = [
-            torch.stack(pair, -1).expand(*before.shape, 2).unsqueeze(2) for pair in ((gamma, nothing), (nothing, gamma))
-        ]
+        T, B, H = before.shape
+        of_b = [torch.stack(pair)[:, None].expand(T, B, 2, 1, H) for pair in ((gamma, nothing), (nothing, gamma))]
         parts = [
             Part(self.nu, each(moved * -self.nu.exp()), None),
             Part(self.theta, each(moved * torch.complex(nothing, self.theta.exp())), None),
@@ -160,7 +159,7 @@ class LRU(nn.Module):
             Part(self.B_re, of_b[0], x),
             Part(self.B_im, of_b[1], x),
         ]
-        return Units(keep.expand(*before.shape, 2, 2), parts, begin, end, alone=True)
+        return Units(keep.expand(T, B, 2, 2, H), parts, begin, end, kernels.passes(x), alone=True)
 
     def _check(self, inputs: Tensor, state: Tensor | None) -> None:
         if inputs.dim() not in (2, 3) or inputs.shape[-1] != self.input_size or inputs.shape[0] == 0:

@@ -80,12 +80,12 @@ class Cell:
 
     def by_unit(
         self, gates: Tensor, states: list[Tensor], before: list[Tensor], given: Given
-    ) -> tuple[list[Tensor], list[list[Tensor | None]]]:
-        """The derivatives at a step, for each number of a unit's state and for all N rows at once.
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """The derivatives at a step of the d numbers of a unit's state, for all N rows at once.
 
-        The first is with respect to the arrays of `d_gates`, (N, S H); the second, (N, H) or (H,), with respect to each
-        number of the same unit one step before, except through the gates; None is zero. A state that is a function of
-        another one isn't counted.
+        The first (N, d, S H) is with respect to the arrays of `d_gates`; the second (N, d, H) with respect to each of
+        the numbers one step before, except through the gates; for the first of them None is zero. A state that is a
+        function of another one isn't counted.
         """
         raise NotImplementedError
 

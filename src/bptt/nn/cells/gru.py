@@ -41,7 +41,7 @@ class GRU(Cell):
 
     def by_unit(
         self, gates: Tensor, states: list[Tensor], before: list[Tensor], given: Given
-    ) -> tuple[list[Tensor], list[list[Tensor | None]]]:
+    ) -> tuple[Tensor, list[Tensor | None]]:
         d, H = torch.empty_like(gates), gates.shape[1] // 4
         self.factors(d, gates, states, before, given)
-        return [d], [[gates[:, H : 2 * H]]]
+        return d[:, None], [gates[:, None, H : 2 * H]]

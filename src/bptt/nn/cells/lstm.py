@@ -46,10 +46,11 @@ class LSTM(Cell):
 
     def by_unit(
         self, gates: Tensor, states: list[Tensor], before: list[Tensor], given: Given
-    ) -> tuple[list[Tensor], list[list[Tensor | None]]]:
-        d, H = torch.empty_like(gates), gates.shape[1] // 4
-        more, forget = self.factors(d, gates, states, before, given), gates[:, H : 2 * H]
-        of_h, of_c = d.clone(), d
-        of_h[:, : 3 * H].view(-1, 3, H).mul_(more[:, None])
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        d, H = gates.new_empty(len(gates), 2, gates.shape[1]), gates.shape[1] // 4
+        of_h, of_c = d.unbind(1)
+        more, forget = self.factors(of_c, gates, states, before, given), gates[:, H : 2 * H]
+        torch.mul(of_c[:, : 3 * H].unflatten(1, (3, H)), more[:, None], out=of_h[:, : 3 * H].unflatten(1, (3, H)))
+        of_h[:, 3 * H :] = of_c[:, 3 * H :]
         of_c[:, 3 * H :] = 0
-        return [of_h, of_c], [[None, more * forget], [None, forget]]
+        return d, [None, torch.stack([more * forget, forget], 1)]

@@ -37,9 +37,9 @@ class Rate(Cell):
 
     def by_unit(
         self, gates: Tensor, states: list[Tensor], before: list[Tensor], given: Given
-    ) -> tuple[list[Tensor], list[list[Tensor | None]]]:
+    ) -> tuple[Tensor, list[Tensor | None]]:
         alpha = given.units[0]
-        return [slope(self.name, gates, torch.empty_like(gates)).mul_(alpha)], [[1 - alpha]]
+        return slope(self.name, gates, torch.empty_like(gates)).mul_(alpha)[:, None], [1 - alpha]
 
     def step(self, driven: Tensor, before: list[Tensor], given: Given) -> list[Tensor]:
         y = activated(self.name, driven + functional.linear(before[0], given.w))

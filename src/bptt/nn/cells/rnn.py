@@ -33,8 +33,8 @@ class RNN(Cell):
 
     def by_unit(
         self, gates: Tensor, states: list[Tensor], before: list[Tensor], given: Given
-    ) -> tuple[list[Tensor], list[list[Tensor | None]]]:
-        return [slope(self.name, gates, torch.empty_like(gates))], [[None]]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        return slope(self.name, gates, torch.empty_like(gates))[:, None], [None]
 
     def step(self, driven: Tensor, before: list[Tensor], given: Given) -> list[Tensor]:
         return [activated(self.name, driven + functional.linear(before[0], given.w))]

@@ -44,9 +44,9 @@ class Voltage(Cell):
 
     def by_unit(
         self, gates: Tensor, states: list[Tensor], before: list[Tensor], given: Given
-    ) -> tuple[list[Tensor], list[list[Tensor | None]]]:
+    ) -> tuple[Tensor, list[Tensor | None]]:
         alpha = given.units[0]
-        return [alpha.expand_as(gates)], [[1 - alpha]]
+        return alpha.expand_as(gates)[:, None], [1 - alpha]
 
     def operand_slope(self, before: list[Tensor]) -> Tensor | None:
         return slope(self.name, before[1], torch.empty_like(before[1]))

@@ -6,6 +6,7 @@ from types import ModuleType
 
 from torch import Tensor
 
+from bptt._units import Passes
 from bptt.nn.kernels import eager
 from bptt.nn.kernels.native import Native, load
 
@@ -22,6 +23,11 @@ if (_asked := os.environ.get("BPTT_KERNELS")) is not None:
 
 def implementation(like: Tensor) -> Native | ModuleType:
     """What runs a sequence in the dtype and on the device of `like`."""
+    return chosen if chosen is not None and chosen.serves(like) else eager
+
+
+def passes(like: Tensor) -> Passes:
+    """What carries, in the dtype and on the device of `like`, what each parameter does to its own unit."""
     return chosen if chosen is not None and chosen.serves(like) else eager
 
 

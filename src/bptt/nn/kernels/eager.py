@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from bptt._units import Absorbed
 from bptt.nn.cells.base import Cell, Given
 from bptt.nn.kernels.sequence import Maybe, Plan, Sequence
 from bptt.nn.noise import by_step
@@ -60,10 +61,7 @@ def backward(q: Sequence) -> None:
     plan, cell, noise = q.plan, q.plan.cell, None if q.wanted.by_unit is None else _noise(q)
     given = Given(q.given.w_hh, q.given.b_hh, q.given.by_unit, None, q.wanted.by_unit)
     gates, states = _flat(q.gates), [_flat(values) for values in q.states]
-    before = [
-        _before(q, *of)
-        for of in zip(states, (q.given.h0, q.given.c0), (q.given.start_h, q.given.start_c), strict=False)
-    ]
+    before = before_each(q, states)
     more = cell.factors(q.d_gates, gates, states, before, given)
     d_at, gates_at = _by_step(plan, q.d_gates), _by_step(plan, gates)
     more_at = None if more is None else _by_step(plan, more)
@@ -93,6 +91,48 @@ def backward(q: Sequence) -> None:
         if wanted is not None:
             wanted[0] = state
     _weights(q, before[cell.operand])
+
+
+def absorb(keep: Tensor, parts: list[Absorbed]) -> None:
+    """E ← D E + I, as `bptt._units.Passes` says: D over all steps of the call, I by one product over them."""
+    later, whole = _products(keep)
+    gone = whole.flatten(1, 2).eq(0).all(1)
+    factors: dict[int, Tensor] = {}
+    for entries, factor, operand in parts:
+        if bool(gone.any()):  # 0 times an infinite entry isn't 0
+            entries.masked_fill_(gone[:, None, None, :, None], 0)
+        if id(factor) not in factors:  # (B, d G H, T): what each step's factor has become at the call's end
+            factors[id(factor)] = torch.einsum("tbklh,tblgh->bkght", later, factor).flatten(1, 3)
+        flat = factors[id(factor)]
+        if len(whole[0]) == 1:
+            entries.mul_(whole[:, :, :, :, None])
+        else:
+            entries.copy_(torch.einsum("bklh,blghj->bkghj", whole, entries))
+        rows = entries.view(len(flat), flat.shape[1], -1)
+        if operand is None:
+            rows.add_(flat.sum(2, keepdim=True))
+        else:
+            rows.baddbmm_(flat, operand.movedim(0, 1))
+
+
+def _products(keep: Tensor) -> tuple[Tensor, Tensor]:
+    """The product of `keep` over the steps after each step (T, B, d, d, H), and over all steps (B, d, d, H)."""
+    if keep.shape[2] == 1:
+        whole = keep.flip(0).cumprod(0).flip(0)
+        return torch.cat([whole[1:], torch.ones_like(whole[:1])]), whole[0]
+    found = [torch.eye(keep.shape[2], dtype=keep.dtype, device=keep.device)[..., None].expand(keep.shape[1:])]
+    for step in reversed(keep.unbind()):
+        found.append(torch.einsum("bklh,blmh->bkmh", found[-1], step))
+    *later, whole = found
+    return torch.stack(later[::-1]), whole
+
+
+def pull(c: Tensor, entries: list[Tensor]) -> list[Tensor]:
+    """c · E, as `bptt._units.Passes` says."""
+    dead = c.eq(0)
+    if bool(dead.any()):
+        entries = [x.masked_fill(dead[:, :, None, :, None], 0) for x in entries]
+    return [(c[:, :, None, :, None] * x).sum((0, 1)) for x in entries]
 
 
 def _bias(q: Sequence) -> Maybe:
@@ -184,6 +224,12 @@ def _anew(state: Tensor, rows: Tensor, start: Maybe) -> Tensor:
 def _with(new: Tensor, state: Tensor) -> Tensor:
     """The state with its first rows replaced: the other rows have ended, or not yet begun."""
     return new if len(new) == len(state) else torch.cat([new, state[len(new) :]])
+
+
+def before_each(q: Sequence, states: list[Tensor]) -> list[Tensor]:
+    """For each state (N, H) the values before each step, (N, H)."""
+    initial, starts = (q.given.h0, q.given.c0), (q.given.start_h, q.given.start_c)
+    return [_before(q, *of) for of in zip(states, initial, starts, strict=False)]
 
 
 def _before(q: Sequence, values: Tensor, initial: Maybe, start: Maybe) -> Tensor:

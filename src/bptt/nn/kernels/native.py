@@ -6,6 +6,7 @@ import os
 import struct
 from collections.abc import Callable
 from ctypes import c_char_p, c_int32, c_void_p
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bptt._units import Absorbed
 from bptt.nn.cells import CELLS
 from bptt.nn.cells.base import Cell
+from bptt.nn.kernels import eager
 from bptt.nn.kernels.sequence import NOTHING, Maybe, Sequence, Tensors, Wanted
 
 _NUMBERS = 14
@@ -29,6 +32,7 @@ _BEFORE, _PLAIN = _NUMBERS + len(_OF_PLAN), len(Tensors._fields) + 5
 _pack_readout = struct.Struct("17q").pack
 _pack_plain = struct.Struct(f"{_PLAIN}q").pack
 _pack_tensors = struct.Struct(f"{_ALL - _BEFORE}q").pack
+_pack_influence = struct.Struct("13q").pack
 _NONE = (None,) * len(_OF_PLAN)
 _AFTER = bytes(8 * (_ALL - _BEFORE - _PLAIN))
 WHOLE = 1024
@@ -101,6 +105,31 @@ class Native:
         if failed == 1:
             raise MemoryError(f"bptt.nn: no memory for blocks of the scores of {V} classes.")
         return not failed
+
+    def absorb(self, keep: Tensor, parts: list[Absorbed]) -> None:
+        """E ← D E + I over all steps, as `bptt._units.Passes` says."""
+        T, B, d, _, H = keep.shape
+        if d > 2 or not all(self.serves(x) for x in (keep, *chain(*parts)) if x is not None):
+            eager.absorb(keep, parts)
+            return
+        keep = keep.contiguous()
+        for entries, factor, operand in parts:
+            factor, operand = factor.contiguous(), None if operand is None else operand.contiguous()
+            pointers = [0 if x is None else x.data_ptr() for x in (entries, keep, factor, operand)]
+            sizes = T, B, d, entries.shape[2], H, entries.shape[4]
+            self.library.bptt_absorb(self.isa, _pack_influence(torch.get_num_threads(), *sizes, *pointers, 0, 0))
+
+    def pull(self, c: Tensor, entries: list[Tensor]) -> list[Tensor]:
+        """c · E, as `bptt._units.Passes` says."""
+        if not all(self.serves(x) for x in (c, *entries)):
+            return eager.pull(c, entries)
+        (B, d, H), c = c.shape, c.contiguous()
+        found = [x.new_empty(x.shape[2:]) for x in entries]
+        for x, sums in zip(entries, found, strict=True):
+            sizes, pointers = (0, B, d, x.shape[2], H, x.shape[4]), (c.data_ptr(), sums.data_ptr())
+            given = _pack_influence(torch.get_num_threads(), *sizes, x.data_ptr(), 0, 0, 0, *pointers)
+            self.library.bptt_pull(self.isa, given)
+        return found
 
     def _call(self, function: Callable[[int, bytes], int], q: Sequence) -> None:
         failed = function(self.isa, _packed(q))
@@ -178,7 +207,8 @@ def _kernels(library: ctypes.CDLL) -> list[Native]:
     library.bptt_isa.restype = c_char_p
     library.bptt_isa.argtypes = [c_int32]
     library.bptt_use_openmp.argtypes = [c_void_p, c_void_p, c_void_p]
-    for function in (library.bptt_forward, library.bptt_backward, library.bptt_readout):
+    for name in ("forward", "backward", "readout", "absorb", "pull"):
+        function = getattr(library, f"bptt_{name}")
         function.restype = c_int32
         function.argtypes = [c_int32, c_char_p]  # the bytes of a struct
     threaded = _share_threads(library)

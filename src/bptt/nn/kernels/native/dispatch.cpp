@@ -133,6 +133,8 @@ const char *bptt_isa(int32_t i) {
 int32_t bptt_numbers() { return int32_t(sizeof(Sequence) / 8); }
 
 int32_t bptt_readout(int32_t isa, const Readout *readout) { return bptt::enter(isa, readout); }
+int32_t bptt_absorb(int32_t isa, const Influence *influence) { return bptt::usable(isa)->absorb(*influence), 0; }
+int32_t bptt_pull(int32_t isa, const Influence *influence) { return bptt::usable(isa)->pull(*influence), 0; }
 int32_t bptt_forward(int32_t isa, const Sequence *sequence) { return bptt::enter(isa, sequence, bptt::forward); }
 int32_t bptt_backward(int32_t isa, const Sequence *sequence) { return bptt::enter(isa, sequence, bptt::backward); }
 }

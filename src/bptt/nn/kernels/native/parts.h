@@ -107,6 +107,8 @@ struct Kernels {
     void (*scores)(const Scores &);
     int64_t (*kept_room)(const ::Readout &, int threads);
     void (*kept)(const ::Readout &, int threads, float *room);
+    void (*absorb)(const ::Influence &);
+    void (*pull)(const ::Influence &);
 };
 
 }  // namespace bptt

@@ -174,6 +174,8 @@ void sums(const Sums &sums);  // of sums.cpp
 void scores(const Scores &scores);  // of readout.cpp
 int64_t kept_room(const ::Readout &r, int threads);  // of kept.cpp
 void kept(const ::Readout &r, int threads, float *room);
+void absorb(const ::Influence &influence);  // of influence.cpp
+void pull(const ::Influence &influence);
 
 bool supported() { return BPTT_SUPPORTED; }
 
@@ -185,6 +187,6 @@ extern const Kernels BPTT_TABLE;
 const Kernels BPTT_TABLE{
     BPTT_NAME(BPTT_ISA), BPTT_ISA::supported, BPTT_ISA::shape, BPTT_ISA::packed, BPTT_ISA::forward, BPTT_ISA::backward,
     BPTT_ISA::product_packed, BPTT_ISA::product, BPTT_ISA::sums, BPTT_ISA::scores,
-    BPTT_ISA::kept_room, BPTT_ISA::kept};
+    BPTT_ISA::kept_room, BPTT_ISA::kept, BPTT_ISA::absorb, BPTT_ISA::pull};
 
 }  // namespace bptt

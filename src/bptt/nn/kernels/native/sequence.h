@@ -62,6 +62,19 @@ struct Readout {                                    // 8 bytes each
     float *kept;                                    // (N, V) the scores' cotangents for ones: to be written with the
 };                                                  // losses, then given for the gradients; null: they aren't kept
 
+// What each parameter does to its own unit: the entries of one parameter of G groups of a row for each unit.
+struct Influence {                                  // 8 bytes each
+    int64_t threads;                                // at most so many
+    int64_t steps, rows, numbers;                   // T, B, d: 1 or 2 numbers of a unit's state
+    int64_t groups, units, width;                   // G, H, J
+    float *entries;                                 // (B, d, G, H, J)
+    const float *keep;                              // (T, B, d, d, H) the derivative of a unit's numbers by those before
+    const float *factor;                            // (T, B, d, G, H) by the product of the parameter's row and operand
+    const float *operand;                           // (T, B, J); null: ones
+    const float *cotangents;                        // (B, d, H)
+    float *sums;                                    // (G, H, J)
+};
+
 typedef void (*Parallel)(void (*body)(void *), void *data, unsigned threads, unsigned flags);
 
 // The OpenMP runtime to take threads from: GOMP_parallel, omp_get_thread_num and omp_get_num_threads of the one that the
@@ -81,4 +94,9 @@ BPTT_API int32_t bptt_backward(int32_t isa, const Sequence *sequence);
 
 // Fill losses and norms, and the gradients that are wanted. 1: there was no memory. 2: a target isn't a class.
 BPTT_API int32_t bptt_readout(int32_t isa, const Readout *readout);
+
+// Take the entries over all steps, by `keep`, `factor` and `operand`.
+BPTT_API int32_t bptt_absorb(int32_t isa, const Influence *influence);
+// Fill the sums over rows and numbers of cotangents times entries; an entry whose cotangent is zero adds nothing.
+BPTT_API int32_t bptt_pull(int32_t isa, const Influence *influence);
 }
