@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <thread>
 #include <utility>
@@ -332,13 +333,22 @@ static void sequence(int isa, int64_t cell, int64_t T, int64_t B, int64_t I, int
     if (q.d_b_hh) compare(name, "d_b_hh", q.d_b_hh, want.d_b_hh);
 }
 
+// The gradients come with the losses, or later: from the norms, or from the scores' cotangents if they are kept.
+enum Way { ONCE, NORMS, KEPT };
+
 static void readouts(int isa, int64_t N, int64_t I, int64_t V, int threads) {
-    Floats x(N * I, 1), w(V * I, 1), b(V, 1), d(N, 1), losses(N), norms(N), d_x(N * I), d_w(V * I), d_b(V);
+    const Way way = Way(whole(ONCE, KEPT));
+    const int64_t reduction = whole(EACH, MEAN), some = reduction == EACH ? N : 1;
+    Floats x(N * I, 1), w(V * I, 1), b(V, 1), d(some, 1), losses(some), norms(N), d_x(N * I), d_w(V * I), d_b(V), kept(N * V);
     std::vector<int64_t> targets(size_t(N), 0);
     for (int64_t &target : targets) target = chance(0.2) ? -7 : whole(0, V - 1);
+    targets.back() = whole(0, V - 1);
+    int64_t counted = 0;
+    for (const int64_t target : targets) counted += target >= 0;
     Readout r{};
     r.threads = threads, r.rows = N, r.inputs = I, r.classes = V, r.ignored = -7, r.targets = targets.data();
-    r.x = x.at.get(), r.w = w.at.get(), r.b = chance(0.5) ? b.at.get() : nullptr, r.norms = norms.at.get();
+    r.x = x.at.get(), r.w = w.at.get(), r.b = chance(0.5) ? b.at.get() : nullptr, r.reduction = reduction;
+    (way == KEPT ? r.kept : r.norms) = (way == KEPT ? kept : norms).at.get();
     Doubles want(N), want_norms(N), p(N * V), dx(N * I), dw(V * I), db(V);
     for (int64_t i = 0; i < N; ++i) {
         double sum = 0;
@@ -349,10 +359,11 @@ static void readouts(int isa, int64_t N, int64_t I, int64_t V, int threads) {
         }
         want_norms[i] = std::log(sum), want[i] = targets[i] < 0 ? 0 : want_norms[i] - p[i * V + targets[i]];
     }
-    const bool once = chance(0.5), ones = once || chance(0.3);
+    const bool ones = way == ONCE || chance(0.3);
+    const double divisor = reduction == MEAN ? double(counted) : 1;
     for (int64_t i = 0; i < N; ++i)
         for (int64_t v = 0; v < V; ++v) {
-            const double g = targets[i] < 0 ? 0 : (ones ? 1 : d.at[i]) * (std::exp(p[i * V + v] - want_norms[i]) - (v == targets[i]));
+            const double g = targets[i] < 0 ? 0 : (ones ? 1 : d.at[i % some]) / divisor * (std::exp(p[i * V + v] - want_norms[i]) - (v == targets[i]));
             db[v] += g;
             for (int64_t k = 0; k < I; ++k) dx[i * I + k] += g * r.w[v * I + k], dw[v * I + k] += g * r.x[i * I + k];
         }
@@ -361,8 +372,9 @@ static void readouts(int isa, int64_t N, int64_t I, int64_t V, int threads) {
         if (chance(0.8)) r.d_w = d_w.at.get();
         if (r.b && chance(0.8)) r.d_b = d_b.at.get();
     };
+    if (reduction != EACH) want = {std::accumulate(want.begin(), want.end(), 0.) / divisor};
     r.losses = losses.at.get();
-    if (once) wanted();
+    if (way == ONCE) wanted();
     std::swap(targets[size_t(N / 2)], targets[0]);
     const int64_t kept = std::exchange(targets[0], V);
     if (readout(isa, &r) != 2) abort();
@@ -370,8 +382,9 @@ static void readouts(int isa, int64_t N, int64_t I, int64_t V, int threads) {
     std::swap(targets[size_t(N / 2)], targets[0]);
     if (readout(isa, &r)) abort();
     const char *name = isa_name(isa);
-    compare(name, "losses", r.losses, want), compare(name, "norms", r.norms, want_norms);
-    if (!once) {
+    compare(name, "losses", r.losses, want);
+    if (way != KEPT) compare(name, "norms", r.norms, want_norms);
+    if (way != ONCE) {
         r.losses = nullptr, r.d_losses = ones ? nullptr : d.at.get();
         wanted();
         if (readout(isa, &r)) abort();
@@ -443,7 +456,8 @@ int main(int, char **argv) {
             given = threads == 5 ? 3 : 64;
             for (const int64_t V : {1, 3, 17, 96, 1023, 1024, 1025, 2051})
                 for (const int64_t N : {1, 5, 8, 9, 70}) readouts(isa, N, whole(1, 40), V, threads);
-            readouts(isa, 600, 33, 1100, threads), readouts(isa, 700, 5, 1000, threads);
+            for (int i = 0; i < 3; ++i)
+                readouts(isa, 600, 33, 1100, threads), readouts(isa, 700, 5, 1000, threads), readouts(isa, 401, 50, 97, threads);
         }
         for (const int threads : {1, 2, 5}) {
             use_openmp(threads == 1 ? nullptr : parallel, number, count);

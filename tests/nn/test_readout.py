@@ -57,6 +57,37 @@ def test_losses_and_gradients_are_torchs(V: int, bias: bool, reduction: str) -> 
             close(found, other)
 
 
+@pytest.mark.parametrize(("N", "inputs", "V"), [(9, 5, 5), (193, 37, 33), (410, 96, 64)])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.thin
+def test_scores_cotangents_that_are_kept(N: int, inputs: int, V: int, reduction: str, threads: int) -> None:
+    """No more classes than inputs, and several blocks of rows; each gradient alone, and all of them twice."""
+    torch.manual_seed(N)
+    loss = bptt.nn.LinearCrossEntropyLoss(inputs, V, bias=True, reduction=reduction)
+    x, targets = torch.randn(N, inputs, requires_grad=True), torch.randint(V, (N,))
+    targets[torch.rand(N) < 0.2] = -100
+    wide, x64 = double(loss, x)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        value = loss(x, targets)
+        d = torch.randn_like(value)
+        wanted = gradients(reference(wide, x64, targets), x64, wide, d.double())
+        close(value, reference(wide, x64, targets))
+        for _ in range(2):
+            found = torch.autograd.grad(value, [x, *loss.parameters()], d, retain_graph=True)
+            assert len(found) == len(wanted) == 3
+            for one, other in zip(found, wanted, strict=True):
+                close(one, other)
+        for leaf, other in zip([x, *loss.parameters()], wanted, strict=True):
+            for given in (x, *loss.parameters()):
+                given.requires_grad_(given is leaf)
+            close(torch.autograd.grad(loss(x, targets), leaf, d)[0], other)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("N", [1, 2, 5, 8, 9, 300])
 @pytest.mark.parametrize("inputs", [1, 17, 64])
 @pytest.mark.thin
@@ -133,14 +164,15 @@ def test_backward_twice_and_created_graphs() -> None:
         value.backward()
 
 
-@pytest.mark.parametrize("V", [6, 1030])
-def test_extremes_are_torchs(V: int) -> None:
+@pytest.mark.parametrize(("V", "inputs"), [(6, 1), (6, 6), (1030, 1)])
+def test_extremes_are_torchs(V: int, inputs: int) -> None:
     """Scores of any size, and what isn't a number shows."""
-    loss = bptt.nn.LinearCrossEntropyLoss(1, V, reduction="none")
+    loss = bptt.nn.LinearCrossEntropyLoss(inputs, V, reduction="none")
     with torch.no_grad():
-        loss.linear.weight.copy_(torch.linspace(-1, 1, V)[:, None])
-    x = torch.tensor([0.0, 1e-30, 88.0, -200.0, 1e4, 1e30, float("inf"), float("nan")])[:, None].requires_grad_()
-    targets = torch.tensor([0, 1, 0, 3, V - 1, V - 1, 2, 2])
+        loss.linear.weight.copy_(torch.linspace(-1, 1, V)[:, None].expand(V, inputs) / inputs)
+    x = torch.tensor([0.0, 1e-30, 88.0, -200.0, 1e4, 1e30, float("inf"), float("nan"), 1.0])
+    x = x[:, None].repeat(1, inputs).requires_grad_()
+    targets = torch.tensor([0, 1, 0, 3, V - 1, V - 1, 2, 2, 1])
     value, wanted = loss(x, targets), reference(loss, x, targets)
     torch.testing.assert_close(value, wanted, equal_nan=True, rtol=2e-6, atol=1e-6)
     found, other = (torch.autograd.grad(v.sum(), x)[0] for v in (value, wanted))

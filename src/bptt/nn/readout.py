@@ -1,4 +1,4 @@
-"""The readout with its loss: cross entropy of a linear layer's scores, which are never held for all rows at once."""
+"""The readout with its loss: cross entropy of a linear layer's scores, never more of them at once than inputs."""
 
 from typing import Any
 
@@ -33,13 +33,15 @@ class LinearCrossEntropyLoss(nn.Module):
     Call: `(inputs, targets)`: inputs (..., I), targets int64 (...), or probabilities (..., V) -> (...) or a number.
 
     Scores are computed in blocks, of 1,024 classes at most, and again for the gradient where there are more classes
-    than that. Up to 1,024 classes the gradients are computed along with the loss, and again where the losses'
-    cotangents differ. Class weights, label smoothing, probabilities, autocast and `torch.func` are left to torch, which
-    holds all scores; other dtypes and devices are computed in torch's operators, in blocks of rows. The backward pass
-    can be differentiated again, with all scores in memory.
+    than that. Where V <= I and V I <= 131,072, of more than 8 rows, the cotangents of all scores are kept for the
+    backward pass: one array (N, V), no larger than the inputs. Else, up to 1,024 classes, the gradients are computed
+    along with the loss, and again where the losses' cotangents differ. Class weights, label smoothing, probabilities,
+    autocast and `torch.func` are left to torch, which holds all scores; other dtypes and devices are computed in
+    torch's operators, in blocks of rows. The backward pass can be differentiated again, with all scores in memory.
     Raises ValueError for sizes and options that aren't valid, and inputs and targets that don't fit; IndexError for a
     target that isn't a class.
-    Cost: 3 N I V multiplications and additions up to 1,024 classes, else 4 N I V, and of N rows 4 N min(V, 1024) bytes.
+    Cost: of N rows 3 N I V multiplications and additions up to 1,024 classes, else 4 N I V. Beside the gradients memory
+    for a block of scores, 2 MiB or 4 N min(V, 1024) bytes if that is less; where cotangents are kept 4 N V bytes.
 
     >>> import bptt, torch
     >>> loss = bptt.nn.LinearCrossEntropyLoss(8, 50, reduction="none")
