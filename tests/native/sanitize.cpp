@@ -376,9 +376,9 @@ static void readouts(int isa, int64_t N, int64_t I, int64_t V, int threads) {
     r.losses = losses.at.get();
     if (way == ONCE) wanted();
     std::swap(targets[size_t(N / 2)], targets[0]);
-    const int64_t kept = std::exchange(targets[0], V);
+    const int64_t first = std::exchange(targets[0], V);
     if (readout(isa, &r) != 2) abort();
-    targets[0] = kept;
+    targets[0] = first;
     std::swap(targets[size_t(N / 2)], targets[0]);
     if (readout(isa, &r)) abort();
     const char *name = isa_name(isa);

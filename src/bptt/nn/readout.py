@@ -33,11 +33,11 @@ class LinearCrossEntropyLoss(nn.Module):
     Call: `(inputs, targets)`: inputs (..., I), targets int64 (...), or probabilities (..., V) -> (...) or a number.
 
     Scores are computed in blocks, of 1,024 classes at most, and again for the gradient where there are more classes
-    than that. Where V <= I and V I <= 131,072, of more than 8 rows, the cotangents of all scores are kept for the
-    backward pass: one array (N, V), no larger than the inputs. Else, up to 1,024 classes, the gradients are computed
-    along with the loss, and again where the losses' cotangents differ. Class weights, label smoothing, probabilities,
-    autocast and `torch.func` are left to torch, which holds all scores; other dtypes and devices are computed in
-    torch's operators, in blocks of rows. The backward pass can be differentiated again, with all scores in memory.
+    than that. Where V <= I and V I <= 262,144 the kernels keep the cotangents of all scores for the backward pass: one
+    array (N, V), no larger than the inputs. Else, up to 1,024 classes, the gradients are computed along with the loss,
+    and again where the losses' cotangents differ. Class weights, label smoothing, probabilities, autocast and
+    `torch.func` are left to torch, which holds all scores; other dtypes and devices are computed in torch's operators,
+    in blocks of rows. The backward pass can be differentiated again, with all scores in memory.
     Raises ValueError for sizes and options that aren't valid, and inputs and targets that don't fit; IndexError for a
     target that isn't a class.
     Cost: of N rows 3 N I V multiplications and additions up to 1,024 classes, else 4 N I V. Beside the gradients memory
@@ -161,7 +161,7 @@ class Readout(torch.autograd.Function):
     ) -> Tensor:
         given, rows, how = _given(x, w, b, targets), targets.numel(), (ignored, reduction)
         native = _native(x) if learns and any(ctx.needs_input_grad) else None
-        keeps = native is not None and native.keeps(rows, *w.shape)
+        keeps = native is not None and native.keeps(*w.shape)
         kept, norms = (empty((rows, len(w)), x), None) if keeps else (None, x.new_empty(rows))
         losses = x.new_empty(targets.shape if reduction == "none" else ())
         at_once = native is not None and not keeps and len(w) <= WHOLE

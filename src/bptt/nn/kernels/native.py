@@ -39,7 +39,7 @@ WHOLE = 1024
 """Up to this many classes, a readout holds all scores of a row at once, as in native/losses.cpp."""
 REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
 """As in native/sequence.h."""
-KEPT = 2**17
+KEPT = 2**18
 """Up to so many weights, a readout's packed weights and each thread's part of their gradient stay in the cache."""
 FEW = 8
 """Up to this many steps and rows, the kernels read the weights in place, instead of packing them first."""
@@ -80,9 +80,9 @@ class Native:
         if self.library.bptt_forward(self.isa, before + _pack_plain(*pointers) + _AFTER):
             raise MemoryError("bptt.nn: no memory for the gates of a few steps.")
 
-    def keeps(self, rows: int, classes: int, inputs: int) -> bool:
+    def keeps(self, classes: int, inputs: int) -> bool:
         """Whether a readout keeps its scores' cotangents, as measured; they take no more memory than the inputs."""
-        return rows > FEW and classes <= inputs and inputs * classes <= KEPT
+        return classes <= inputs and inputs * classes <= KEPT
 
     def readout(
         self, given: Any, how: tuple[int, str], d: Maybe, losses: Maybe, norms: Maybe, grads: Any, kept: Maybe
