@@ -89,7 +89,7 @@ class Exact(Influence):
     def _look(self, span: Span, masks: Masks) -> None:
         """Let the masks see one step at random states and inputs, the same ones in every process."""
         assert self.rows is not None
-        p, generator, a = self.problem, torch.Generator().manual_seed(0), span.window.start
+        p, generator, a = self.problem, torch.Generator("cpu").manual_seed(0), span.window.start
         step = Segment(replace(span, initial=None), a, a + 1)
         data = step.time.read(a, a + 1)
         for draw in range(masks.DRAWS):
@@ -98,7 +98,7 @@ class Exact(Influence):
                 if not _tree.carries_cotangent(leaf):
                     return leaf
                 kind = torch.complex64 if leaf.is_complex() else torch.float32
-                return (scale * torch.randn(leaf.shape, dtype=kind, generator=generator)).to(leaf)
+                return (scale * torch.randn(leaf.shape, dtype=kind, generator=generator, device="cpu")).to(leaf)
 
             begin = _tree.tracked(_tree.map_leaves(drawn, span.like))
             with self._fitting(step):
