@@ -9,7 +9,7 @@ import bptt
 from support import oracle
 from support.cases import make, square
 from support.runs import seed
-from support.strategies_under_test import STRATEGIES
+from support.strategies_under_test import ALL, STRATEGIES
 
 T = 9
 BUDGETS = {"stored": None, "replayed": bptt.Checkpoints(2, 2), "bytes": "1MiB"}
@@ -57,7 +57,7 @@ def test_meta_device_with_a_users_step(memory):
         assert devices == ["meta"] * (1 if strategy == bptt.FullBPTT() else -(-T // 2))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+@pytest.mark.parametrize("strategy", ALL.values(), ids=ALL)
 def test_a_default_device_does_not_matter(strategy):
     """With `meta` as torch's default device a run on the CPU makes no tensor there."""
     case = make("gru", T)

@@ -89,6 +89,18 @@ def test_chunks_do_not_change_any_strategys_gradient(strategy, cuts):
             oracle.assert_close([b.loss, b.cotangent_norm, b.state], [a.loss, a.cotangent_norm, a.state])
 
 
+@pytest.mark.parametrize("strategy", [bptt.SnAp(1, 3), bptt.SnAp(2), bptt.UORO(3), bptt.UORO()], ids=str)
+@pytest.mark.parametrize("name", ["gru", "gru2", "lstm", "named", "dict"])
+@pytest.mark.deep
+def test_chunks_and_budgets_do_not_change_an_approximation(strategy, name):
+    case, is_start = make(name, T), some_resets(T, 2)
+    want, whole = gradient(case, strategy, is_start=is_start)
+    for cuts, memory in (((3, 4), None), ((), bptt.Checkpoints(2, 2)), (range(1, T), "1MiB")):
+        got, cut = gradient(case, strategy, is_start=is_start, cuts=cuts, memory=memory)
+        oracle.assert_close(got, want)
+        oracle.assert_close([u.state for u in cut], [u.state for u in whole])
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_strategy_equals_the_definition(strategy, name):

@@ -7,7 +7,7 @@ import bptt
 from support import oracle
 from support.cases import NAMES, chunks, make, some_resets, square
 from support.runs import check, engine, expected, gradient, seed, start, unroll
-from support.strategies_under_test import STRATEGIES
+from support.strategies_under_test import ALL, STRATEGIES
 
 T = 11
 BUDGETS = {"stored": None, "1 slot": bptt.Checkpoints(1, 1), "3 slots of 4": bptt.Checkpoints(3, 4)}
@@ -184,7 +184,7 @@ def test_going_on_works_for_every_strategy():
     """Losses and states (gradients of windows that reach back are another matter)."""
     case, is_start = make("gru", 13), some_resets(13, 2)
     initial = case.random_state(5)
-    for strategy in STRATEGIES.values():
+    for strategy in ALL.values():
         whole = list(unroll(case, strategy, is_start=is_start, initial_state=initial))
         assert whole[-1].t1 == 13
         for middle in whole[:-1]:
@@ -196,7 +196,7 @@ def test_going_on_works_for_every_strategy():
             oracle.assert_close(last.state, whole[-1].state)
 
 
-@pytest.mark.parametrize("strategy", list(STRATEGIES.values()), ids=list(STRATEGIES))
+@pytest.mark.parametrize("strategy", ALL.values(), ids=ALL)
 def test_backward_with_resets_and_masks(strategy):
     case, is_start, mask = make("lstm", T), pattern("random"), ~some_resets(T, 2, seed=8)
     want, updates = gradient(case, strategy, is_start=is_start, mask=mask)
@@ -215,7 +215,7 @@ def test_backward_with_resets_and_masks(strategy):
         oracle.assert_close(update.state, updates[-1].state)
 
 
-@pytest.mark.parametrize("strategy", list(STRATEGIES.values()), ids=list(STRATEGIES))
+@pytest.mark.parametrize("strategy", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("memory", BUDGETS.values(), ids=BUDGETS)
 def test_aux_is_joined_over_the_updates_steps(strategy, memory):
     case, is_start = make("gru", T), pattern("random")

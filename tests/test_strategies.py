@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import bptt
 from bptt.strategies import parse, says
 from support.cases import make, square
-from support.strategies_under_test import STRATEGIES
+from support.strategies_under_test import ALL
 
 LENGTH = 40
 
@@ -48,7 +48,7 @@ def draws(number):
     return lambda each_row=False: table[next(counter)] if each_row else table[next(counter)][0]
 
 
-RESUMED = STRATEGIES | {
+RESUMED = ALL | {
     "artbp-rows": bptt.ARTBP(bptt.ConstantLaw(3), per_row=True),
     "random": bptt.ARTBP(bptt.PolynomialLaw(mean_length=4), compensate=False),
 }

@@ -12,7 +12,7 @@ import bptt
 from support import oracle
 from support.cases import chunks, make, some_resets, square
 from support.runs import gradient, seed, unroll
-from support.strategies_under_test import CUTTING, STRATEGIES
+from support.strategies_under_test import ALL, CUTTING, STRATEGIES
 
 
 @pytest.mark.parametrize(
@@ -34,10 +34,10 @@ def test_yield_positions(strategy, length, ends, cuts):
     assert [u.t0 for u in updates] == [0, *ends[:-1]]
 
 
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "adaptive"])  # whose probes look ahead
+@pytest.mark.parametrize("name", [name for name in ALL if name != "adaptive"])  # whose probes look ahead
 @pytest.mark.parametrize("cuts", [(4, 8), (3, 6, 9), (5,), tuple(range(12)), ()])
 def test_an_update_comes_before_the_next_chunk_is_read(name, cuts):
-    case, strategy = make("rnn", 12), STRATEGIES[name]
+    case, strategy = make("rnn", 12), ALL[name]
     pieces, events = chunks(case.xs, case.ys, cuts=cuts), []
     edges = [0, *[c for c in cuts if c], 12]
 
@@ -56,7 +56,7 @@ def test_an_update_comes_before_the_next_chunk_is_read(name, cuts):
     assert events[-1] == ("update", 12)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+@pytest.mark.parametrize("strategy", ALL.values(), ids=ALL)
 def test_nothing_is_read_before_the_first_update_is_asked_for(strategy):
     """Of ten chunks of two steps: none at the call; then what the first update spans, or its probe looks at."""
     case, read = make("rnn", 20), []
@@ -100,7 +100,7 @@ def test_no_graph_survives_a_yield(strategy, small_heap):
     assert packed
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+@pytest.mark.parametrize("strategy", ALL.values(), ids=ALL)
 def test_gradients_accumulate_as_with_loss_backward(strategy):
     """`+=` on what is there; the engine neither zeroes nor steps; the same tensor stays the `.grad`."""
     case = make("gru", 7)
@@ -144,7 +144,7 @@ def test_hooks_of_parameters_see_the_gradient():
     oracle.assert_close([doubled], want)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+@pytest.mark.parametrize("strategy", ALL.values(), ids=ALL)
 def test_grad_modes_are_the_callers_across_a_yield(strategy):
     case = make("gru", 8)
     run = unroll(case, strategy, memory=bptt.Checkpoints(2, 2))
@@ -236,7 +236,7 @@ def test_chunks_without_steps_are_passed_over():
     oracle.assert_close(oracle.gradients(case.parameters()), want)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+@pytest.mark.parametrize("strategy", ALL.values(), ids=ALL)
 def test_a_strategy_is_a_frozen_value(strategy):
     """It may be shared by runs: no running value is kept in it."""
     fields = [field.name for field in dataclasses.fields(strategy)]

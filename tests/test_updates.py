@@ -12,7 +12,7 @@ import bptt
 from support import oracle
 from support.cases import make, some_resets, square
 from support.runs import check, engine, gradient, start, unroll
-from support.strategies_under_test import CUTTING, FIXED, STRATEGIES, Table, windows
+from support.strategies_under_test import ALL, CUTTING, FIXED, STRATEGIES, Table, windows
 
 FIELDS = {
     "t0",
@@ -29,7 +29,7 @@ FIELDS = {
 }
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+@pytest.mark.parametrize("strategy", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("memory", [None, bptt.Checkpoints(2, 2)], ids=["stored", "replayed"])
 def test_every_loss_is_injected_exactly_once(strategy, memory):
     """A weight per step in the loss: the gradient with respect to it counts the injections of that step."""

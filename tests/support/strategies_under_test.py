@@ -7,6 +7,7 @@ lengths, are read off the run's updates, everything else (the weights, their k, 
 import itertools
 
 import bptt
+from bptt.strategies.base import says
 from bptt.strategies.windows import Window
 from support import oracle
 
@@ -21,14 +22,19 @@ STRATEGIES = {
     "adaptive": bptt.AdaptiveTruncatedBPTT(tolerance=0.3, k_min=1, k_max=9, probe_every=2, window=4),
     "rtrl-1": bptt.RTRL(),
     "rtrl-3": bptt.RTRL(3),
+    "snap-99": bptt.SnAp(99, 3),  # of an order at which nothing is dropped
     "artbp-constant": bptt.ARTBP(law=bptt.ConstantLaw(mean_length=4)),
     "artbp-polynomial-3": bptt.ARTBP(law=bptt.PolynomialLaw(alpha=3, mean_length=5), every=3),
     "artbp-function-2": bptt.ARTBP(law=lambda k: 0.5 / k, every=2),
 }
 
-CUTTING = {name: strategy for name, strategy in STRATEGIES.items() if not isinstance(strategy, bptt.RTRL)}
-"""For tests of what RTRL refuses (`clip_cotangent`, inputs that carry a graph, plain functions as models) or does
-differently: a window runs twice, and its bytes hold J, which test_online.py and test_influence.py look at."""
+CUTTING = {name: strategy for name, strategy in STRATEGIES.items() if not says(strategy, "carries")}
+"""For tests of what those that carry ∂s/∂θ refuse (`clip_cotangent`, inputs that carry a graph, plain functions as
+models) or do differently: a window runs twice, and its bytes hold J, which test_online.py and test_influence.py look
+at."""
+
+ALL = STRATEGIES | {"snap-1": bptt.SnAp(1, 3), "uoro-3": bptt.UORO(3)}
+"""For tests that compare a run with itself: the oracle knows neither masks nor noise."""
 
 RANDOM = [name for name, strategy in STRATEGIES.items() if isinstance(strategy, bptt.ARTBP)]
 FIXED = [name for name in STRATEGIES if name not in RANDOM and name != "adaptive"]  # lengths known beforehand
@@ -40,7 +46,7 @@ def windows(strategy, length: int, updates=()) -> list[oracle.Window]:
         return oracle.full(length)
     if isinstance(strategy, bptt.TruncatedBPTT):
         return oracle.truncated(strategy.k1, strategy.k2 or strategy.k1, length)
-    if isinstance(strategy, bptt.RTRL):  # what J carries is the rest of a graph from the stream's start
+    if isinstance(strategy, (bptt.RTRL, bptt.SnAp)):  # what J carries is the rest of a graph from the stream's start
         return oracle.truncated(strategy.k1, length + strategy.k1, length)
     if isinstance(strategy, bptt.AdaptiveTruncatedBPTT):
         return adaptive([update.decision.k for update in updates], length)
