@@ -24,8 +24,8 @@ class SnAp(Online):
     of `bptt.nn.RNN`, `GRU`, `LSTM` or `CTRNN` and order 1, (2) is done unit by unit, without an n x P matrix.
     One update for each k1 steps and one for the tail; `reduction="mean"` divides by k1. Biased.
     Raises ValueError for order < 1 or k1 < 1; in a run as `RTRL` does.
-    Cost: in general that of `RTRL(1)`, whatever k1, since (2) masks after each step; unit by unit about twice that of
-    `TruncatedBPTT(k1)`, and P numbers per row.
+    Cost: in general that of `RTRL(1)`, whatever k1, since (2) masks after each step; unit by unit, with the kernels,
+    two to three times that of `TruncatedBPTT(k1)`, and P numbers per row.
 
     >>> import bptt
     >>> bptt.SnAp(1, k1=25).spec, bptt.strategies.parse("snap:2")
