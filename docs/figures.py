@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -127,25 +128,79 @@ def online() -> str:
     return table(["", *columns.values()], rows)
 
 
-def plainly(name: str) -> Callable[[], str]:
-    """The benchmark's own table."""
+def by_key(name: str, *columns: int) -> dict[tuple[Any, ...], list[Any]]:
+    """The rows of a result by what stands in some columns, without those that the machine was too busy for."""
+    return {tuple(row[i] for i in columns): row for row in result(name)["rows"] if "too busy" not in row}
 
-    def write() -> str:
-        known = result(name)
-        rows = [[f"{cell:.4g}" if isinstance(cell, float) else cell for cell in row] for row in known["rows"]]
-        return table(known["headings"], rows)
 
-    return write
+def layers() -> str:
+    """How many times torch.nn's speed, and in brackets the best rival's, by shape, length and cell."""
+    found = by_key("layers", 2, 0, 1)
+    shapes, cells, lengths = (list(dict.fromkeys(key[i] for key in found)) for i in range(3))
+
+    def cell(shape: str, name: str) -> str:
+        rows = [found.get((shape, name, T)) for T in lengths]
+        return ", ".join("-" if row is None else f"{row[6]} ({row[8]})" for row in rows)
+
+    names = [f"{name.upper()}, T = {', '.join(map(str, lengths))}" for name in cells]
+    return table(["rows, inputs, units", *names], [[s, *(cell(s, name) for name in cells)] for s in shapes])
+
+
+def layers_peak() -> str:
+    """The share of the processor's peak, of the larger shapes."""
+    found = by_key("layers", 2, 1, 0)
+    shapes = [shape for shape in dict.fromkeys(key[0] for key in found) if int(shape.split(", ")[2]) >= 256]
+    lengths, cells = (list(dict.fromkeys(key[i] for key in found)) for i in (1, 2))
+    rows = [
+        [shape, T, *(found[shape, T, cell][10] if (shape, T, cell) in found else "-" for cell in cells)]
+        for shape in shapes
+        for T in lengths
+        if not shape.startswith("1, ")
+    ]
+    return table(["rows, inputs, units", "T", *map(str.upper, cells)], rows)
+
+
+def step() -> str:
+    """Short calls by cell: geometric means of the ratios to the best rival, and the stepper's time."""
+    found = by_key("step", 0, 1, 2, 3, 4)
+
+    def mean(cell: str, gradient: str, T: int) -> str:
+        ratios = [
+            float(row[8])
+            for (name, kind, steps, *_), row in found.items()
+            if (name, kind, steps) == (cell, gradient, T)
+        ]
+        return f"{geometric_mean(ratios):.2f}"
+
+    lengths = sorted({key[2] for key in found})
+    rows = []
+    for cell in dict.fromkeys(key[0] for key in found):
+        means = [", ".join(mean(cell, gradient, T) for T in lengths) for gradient in ("without", "with")]
+        live = [found[cell, "without", 1, 1, H][9] for H in (24, 64) if (cell, "without", 1, 1, H) in found]
+        rows.append([cell, *means, ", ".join(live)])
+    of = f"T = {', '.join(map(str, lengths))}"
+    return table(["", f"no gradient, {of}", f"with gradient, {of}", "stepper / cell class, 24 and 64 units"], rows)
+
+
+def ctrnn() -> str:
+    """How many times as fast as a loop, with noise; and the RNN, which draws none."""
+    found = by_key("ctrnn", 1, 0)
+    shapes, forms = (list(dict.fromkeys(key[i] for key in found)) for i in range(2))
+    rows = [[shape, *(found[shape, form][6] for form in forms), found[shape, forms[0]][7]] for shape in shapes]
+    return table(["steps, rows, inputs, units", *(f"CTRNN, {form}" for form in forms), "RNN"], rows)
+
+
+def update() -> str:
+    """Plain torch's time over ours."""
+    return table(["", "plain torch / bptt"], [[row[0], row[3]] for row in result("update")["rows"]])
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "readme": readme,
-    "influence_balancing": influence_balancing,
-    "storage": storage,
-    "artbp_text": artbp_text,
-    "online": online,
-    **{name: plainly(name) for name in ("long_sequence", "overhead", "layers", "ctrnn", "step", "update")},
+    each.__name__: each
+    for each in (readme, influence_balancing, storage, artbp_text, online, layers, layers_peak, step, ctrnn, update)
 }
+TAKEN = {"influence_balancing", "long_sequence", "overhead", *TABLES}
+"""The benchmarks whose results are kept."""
 
 
 def pages() -> list[Path]:
@@ -166,7 +221,7 @@ def written(text: str) -> str:
 def main() -> int:
     """Copy new results, and write the tables."""
     for path in sorted(NEW.glob("*.json")):
-        if path.stem in TABLES or path.stem in ("influence_balancing", "long_sequence", "overhead"):
+        if path.stem in TAKEN:
             shutil.copy(path, KEPT / path.name)
             print(f"taken over: {path.name}")
     for page in pages():
