@@ -126,13 +126,13 @@ def _told(embedding: str | None, readout: str | None) -> tuple[str, str]:
 
 def _running(source: str, model: nn.Module) -> Any:
     """The written module with the model's weights, as a function of inputs and state."""
-    space: dict[str, Any] = {"__name__": "written"}
-    exec(source, space)
-    written = space["Model"]()
-    written.load_state_dict({name: value.cpu() for name, value in model.state_dict().items()})
 
     @torch.no_grad()
     def again(x: torch.Tensor, state: tuple[torch.Tensor, ...]) -> Any:
+        space: dict[str, Any] = {"__name__": "written"}
+        exec(source, space)
+        written = space["Model"]()
+        written.load_state_dict({name: value.cpu() for name, value in model.state_dict().items()})
         (one, *others) = state
         outputs, last = written.eval()(x, state if others else one)
         return outputs, *(last if isinstance(last, tuple) else (last,))
