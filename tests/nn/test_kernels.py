@@ -65,7 +65,7 @@ def test_the_last_one_is_chosen():
     if "BPTT_KERNELS" not in os.environ:
         assert kernels.chosen is kernels.natives[-1]
         assert kernels.reason == ""
-    assert kernels.implementation(torch.zeros(1)) is kernels.chosen
+    assert kernels.implementation(torch.zeros(1)) is (kernels.chosen or eager)
     assert kernels.implementation(torch.zeros(1, dtype=torch.float64)) is eager
     assert kernels.implementation(torch.zeros(1, device="meta")) is eager
 
