@@ -111,6 +111,15 @@ def test_what_has_no_form_is_refused(export, model, message):
         export(model())
 
 
+def test_a_part_without_a_name_is_refused():
+    class Numbered(nn.Sequential):
+        def forward(self, inputs, state):
+            return self[0](inputs, state)
+
+    with pytest.raises(ValueError, match="its part '0' has a name that no attribute can have"):
+        to_torch(Numbered(nn.GRU(2, 3)))
+
+
 def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(ImportError, match=r"to_onnx needs onnx, which isn't installed: pip install 'bptt\[export\]'"):

@@ -110,7 +110,7 @@ def to_torch(model: nn.Module, name: str = "model") -> str:
         state="(h, h.clone())" if parts.kind == "LSTM" else "h",
         forward=forward,
     )
-    must_agree(called, model, _running(source, model), getattr(model, "mean", layer.weight_hh_l0).dtype)
+    must_agree(called, model, _running(called, source, model), getattr(model, "mean", layer.weight_hh_l0).dtype)
     return source
 
 
@@ -124,11 +124,14 @@ def _told(embedding: str | None, readout: str | None) -> tuple[str, str]:
     return f"Inputs are {given}; outputs (T, B, units).", what + (" and a linear readout" if readout else "")
 
 
-def _running(source: str, model: nn.Module) -> Any:
+def _running(called: str, source: str, model: nn.Module) -> Any:
     """The written module with the model's weights, as a function of inputs and state."""
 
     @torch.no_grad()
     def again(x: torch.Tensor, state: tuple[torch.Tensor, ...]) -> Any:
+        for part, _ in model.named_children():
+            if not part.isidentifier():
+                raise ValueError(f"{called}: its part {part!r} has a name that no attribute can have; give it another.")
         space: dict[str, Any] = {"__name__": "written"}
         exec(source, space)
         written = space["Model"]()
