@@ -10,7 +10,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import geometric_mean
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -160,28 +159,6 @@ def layers_peak() -> str:
     return table(["rows, inputs, units", "T", *map(str.upper, cells)], rows)
 
 
-def step() -> str:
-    """Short calls by cell: geometric means of the ratios to the best rival, and the stepper's time."""
-    found = by_key("step", 0, 1, 2, 3, 4)
-
-    def mean(cell: str, gradient: str, T: int) -> str:
-        ratios = [
-            float(row[8])
-            for (name, kind, steps, *_), row in found.items()
-            if (name, kind, steps) == (cell, gradient, T)
-        ]
-        return f"{geometric_mean(ratios):.2f}"
-
-    lengths = sorted({key[2] for key in found})
-    rows = []
-    for cell in dict.fromkeys(key[0] for key in found):
-        means = [", ".join(mean(cell, gradient, T) for T in lengths) for gradient in ("without", "with")]
-        live = [found[cell, "without", 1, 1, H][9] for H in (24, 64) if (cell, "without", 1, 1, H) in found]
-        rows.append([cell, *means, ", ".join(live)])
-    of = f"T = {', '.join(map(str, lengths))}"
-    return table(["", f"no gradient, {of}", f"with gradient, {of}", "stepper / cell class, 24 and 64 units"], rows)
-
-
 def ctrnn() -> str:
     """How many times as fast as a loop, with noise; and the RNN, which draws none."""
     found = by_key("ctrnn", 1, 0)
@@ -197,7 +174,7 @@ def update() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     each.__name__: each
-    for each in (readme, influence_balancing, storage, artbp_text, online, layers, layers_peak, step, ctrnn, update)
+    for each in (readme, influence_balancing, storage, artbp_text, online, layers, layers_peak, ctrnn, update)
 }
 TAKEN = {"influence_balancing", "long_sequence", "overhead", *TABLES}
 """The benchmarks whose results are kept."""
