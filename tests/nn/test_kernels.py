@@ -50,10 +50,10 @@ def test_what_each_parameter_does_to_its_own_unit(name):
             moved = torch.einsum("bklh,blghj->bkghj", keep[t].double(), want)
             want = moved + factor[t].double()[..., None] * x[t, :, None, None, None].double()
         with kernel(name):
-            kernels.passes(keep).absorb(keep, [(entries, factor, x)])
+            kernels.implementation(keep).absorb(keep, [(entries, factor, x)])
             assert (entries - want).abs().max() < 1e-5 * want.abs().max()
             c[0, 0, 2], entries[0, 0, :, 2], want[0, 0, :, 2] = 0, torch.inf, 0
-            (found,) = kernels.passes(c).pull(c, [entries])
+            (found,) = kernels.implementation(c).pull(c, [entries])
         want = (c[:, :, None, :, None] * want).sum((0, 1))
         assert (found - want).abs().max() < 1e-5 * want.abs().max()
 

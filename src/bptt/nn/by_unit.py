@@ -36,4 +36,4 @@ def units_of(q: Sequence) -> Units:
         *(Part(b, to, None) for b, to in ((given.b_ih, to_input), (given.b_hh, to_state)) if b is not None),
     ]
     begin, end = ([s for s in some[:d] if s is not None] for some in ((given.h0, given.c0), (q.hn, q.cn)))
-    return Units(keep.view(*sizes, d, d, H), parts, begin, end, kernels.passes(keep))
+    return Units(keep.view(*sizes, d, d, H), parts, begin, end, kernels.implementation(keep))

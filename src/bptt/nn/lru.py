@@ -159,7 +159,7 @@ class LRU(nn.Module):
             Part(self.B_re, of_b[0], x),
             Part(self.B_im, of_b[1], x),
         ]
-        return Units(keep.expand(T, B, 2, 2, H), parts, begin, end, kernels.passes(x), alone=True)
+        return Units(keep.expand(T, B, 2, 2, H), parts, begin, end, kernels.implementation(x), alone=True)
 
     def _check(self, inputs: Tensor, state: Tensor | None) -> None:
         if inputs.dim() not in (2, 3) or inputs.shape[-1] != self.input_size or inputs.shape[0] == 0:

@@ -2,11 +2,10 @@
 
 import os
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
-from bptt._units import Passes
 from bptt.nn.kernels import eager
 from bptt.nn.kernels.native import Native, load
 
@@ -21,13 +20,8 @@ if (_asked := os.environ.get("BPTT_KERNELS")) is not None:
     reason = reason or f"BPTT_KERNELS={_asked}"
 
 
-def implementation(like: Tensor) -> Native | ModuleType:
-    """What runs a sequence in the dtype and on the device of `like`."""
-    return chosen if chosen is not None and chosen.serves(like) else eager
-
-
-def passes(like: Tensor) -> Passes:
-    """What carries, in the dtype and on the device of `like`, what each parameter does to its own unit."""
+def implementation(like: Tensor) -> Any:
+    """What runs in the dtype and on the device of `like`: a `Native`, or the module `eager`."""
     return chosen if chosen is not None and chosen.serves(like) else eager
 
 
