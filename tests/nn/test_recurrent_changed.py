@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import bptt
+from bptt.nn.kernels.native import FEW
 from support.layers import CELLS, RUNS, StepByStep, assert_equal, draw_keywords, kernel, pair, torchs_own_operators
 
 T, B, SIZE = 9, 3, 4
@@ -50,10 +51,10 @@ def expected(layer, x, change, **keywords):
 @runs
 @pytest.mark.parametrize("cell", CELLS)
 def test_changes_in_place(cell, dtype, name, change):
-    """In a small buffer, and in one that is used again."""
-    for rows, units in ((B, 5), (128, 64)):
+    """In a small buffer, in a call of few steps and rows, and in a buffer that is used again."""
+    for steps, rows, units in ((T, B, 5), (FEW, B, 5), (T, 128, 64)):
         theirs, ours = pair(cell, SIZE, units, dtype=dtype)
-        x = torch.randn(T, rows, SIZE, dtype=dtype)
+        x = torch.randn(steps, rows, SIZE, dtype=dtype)
         with kernel(name):
             got = found(ours, x, CHANGES[change])
         assert_equal(got, expected(theirs, x, CHANGES[change]))
@@ -106,12 +107,13 @@ def test_freed_before_the_backward_pass(cell, dtype, name):
     assert_equal(got, list(torch.autograd.grad(theirs(x)[0], list(theirs.parameters()), c)))
 
 
+@pytest.mark.parametrize("steps", [T, FEW])
 @pytest.mark.parametrize("cell", CELLS)
-def test_more_than_one_pass_and_a_checkpoint(cell):
+def test_more_than_one_pass_and_a_checkpoint(cell, steps):
     if cell == "LSTM" and bptt.nn.kernels.chosen is None:
         pytest.skip("without kernels an LSTM is torch.nn's own, whose outputs may not be changed")
     theirs, ours = pair(cell, SIZE, 5)
-    x = torch.randn(T, B, SIZE)
+    x = torch.randn(steps, B, SIZE)
 
     def relu(layer):
         return lambda x: torch.relu_(layer(x)[0]).square()

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from bptt import _torch, _units
 from bptt.nn import fits, kernels
 from bptt.nn.cells import CELLS
+from bptt.nn.kernels.buffers import empty, empty_like
 from bptt.nn.kernels.native import FEW, Native, plain_call
 from bptt.nn.kernels.sequence import Maybe, Plan
-from bptt.nn.layer import on_kernels
+from bptt.nn.layer import Layer, backward, differentiated, on_kernels, overwritten, remember
+from bptt.nn.uncompiled import uncompiled
 
 PLAIN, FLOAT = frozenset(fits.PLAIN), torch.float32
 
@@ -38,26 +40,66 @@ def call(layer: nn.RNNBase, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
     if found is None:
         return None
     h, c = states if len(states) == 2 else (states[0] if states else None, None)
-    if graph or T > FEW or B > FEW or _units.listened():
+    if T > FEW or B > FEW or (_units.listened() and not graph):
         y, last = on_kernels(Plan(mode, T, B), (x, h, c, *found))
+        return y, last if lstm else last[0]
+    if graph:
+        y, *last = _torch.apply(LayerOfFew, Plan(mode, T, B), x, h, c, *found)
     else:
-        h, c = (None if s is None else s.contiguous() for s in (h, c))
-        y, last = _few(native, mode, x.contiguous(), h, c, found)
-    return y, last if lstm else last[0]
+        y, *last, _, _ = _few(native, mode, x, h, c, found, keep=False)
+    return y, (last[0], last[1]) if lstm else last[0]
 
 
-def _few(native: Native, mode: str, x: Tensor, h: Any, c: Any, given: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Outputs (T, B, H) and the last states for few steps and rows; nothing else is kept."""
+def _few(native: Native, mode: str, x: Tensor, h: Any, c: Any, given: Any, keep: bool) -> tuple[Any, ...]:
+    """Outputs (T, B, H), the last states, and gates and cells, for few steps and rows.
+
+    keep: whether gates and cells are wanted; without, they are None.
+    """
+    x, h, c = x.contiguous(), None if h is None else h.contiguous(), None if c is None else c.contiguous()
     (T, B, inputs), H, cell = x.shape, given[1].shape[1], CELLS[mode]
     hn: Any = x.new_empty((1, B, H)) if h is None else torch.empty_like(h)
-    cn: Any = torch.empty_like(hn) if mode == "LSTM" else None
     y = torch.empty_like(hn) if T == 1 else x.new_empty((T, B, H))
-    at, before = y.data_ptr(), plain_call(mode, T, B, inputs, H, torch.get_num_threads())
-    native.plain(
-        before, x.data_ptr(), 0 if h is None else h.data_ptr(), 0 if c is None else c.data_ptr(), *places(given),
-        0, 0, 0, 0 if cell.keeps else at, 0, at, hn.data_ptr(), 0 if cn is None else cn.data_ptr(),
-    )  # fmt: skip
-    return y, (hn,) if cn is None else (hn, cn)
+    gates: Any = None if cell.keeps else y
+    cn = cells = None
+    if keep and cell.keeps:
+        gates = empty((T, B, cell.saved * H), y)
+    if mode == "LSTM":
+        cn, cells = torch.empty_like(hn), empty_like(y) if keep else None
+    before = plain_call(mode, T, B, inputs, H, torch.get_num_threads())
+    native.plain(before, *places((x, h, c, *given)), 0, 0, 0, *places((gates, cells, y, hn, cn)))
+    return (y, hn, gates, cells) if cn is None else (y, hn, cn, gates, cells)
+
+
+class LayerOfFew(Layer):
+    """`Layer` for few steps and rows, where what surrounds the kernels takes longer than they do."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, *given: Any) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, h, c, *weights = given
+        native: Any = kernels.chosen
+        *results, gates, cells = _few(native, plan.mode, x, h, c, weights, keep=True)
+        remember(ctx, plan, given, results[0], gates, cells)
+        return tuple(results)
+
+    @staticmethod
+    @uncompiled
+    def backward(ctx: Any, d_outputs: Maybe, d_hn: Maybe, d_cn: Maybe = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        plan, native = ctx.plan, kernels.chosen
+        saved = ctx.saved_tensors
+        x, h, c, *weights, outputs, gates, cells, _, _, _ = saved
+        if native is None or differentiated(d_outputs, d_hn, d_cn) or overwritten(ctx, outputs):
+            return backward(ctx, saved, (d_outputs, d_hn, d_cn))
+        given = [None if s is None else s.contiguous() for s in (x, h, c)] + weights
+        d = [None if s is None else s.contiguous() for s in (d_outputs, d_hn, d_cn)]
+        wanted = [empty_like(s) if need else None for s, need in zip(given, ctx.needs_input_grad[1:], strict=True)]
+        gates = outputs if gates is None else gates
+        d_gates = empty_like(gates)
+        before = plain_call(plan.mode, plan.steps, plan.rows, x.shape[2], outputs.shape[2], torch.get_num_threads())
+        native.plain_backward(
+            before, *places(given), 0, 0, 0, *places((gates, cells, outputs)), 0, 0, *places((*d, d_gates, *wanted)),
+            0, 0, 0,
+        )  # fmt: skip
+        return None, *wanted
 
 
 def places(given: Any) -> list[int]:

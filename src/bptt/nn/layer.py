@@ -52,38 +52,58 @@ class Layer(torch.autograd.Function):
         ctx: Any, plan: Plan, *given: Any
     ) -> tuple[Tensor, ...]:
         q = evaluate(plan, *given)
-        ctx.plan = plan
-        ctx.set_materialize_grads(False)
-        ctx.version = _version_of(q.outputs)
-        ctx.unchanged = _torch.version(ctx.version)
-        outputs = q.outputs.data  # the same memory: the caller may change it in place, and autograd must not object
-        gates = None if q.gates is q.outputs else q.gates
-        ctx.save_for_backward(*given, outputs, gates, q.cells, plan.ids, plan.start, plan.weight)
+        remember(ctx, plan, given, q.outputs, q.gates, q.cells)
         return q.results
 
     @staticmethod
     @uncompiled
     def backward(ctx: Any, d_outputs: Maybe, d_hn: Maybe, d_cn: Maybe = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Equations (3) and (4)."""
-        plan: Plan = ctx.plan
-        *tensors, outputs, gates, cells, _, _, _ = ctx.saved_tensors  # the plan's too: so changes in place are seen
-        needed = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled() or any(map(_torch.is_wrapped, (d_outputs, d_hn, d_cn))):  # create_graph=True, vmap
-            return None, *_differentiable(plan, Tensors(*tensors), needed, (d_outputs, d_hn, d_cn))
-        if _torch.version(ctx.version) != ctx.unchanged or outputs.untyped_storage().nbytes() < outputs.nbytes:
-            q = evaluate(plan, *tensors)
-            outputs, gates, cells = q.outputs, None if q.gates is q.outputs else q.gates, q.cells
-        given = contiguous(tensors)
-        wanted = Wanted(*[empty_like(a) if need else None for a, need in zip(given, needed, strict=False)])
-        into = wanted if len(needed) == _PLAIN else _by_row(plan, wanted)
-        d_gates = empty((outputs.numel() // outputs.shape[-1], plan.cell.saved * outputs.shape[-1]), outputs)
-        d_y, d_h, d_c = (None if d is None else d.contiguous() for d in (d_outputs, d_hn, d_cn))
-        q = Sequence(
-            plan, given, outputs if gates is None else gates, outputs, cells, None, None,
-            d_y, d_h, d_c, d_gates, into,
-        )  # fmt: skip
-        kernels.implementation(outputs).backward(q)
-        return None, *(into[:_PLAIN] if into is wanted else _summed(into))
+        return backward(ctx, ctx.saved_tensors, (d_outputs, d_hn, d_cn))
+
+
+def backward(ctx: Any, saved: tuple[Any, ...], cotangents: tuple[Maybe, Maybe, Maybe]) -> tuple[Maybe, ...]:
+    """Equations (3) and (4), from what `remember` saved, which may be read only once."""
+    plan: Plan = ctx.plan
+    *tensors, outputs, gates, cells, _, _, _ = saved  # the plan's too: so changes in place are seen
+    needed = ctx.needs_input_grad[1:]
+    if differentiated(*cotangents):
+        return None, *_differentiable(plan, Tensors(*tensors), needed, cotangents)
+    if overwritten(ctx, outputs):
+        q = evaluate(plan, *tensors)
+        outputs, gates, cells = q.outputs, None if q.gates is q.outputs else q.gates, q.cells
+    given = contiguous(tensors)
+    wanted = Wanted(*[empty_like(a) if need else None for a, need in zip(given, needed, strict=False)])
+    into = wanted if len(needed) == _PLAIN else _by_row(plan, wanted)
+    d_gates = empty((outputs.numel() // outputs.shape[-1], plan.cell.saved * outputs.shape[-1]), outputs)
+    d_y, d_h, d_c = (None if d is None else d.contiguous() for d in cotangents)
+    q = Sequence(
+        plan, given, outputs if gates is None else gates, outputs, cells, None, None,
+        d_y, d_h, d_c, d_gates, into,
+    )  # fmt: skip
+    kernels.implementation(outputs).backward(q)
+    return None, *(into[:_PLAIN] if into is wanted else _summed(into))
+
+
+def remember(ctx: Any, plan: Plan, given: Any, outputs: Tensor, gates: Maybe, cells: Maybe) -> None:
+    """Save what the backward pass of `Layer` needs, and whether the outputs change until then."""
+    ctx.plan = plan
+    ctx.set_materialize_grads(False)
+    ctx.version = _version_of(outputs)
+    ctx.unchanged = _torch.version(ctx.version)
+    same = outputs.data  # the same memory: the caller may change it in place, and autograd must not object
+    gates = None if gates is outputs else gates
+    ctx.save_for_backward(*given, same, gates, cells, plan.ids, plan.start, plan.weight)
+
+
+def differentiated(*cotangents: Maybe) -> bool:
+    """Whether the backward pass is itself differentiated or vectorised: create_graph=True, vmap."""
+    return torch.is_grad_enabled() or any(map(_torch.is_wrapped, cotangents))
+
+
+def overwritten(ctx: Any, outputs: Tensor) -> bool:
+    """Whether the outputs that `remember` saved have been changed in place or freed."""
+    return _torch.version(ctx.version) != ctx.unchanged or outputs.untyped_storage().nbytes() < outputs.nbytes
 
 
 def on_kernels(plan: Plan, given: tuple[Maybe, ...]) -> tuple[Tensor, plain.State]:

@@ -72,13 +72,23 @@ class Native:
         self._call(self.library.bptt_backward, q)
 
     def plain(self, before: bytes, *pointers: int) -> None:
-        """`forward` for few steps and rows, with nothing saved.
+        """`forward` for few steps and rows.
 
         before: from `plain_call`. pointers: to x, h0, c0, w_ih, w_hh, b_ih, b_hh, start_h, start_c, by_unit, gates,
-        cells, outputs, hn and cn; 0 for none. Gates and cells aren't wanted, and are 0 unless gates are the outputs.
+        cells, outputs, hn and cn; 0 for none. Gates and cells are 0 where no gradient is wanted, unless gates are the
+        outputs.
         """
         if self.library.bptt_forward(self.isa, before + _pack_plain(*pointers) + _AFTER):
             raise MemoryError("bptt.nn: no memory for the gates of a few steps.")
+
+    def plain_backward(self, before: bytes, *pointers: int) -> None:
+        """`backward` for few steps and rows.
+
+        pointers: those of `plain`, gates and cells among them; then to d_outputs, d_hn, d_cn, d_gates and the gradients
+        that are wanted, in the order of `Tensors`.
+        """
+        if self.library.bptt_backward(self.isa, before + _pack_tensors(*pointers)):
+            raise MemoryError("bptt.nn: no memory for the gradients of a few steps.")
 
     def keeps(self, classes: int, inputs: int) -> bool:
         """Whether a readout keeps its scores' cotangents, as measured; they take no more memory than the inputs."""
