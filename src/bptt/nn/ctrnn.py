@@ -167,7 +167,7 @@ class CTRNN(nn.Module):
         h = h.unsqueeze(1) if single and h is not None else h
         y, last = self._run(plan, x, h, weights, fused)
         y, last = (y.squeeze(1), last.squeeze(1)) if single else (y, last)
-        return y, last if noise is None else (last, noise[0] + steps, noise[1])
+        return y, last if noise is None else (last, torch.as_tensor(noise[0] + steps, device=last.device), noise[1])
 
     def _run(
         self, plan: Plan, x: Tensor, h: Maybe, weights: tuple[Tensor, Tensor, Maybe], fused: bool
@@ -194,24 +194,24 @@ class CTRNN(nn.Module):
         """α and the noise's size sqrt(2 α) σ, (2, H)."""
         if self.alpha_logit is None:
             assert self.leak is not None
-            leak = self.leak.to(x.dtype)
+            leak = self.leak if self.leak.dtype is x.dtype else self.leak.to(x.dtype)
         else:
             alpha = self.alpha_logit.sigmoid().to(x.dtype).expand(self.hidden_size)
             leak = torch.stack([alpha, (2 * alpha).sqrt()])
-        return torch.stack([leak[0], leak[1] * self._sigma]) if self._sigma else leak
+        return leak * leak.new_tensor(((1.0,), (self._sigma,))) if self._sigma else leak
 
     def _initial(self, x: Tensor, rows: int) -> Tensor:
         """The state that a sequence starts from, (1, B, H)."""
         initial = x.new_zeros(self.hidden_size) if self.initial is None else self.initial.to(x.dtype)
         return initial.expand(1, rows, -1)
 
-    def _state(self, state: Any, x: Tensor) -> tuple[Maybe, tuple[Tensor, Tensor] | None]:
+    def _state(self, state: Any, x: Tensor) -> tuple[Maybe, tuple[Tensor | int, Tensor] | None]:
         """h as it was given, or None, and (clock, key) if there is noise."""
         if state is None:
             if not self.sigma:
                 return None, None
             integer: Any = {"dtype": torch.int64, "device": x.device}
-            return None, (torch.zeros((), **integer), torch.randint(2**63 - 1, (), **integer))
+            return None, (0, torch.randint(2**63 - 1, (), **integer))
         parts = list(state) if isinstance(state, tuple | list) else [state]
         wanted = "(h, clock, key), as sigma is above 0" if self.sigma else "h alone, as sigma is 0"
         if len(parts) != (3 if self.sigma else 1) or not all(isinstance(part, Tensor) for part in parts):

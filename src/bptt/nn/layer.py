@@ -74,7 +74,8 @@ def backward(ctx: Any, saved: tuple[Any, ...], cotangents: tuple[Maybe, Maybe, M
         outputs, gates, cells = q.outputs, None if q.gates is q.outputs else q.gates, q.cells
     given = contiguous(tensors)
     wanted = Wanted(*[empty_like(a) if need else None for a, need in zip(given, needed, strict=False)])
-    into = wanted if len(needed) == _PLAIN else _by_row(plan, wanted)
+    summed = any(x is not None for x in wanted[_PLAIN:])
+    into = _by_row(plan, wanted) if summed else wanted
     d_gates = empty((outputs.numel() // outputs.shape[-1], plan.cell.saved * outputs.shape[-1]), outputs)
     d_y, d_h, d_c = (None if d is None else d.contiguous() for d in cotangents)
     q = Sequence(
@@ -82,7 +83,7 @@ def backward(ctx: Any, saved: tuple[Any, ...], cotangents: tuple[Maybe, Maybe, M
         d_y, d_h, d_c, d_gates, into,
     )  # fmt: skip
     kernels.implementation(outputs).backward(q)
-    return None, *(into[:_PLAIN] if into is wanted else _summed(into))
+    return None, *(_summed(into) if summed else into)[: len(needed)]
 
 
 def remember(ctx: Any, plan: Plan, given: Any, outputs: Tensor, gates: Maybe, cells: Maybe) -> None:
