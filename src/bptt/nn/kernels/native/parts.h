@@ -62,7 +62,7 @@ struct Product {
     bool add = false;                                 // add to what C and `sums` hold
     int64_t m = 0, n = 0, k = 0, lda = 0, ldb = 0, ldc = 0;
     const float *a = nullptr, *b = nullptr;
-    const float *bias = nullptr;  // (n,) or null
+    const float *bias = nullptr;  // (n,) or null; only without B2
     float *c = nullptr;
     float *sums = nullptr;        // (m,) gets the sums of A over k; null: not wanted; only with a_transposed
     float *packed = nullptr;      // scratch of `Kernels::product_packed` floats, on a multiple of 64 bytes

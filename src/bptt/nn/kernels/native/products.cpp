@@ -13,22 +13,40 @@ constexpr int64_t FEW_PANELS = 4;
 constexpr int64_t AHEAD = 12;  // rows of A that are prefetched: they are too far apart for the machine to guess
 constexpr int64_t DEPTH = 256, CHUNK = 8 * MOST, STRIDE = DEPTH + LANES;  // a power of two would crowd one set of the cache
 
-// The panels of B, and after them those of B2.
+// The columns of B and after them those of B2, in panels. A panel may have columns of both if that makes them fewer.
 struct Columns {
     const Product &p;
-    int64_t first = padded(p.n) / WIDE, all = first + padded(p.n2) / WIDE;
+    int64_t second = padded(p.n + p.n2) < padded(p.n) + padded(p.n2) ? p.n : padded(p.n);  // where B2 begins
+    int64_t panels = padded(second + p.n2) / WIDE;
+
+    // How many columns of B the panel has, and how many of B2; the first one of these.
+    int64_t of_first(int64_t panel) const { return std::clamp<int64_t>(p.n - panel * WIDE, 0, WIDE); }
+    int64_t of_second(int64_t panel) const {
+        return std::max<int64_t>(std::min((panel + 1) * WIDE, second + p.n2) - std::max(panel * WIDE, second), 0);
+    }
+    int64_t in_second(int64_t panel) const { return std::max<int64_t>(panel * WIDE - second, 0); }
 
     // Panel [k][j] of rows [k0, k0 + K), zeros beyond the last column.
     void pack(int64_t panel, int64_t k0, int64_t K, float *out) const {
-        const bool second = panel >= first;
-        const int64_t j = (second ? panel - first : panel) * WIDE, n = (second ? p.n2 : p.n) - j;
-        if (!second && p.b_transposed) return pack_transposed(p.b + j * p.ldb + k0, p.ldb, n, K, out);
+        const int64_t n = of_first(panel), n2 = of_second(panel), j = panel * WIDE, j2 = in_second(panel);
+        if (n && p.b_transposed) return pack_transposed(p.b + j * p.ldb + k0, p.ldb, n, K, out);
         for (int64_t k = k0; k < k0 + K; ++k, out += WIDE) {
-            const float *in = second ? p.b2[k] : p.b + k * p.ldb;
-            pack_row(in ? in + j : nullptr, n, out);
+            const float *in = n2 && p.b2[k] ? p.b2[k] + j2 : nullptr;
+            if (!n) {
+                pack_row(in, n2, out);
+                continue;
+            }
+            pack_row(p.b + k * p.ldb + j, n, out);
+            if (in) std::memcpy(out + n, in, n2 * sizeof(float));
         }
     }
 };
+
+// C (+)= a tile of n columns.
+void put_tile(const float *tile, int64_t rows, int64_t n, float *c, int64_t ldc, bool add) {
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t j = 0; j < n; ++j) c[r * ldc + j] = tile[r * WIDE + j] + (add ? c[r * ldc + j] : 0.f);
+}
 
 // A chunk of rows of A in tiles, for one block of K: as rows, or where A is transposed as columns [k][row of the tile].
 struct Chunk {
@@ -59,6 +77,28 @@ struct Chunk {
     }
 };
 
+// A panel of a chunk, for one block of K. begins: it is the first block.
+void multiply_panel(const Columns &columns, const Chunk &chunk, int64_t panel, const float *a, int64_t lda, const float *b, int64_t K, bool begins) {
+    const Product &p = columns.p;
+    const int64_t n = columns.of_first(panel), n2 = columns.of_second(panel);
+    const bool add = p.add || !begins;
+    for (int64_t block = 0; block < chunk.blocks; ++block) {
+        const int64_t first = chunk.edge(block), count = chunk.rows(block), row = chunk.from + first, step = p.a_transposed ? count : lda;
+        const ProductTile multiply = TILES[p.a_transposed][count - 1];
+        if (n && n2) {
+            alignas(64) float both[MOST * WIDE];
+            multiply(a + first * lda, step, b, WIDE, K, both, WIDE, WIDE, nullptr, false);
+            put_tile(both, count, n, p.c + row * p.ldc + panel * WIDE, p.ldc, add);
+            put_tile(both + n, count, n2, p.c2 + row * p.ldc2, p.ldc2, add);
+        } else if (n) {
+            const float *bias = p.bias && begins ? p.bias + panel * WIDE : nullptr;
+            multiply(a + first * lda, step, b, WIDE, K, p.c + row * p.ldc + panel * WIDE, p.ldc, n, bias, add);
+        } else {
+            multiply(a + first * lda, step, b, WIDE, K, p.c2 + row * p.ldc2 + columns.in_second(panel), p.ldc2, n2, nullptr, add);
+        }
+    }
+}
+
 struct Multiplication {
     const Product &p;
     Barrier *barrier;
@@ -69,7 +109,7 @@ void multiplication(int thread, int threads, void *data) {
     Barrier &barrier = *static_cast<Multiplication *>(data)->barrier;
     const Flush flush;
     const Columns columns{p};
-    const int64_t first = p.m * thread / threads, last = p.m * (thread + 1) / threads, panels = columns.all;
+    const int64_t first = p.m * thread / threads, last = p.m * (thread + 1) / threads, panels = columns.panels;
     alignas(64) float rows[CHUNK * STRIDE];
     for (int64_t k0 = 0, turn = 0; k0 < p.k; k0 += DEPTH, turn ^= 1) {
         const int64_t K = std::min(DEPTH, p.k - k0);
@@ -84,16 +124,8 @@ void multiplication(int thread, int threads, void *data) {
             if (!here) chunk.pack(p, k0, K, rows);
             const float *a = here ? p.a + from * p.lda + k0 : rows;
             const int64_t lda = here ? p.lda : STRIDE;
-            for (int64_t panel = 0; panel < panels; ++panel) {
-                const bool second = panel >= columns.first;
-                const int64_t j = (second ? panel - columns.first : panel) * WIDE, ldc = second ? p.ldc2 : p.ldc;
-                float *c = (second ? p.c2 : p.c) + from * ldc + j;
-                for (int64_t block = 0; block < chunk.blocks; ++block)
-                    TILES[p.a_transposed][chunk.rows(block) - 1](
-                        a + chunk.edge(block) * lda, p.a_transposed ? chunk.rows(block) : lda, packed + panel * K * WIDE, WIDE, K,
-                        c + chunk.edge(block) * ldc, ldc,
-                        (second ? p.n2 : p.n) - j, p.bias && k0 == 0 && !second ? p.bias + j : nullptr, p.add || k0 > 0);
-            }
+            for (int64_t panel = 0; panel < panels; ++panel)
+                multiply_panel(columns, chunk, panel, a, lda, packed + panel * K * WIDE, K, k0 == 0);
         }
     }
 }
