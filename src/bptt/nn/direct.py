@@ -93,11 +93,10 @@ class LayerOfFew(Layer):
         d = [None if s is None else s.contiguous() for s in (d_outputs, d_hn, d_cn)]
         wanted = [empty_like(s) if need else None for s, need in zip(given, ctx.needs_input_grad[1:], strict=True)]
         gates = outputs if gates is None else gates
-        d_gates = empty_like(gates)
         before = plain_call(plan.mode, plan.steps, plan.rows, x.shape[2], outputs.shape[2], torch.get_num_threads())
         native.plain_backward(
-            before, *places(given), 0, 0, 0, *places((gates, cells, outputs)), 0, 0, *places((*d, d_gates, *wanted)),
-            0, 0, 0,
+            before, *places(given), 0, 0, 0, *places((gates, cells, outputs)), 0, 0, *places(d), 0,
+            *places(wanted), 0, 0, 0,
         )  # fmt: skip
         return None, *wanted
 

@@ -84,8 +84,8 @@ class Native:
     def plain_backward(self, before: bytes, *pointers: int) -> None:
         """`backward` for few steps and rows.
 
-        pointers: those of `plain`, gates and cells among them; then to d_outputs, d_hn, d_cn, d_gates and the gradients
-        that are wanted, in the order of `Tensors`.
+        pointers: those of `plain`, gates and cells among them; then to d_outputs, d_hn, d_cn, d_gates, 0 where they
+        aren't wanted, and the gradients that are, in the order of `Tensors`.
         """
         if self.library.bptt_backward(self.isa, before + _pack_tensors(*pointers)):
             raise MemoryError("bptt.nn: no memory for the gradients of a few steps.")

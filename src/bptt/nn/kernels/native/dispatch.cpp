@@ -79,7 +79,8 @@ static int32_t enter(int32_t isa, const Sequence *q, void (*pass)(const Kernels 
     const int64_t keys = q->noisy && (pass == bptt::forward || q->d_by_unit) ? q->steps : 0;
     const int64_t before = (pointers + numbers + keys + 7) / 8 * 64;
     const int64_t saved = q->gates ? 0 : q->total * shape.saved * q->units, cells = q->cells || shape.states < 2 ? 0 : q->total * q->units;
-    const int64_t all = packed + table + carry + gates + saved + cells;
+    const int64_t d_gates = q->d_gates || pass == bptt::forward ? 0 : q->total * shape.saved * q->units;
+    const int64_t all = packed + table + carry + gates + saved + cells + d_gates;
     char *at = static_cast<char *>(scratch.of(size_t(before) + size_t(all) * sizeof(float)));
     if (!at) return 1;
     float *floats = reinterpret_cast<float *>(at + before), *after = floats + packed + table;
@@ -87,6 +88,7 @@ static int32_t enter(int32_t isa, const Sequence *q, void (*pass)(const Kernels 
     Sequence sequence = *q;
     if (saved) sequence.gates = after + carry + gates;
     if (cells) sequence.cells = after + carry + gates + saved;
+    if (d_gates) sequence.d_gates = after + carry + gates + saved + cells;
     pass(kernels, sequence, {floats, after, after + carry, reinterpret_cast<const float **>(at), floats + packed, order,
                        keys ? reinterpret_cast<StepKey *>(order + numbers) : nullptr});
     return 0;

@@ -38,7 +38,7 @@ struct Sequence {                                   // 8 bytes each
     float *hn, *cn;                                 // (B, H) the states after the last step; may be h0, c0
     const float *d_outputs;                         // (N, H); null: zeros
     const float *d_hn, *d_cn;                       // (B, H); null: zeros
-    float *d_gates;                                 // (N, S H) the cotangents of the gates
+    float *d_gates;                                 // (N, S H) the cotangents of the gates; null: not wanted
     float *d_x, *d_h0, *d_c0;                       // as x, h0, c0; null: not wanted, as of all that follow
     float *d_w_ih, *d_w_hh, *d_b_ih, *d_b_hh;       // as w_ih, ...
     float *d_start_h, *d_start_c;                   // (B, H) added to: sums over a row's starts
