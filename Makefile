@@ -54,8 +54,8 @@ docs: $(VENV)/docs.stamp  ## the documentation as HTML, in docs/_build/html; a w
 docs-check: $(VENV)/test.stamp  ## pages and explorer in a headless Chromium: numbers, console, requests, what is cut off
 	$(BIN)/python -m pytest -m "" -rs $(ARGS) tests/test_explorer.py tests/test_docs.py
 
-figures:         ## take over what benchmarks wrote, and write the tables of README and pages from it
-	$(PYTHON) docs/figures.py
+figures:         ## take over what benchmarks wrote, and write the tables of README and pages from it  (OF=zen5: speed on another processor)
+	$(PYTHON) docs/figures.py $(OF)
 
 pictures: $(VENV)/test.stamp  ## compute and draw the plots of the pages, in docs/images, in about two minutes
 	$(BIN)/python docs/pictures.py

@@ -1,7 +1,8 @@
 """The tables of README and pages that hold measured numbers, written from what benchmarks wrote: `make figures`.
 
 A table stands between `<!-- figures: NAME -->` and `<!-- end -->`. `make figures` copies the results of full runs from
-benchmarks/results to docs/figures, which is kept, and writes every such table anew; a test compares both.
+benchmarks/results to docs/figures, which is kept, and writes every such table anew; a test compares both. Speed depends
+on the processor: `make figures OF=zen5` keeps the results of those benchmarks beside the others.
 """
 
 import json
@@ -14,12 +15,14 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 KEPT, NEW = ROOT / "docs" / "figures", ROOT / "benchmarks" / "results"
+PROCESSORS = {"": "Zen 4", "zen5": "Zen 5"}
+"""By the folder of results, those on which speed was measured."""
 BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n)(.*?)(<!-- end -->)", re.S)
 
 
-def result(name: str) -> dict[str, Any]:
-    """What a benchmark wrote."""
-    return json.loads((KEPT / f"{name}.json").read_text(encoding="utf-8"))
+def result(name: str, of: str = "") -> dict[str, Any]:
+    """What a benchmark wrote. of: the processor, a key of PROCESSORS."""
+    return json.loads((KEPT / of / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def table(headings: list[str], rows: list[list[Any]]) -> str:
@@ -41,10 +44,15 @@ def ends(name: str) -> str:
     return "beyond 10,000" if abs(value) > 1e4 else f"{value:.5g}"
 
 
+def overhead(k: int) -> str:
+    """`unroll`'s time over that of a loop by hand, for windows of k steps, on each processor."""
+    found = [f"{float(by_key('overhead', of, 0)[k,][3]):.2f}" for of in PROCESSORS]
+    return ", ".join(f"{ratio} ({processor})" for ratio, processor in zip(found, PROCESSORS.values(), strict=True))
+
+
 def readme() -> str:
     """Three numbers."""
     longest = max(result("long_sequence")["rows"], key=lambda row: int(row[0].replace(",", "")))
-    ratio = next(row[3] for row in result("overhead")["rows"] if row[0] == 64)
     windows = ", ".join(ends(name) for name in ("TBPTT k=10", "TBPTT k=100", "ARTBP α=6 T0=16"))
     return table(
         ["question", "result", "command"],
@@ -61,7 +69,7 @@ def readme() -> str:
             ],
             [
                 "time of `unroll`, relative to a hand-written detach loop, LSTM of 256 units, windows of 64",
-                f"{float(ratio):.2f}",
+                overhead(64),
                 "`python benchmarks/overhead.py`",
             ],
         ],
@@ -70,7 +78,6 @@ def readme() -> str:
 
 def storage() -> str:
     """What unroll costs compared with a loop by hand, and what the exact gradient of a long sequence takes."""
-    ratios = {row[0]: float(row[3]) for row in result("overhead")["rows"]}
     slots = [row for row in result("long_sequence")["rows"] if row[1] == "1000 slots of 1000"]
     middle, short, longest = slots[:3]  # 10^5, 10^4 and 10^6 steps
     time = float(longest[5]) / float(short[5])
@@ -79,10 +86,10 @@ def storage() -> str:
         [
             [
                 "time of `unroll`, relative to a hand-written detach loop, LSTM of 256 units, batch 32, k = 64",
-                f"{ratios[64]:.2f}",
+                overhead(64),
                 "`python benchmarks/overhead.py`",
             ],
-            ["the same at k = 20", f"{ratios[20]:.2f}", ""],
+            ["the same at k = 20", overhead(20), ""],
             [
                 f"exact gradient of {longest[0]} steps, LSTM of 16 units: stored bytes, as a fraction of full storage",
                 longest[3],
@@ -127,14 +134,14 @@ def online() -> str:
     return table(["", *columns.values()], rows)
 
 
-def by_key(name: str, *columns: int) -> dict[tuple[Any, ...], list[Any]]:
+def by_key(name: str, of: str, *columns: int) -> dict[tuple[Any, ...], list[Any]]:
     """The rows of a result by what stands in some columns, without those that the machine was too busy for."""
-    return {tuple(row[i] for i in columns): row for row in result(name)["rows"] if "too busy" not in row}
+    return {tuple(row[i] for i in columns): row for row in result(name, of)["rows"] if "too busy" not in row}
 
 
-def layers() -> str:
+def layers(of: str = "") -> str:
     """How many times torch.nn's speed, and in brackets the best rival's, by shape, length and cell."""
-    found = by_key("layers", 2, 0, 1)
+    found = by_key("layers", of, 2, 0, 1)
     shapes, cells, lengths = (list(dict.fromkeys(key[i] for key in found)) for i in range(3))
 
     def cell(shape: str, name: str) -> str:
@@ -147,37 +154,50 @@ def layers() -> str:
 
 def layers_peak() -> str:
     """The share of the processor's peak, of the larger shapes."""
-    found = by_key("layers", 2, 1, 0)
-    shapes = [shape for shape in dict.fromkeys(key[0] for key in found) if int(shape.split(", ")[2]) >= 256]
-    lengths, cells = (list(dict.fromkeys(key[i] for key in found)) for i in (1, 2))
-    rows = [
-        [shape, T, *(found[shape, T, cell][10] if (shape, T, cell) in found else "-" for cell in cells)]
-        for shape in shapes
-        for T in lengths
-        if not shape.startswith("1, ")
-    ]
-    return table(["rows, inputs, units", "T", *map(str.upper, cells)], rows)
+    rows, cells = [], ["rnn", "gru", "lstm"]
+    for of, processor in PROCESSORS.items():
+        found = by_key("layers", of, 2, 1, 0)
+        for shape, T in dict.fromkeys(key[:2] for key in found):
+            if int(shape.split(", ")[2]) >= 256 and not shape.startswith("1, "):
+                shares = [found[shape, T, cell][10] if (shape, T, cell) in found else "-" for cell in cells]
+                rows.append([processor, shape, T, *shares])
+    return table(["", "rows, inputs, units", "T", *map(str.upper, cells)], rows)
 
 
 def ctrnn() -> str:
     """How many times as fast as a loop, with noise; and the RNN, which draws none."""
-    found = by_key("ctrnn", 1, 0)
-    shapes, forms = (list(dict.fromkeys(key[i] for key in found)) for i in range(2))
-    rows = [[shape, *(found[shape, form][6] for form in forms), found[shape, forms[0]][7]] for shape in shapes]
-    return table(["steps, rows, inputs, units", *(f"CTRNN, {form}" for form in forms), "RNN"], rows)
+    rows, forms = [], ["rate", "voltage"]
+    for of, processor in PROCESSORS.items():
+        found = by_key("ctrnn", of, 1, 0)
+        rows += [
+            [processor, shape, *(found[shape, form][6] for form in forms), found[shape, forms[0]][7]]
+            for shape in dict.fromkeys(key[0] for key in found)
+        ]
+    return table(["", "steps, rows, inputs, units", *(f"CTRNN, {form}" for form in forms), "RNN"], rows)
 
 
 def update() -> str:
     """Plain torch's time over ours."""
-    return table(["", "plain torch / bptt"], [[row[0], row[3]] for row in result("update")["rows"]])
+    found = [by_key("update", of, 0) for of in PROCESSORS]
+    return table(["", *PROCESSORS.values()], [[*what, *(each[what][3] for each in found)] for what in found[0]])
+
+
+def layers_zen5() -> str:
+    """The same as `layers`, on another processor."""
+    return layers("zen5")
 
 
 TABLES: dict[str, Callable[[], str]] = {
     each.__name__: each
-    for each in (readme, influence_balancing, storage, artbp_text, online, layers, layers_peak, ctrnn, update)
+    for each in (
+        *(readme, influence_balancing, storage, artbp_text, online),
+        *(layers, layers_zen5, layers_peak, ctrnn, update),
+    )
 }
 TAKEN = {"influence_balancing", "long_sequence", "overhead", *TABLES}
 """The benchmarks whose results are kept."""
+SPEED = {"layers", "update", "ctrnn", "overhead"}
+"""Those that are kept for each processor."""
 
 
 def pages() -> list[Path]:
@@ -196,10 +216,11 @@ def written(text: str) -> str:
 
 
 def main() -> int:
-    """Copy new results, and write the tables."""
+    """Copy new results, and write the tables. An argument is the folder of the processor's."""
+    folder = KEPT / "".join(sys.argv[1:])
     for path in sorted(NEW.glob("*.json")):
-        if path.stem in TAKEN:
-            shutil.copy(path, KEPT / path.name)
+        if path.stem in (TAKEN if folder == KEPT else SPEED):
+            shutil.copy(path, folder / path.name)
             print(f"taken over: {path.name}")
     for page in pages():
         text = page.read_text(encoding="utf-8")

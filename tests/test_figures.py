@@ -30,8 +30,8 @@ def test_a_table_is_what_the_benchmark_wrote(page, name):
 
 
 def test_a_kept_result_is_of_a_full_run_and_says_where():
-    for path in figures.KEPT.glob("*.json"):
-        known = figures.result(path.stem)
+    for path in figures.KEPT.rglob("*.json"):
+        known = figures.result(path.stem, "" if path.parent == figures.KEPT else path.parent.name)
         assert known["benchmark"] == path.stem
         assert not known["benchmark"].endswith("_quick")
         assert {"processor", "torch", "threads"} <= known.keys()
