@@ -7,7 +7,6 @@ namespace bptt {
 namespace BPTT_ISA {
 
 typedef uint32_t U __attribute__((vector_size(LANES * 4)));
-constexpr int ROWS = 12;  // of a tile, at most
 
 INLINE V root(V x) {
     V y;
@@ -54,7 +53,7 @@ INLINE void box_muller(U a, U b, float *out) {
 // out[r][i]: the number of row + r and the unit first + i, for 2 LANES units; first is even. In two passes, so that the
 // processor works on several rows at once: what is done to one of them is a chain in which each operation waits.
 void normals(const StepKey &key, int64_t row, int rows, int64_t first, float *out) {
-    U lanes, words[2 * ROWS];
+    U lanes, words[2 * NOISY_ROWS];
     for (int lane = 0; lane < LANES; ++lane) lanes[lane] = uint32_t(lane);
     lanes += uint32_t(first / 2);
     for (int r = 0; r < rows; ++r) {

@@ -19,6 +19,8 @@ template <class W> inline __attribute__((always_inline)) void threefry(W &a, W &
     }
 }
 
+constexpr int NOISY_ROWS = 12;  // rows whose numbers are drawn at once, at most
+
 // The key of step number `clock`.
 struct StepKey {
     uint32_t a, b;

@@ -58,7 +58,7 @@ struct Recurrence : Steps {
 // C (+)= A B + bias, float32: C (m, n), A (m, k), B (k, n), each with the distance between its rows in memory.
 struct Product {
     int threads = 1;
-    bool a_transposed = false, b_transposed = false;  // the array in memory is (k, m), (n, k)
+    bool a_transposed = false, b_transposed = false;  // the array in memory is (k, m), (n, k); the latter only without B2
     bool add = false;                                 // add to what C and `sums` hold
     int64_t m = 0, n = 0, k = 0, lda = 0, ldb = 0, ldc = 0;
     const float *a = nullptr, *b = nullptr;

@@ -24,6 +24,7 @@ void normals(const StepKey &key, int64_t row, int rows, int64_t first, float *ou
 
 // The noise of a tile, two vectors a row.
 template <int ROWS> struct Numbers {
+    static_assert(ROWS <= NOISY_ROWS);
     alignas(64) float at[ROWS][2 * LANES];
     bool some;
     Numbers(const Recurrence &steps, int64_t s, int64_t row, int64_t first) : some(steps.keys && s >= 0) {
