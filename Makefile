@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 INSTALL := -m pip install --quiet --disable-pip-version-check $(if $(INDEX),--extra-index-url $(INDEX))
 PIP := $(BIN)/python $(INSTALL) -c constraints.txt
 ARGS ?=
+OF ?=
 SPREAD := -n auto --dist worksteal
 BUILT := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/bptt/nn/kernels/native/* src/bptt/nn/kernels/native/cells/*)
 

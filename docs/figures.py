@@ -216,11 +216,14 @@ def written(text: str) -> str:
 
 
 def main() -> int:
-    """Copy new results, and write the tables. An argument is the folder of the processor's."""
-    folder = KEPT / "".join(sys.argv[1:])
+    """Copy new results, and write the tables. The argument, if there is one, is a key of PROCESSORS."""
+    of = sys.argv[1] if len(sys.argv) > 1 else ""
+    if of not in PROCESSORS:
+        print(f"OF={of}: PROCESSORS in docs/figures.py has no such folder.", file=sys.stderr)
+        return 2
     for path in sorted(NEW.glob("*.json")):
-        if path.stem in (TAKEN if folder == KEPT else SPEED):
-            shutil.copy(path, folder / path.name)
+        if path.stem in (SPEED if of else TAKEN):
+            shutil.copy(path, KEPT / of / path.name)
             print(f"taken over: {path.name}")
     for page in pages():
         text = page.read_text(encoding="utf-8")
